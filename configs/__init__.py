@@ -1,0 +1,126 @@
+"""The configuration: a YAML file that holds what differs from the defaults, plus overrides, becomes one `Config`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from diveparse.configs.schema import (
+    BackboneConfig,
+    ClipConfig,
+    Config,
+    DataConfig,
+    FrameOrder,
+    HeadConfig,
+    HeadKind,
+    OptimizerKind,
+    Precision,
+    PretrainConfig,
+    TestConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "BackboneConfig",
+    "ClipConfig",
+    "Config",
+    "DataConfig",
+    "FrameOrder",
+    "HeadConfig",
+    "HeadKind",
+    "OptimizerKind",
+    "Precision",
+    "PretrainConfig",
+    "TestConfig",
+    "TrainConfig",
+    "differing_options",
+    "load_config",
+    "options",
+    "run_folder",
+    "save_config",
+]
+
+
+Schema = TypeVar("Schema", Config, PretrainConfig)
+
+
+def load_config(path: Path, overrides: list[str], schema: type[Schema] = Config) -> Schema:  # type: ignore[assignment]
+    """Read a YAML file over the defaults, and `key=value` overrides over both.
+
+    Raises: ValueError, one line that names the file and the option: an unknown key, a wrong type, an impossible value,
+    a missing one.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such config file")
+    for override in overrides:
+        if "=" not in override.lstrip("="):
+            raise ValueError(f"an override must look like train.batch_size=2, got {override!r}")
+    try:
+        written = OmegaConf.load(path)
+        if not OmegaConf.is_dict(written):
+            raise ValueError("must hold options as `name: value`")
+        merged = OmegaConf.merge(OmegaConf.structured(schema), written, OmegaConf.from_dotlist(overrides))
+        return cast(Schema, OmegaConf.to_object(merged))  # builds the dataclasses, so every __post_init__ runs
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{_origin(path, overrides)}: {_option(error)}{_first_line(error)}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{_origin(path, overrides)}: not YAML: {' '.join(str(error).split())}") from error
+    except (ValueError, OSError) as error:  # of our own checks, and of a file that is no text
+        raise ValueError(f"{_origin(path, overrides)}: {error}") from error
+
+
+def save_config(cfg: Config | PretrainConfig, path: Path) -> None:
+    """Write every option, defaults included; `load_config` gives the same `Config` back."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(_plain(asdict(cfg)))), encoding="utf-8")
+
+
+def run_folder(cfg: Config) -> Path:
+    """`runs_dir/name/arm/seed-K`, so that TensorBoard lays the arms and seeds of one experiment over each other."""
+    return Path(cfg.runs_dir) / cfg.name / cfg.arm / f"seed-{cfg.seed}"
+
+
+def options(cfg: Config) -> dict[str, Any]:
+    """Every option by its dotted name, as plain values: {"train.batch_size": 2, "head.kind": "joint", …}."""
+    flat: dict[str, Any] = {}
+    for name, value in _plain(asdict(cfg)).items():
+        if isinstance(value, dict):
+            flat.update({f"{name}.{inner}": inner_value for inner, inner_value in value.items()})
+        else:
+            flat[name] = value
+    return flat
+
+
+def differing_options(before: Config, now: Config) -> list[str]:
+    """One line an option that differs, such as "train.batch_size: 2 before, 4 now"."""
+    old, new = options(before), options(now)
+    return [f"{name}: {old[name]!r} before, {new[name]!r} now" for name in new if old[name] != new[name]]
+
+
+def _plain(section: dict[str, Any]) -> dict[str, Any]:
+    """The same tree with each enum replaced by the word that stands for it in a YAML file."""
+    plain: dict[str, Any] = {}
+    for name, value in section.items():
+        if isinstance(value, dict):
+            plain[name] = _plain(value)
+        else:
+            plain[name] = value.value if isinstance(value, Enum) else value
+    return plain
+
+
+def _origin(path: Path, overrides: list[str]) -> str:
+    return f"{path} with {' '.join(overrides)}" if overrides else str(path)
+
+
+def _option(error: OmegaConfBaseException) -> str:
+    return f"{error.full_key}: " if error.full_key else ""
+
+
+def _first_line(error: Exception) -> str:
+    """OmegaConf appends lines about its own node types, which say nothing to a user."""
+    return str(error).splitlines()[0]

@@ -1,0 +1,191 @@
+"""The whole configuration as one dataclass tree: every option, its unit and its default."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from enum import Enum
+
+from omegaconf import MISSING
+
+FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+
+
+def require(condition: bool, name: str, expected: str, value: object) -> None:
+    """Refuse an impossible value. Raises: ValueError naming the option, what was expected and what was got."""
+    if not condition:
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
+
+
+class FrameOrder(Enum):
+    TIME = "time"
+    SHUFFLED = "shuffled"  # the control experiment: the same frames with their order destroyed
+
+
+class HeadKind(Enum):
+    FLAT = "flat"
+    INDEPENDENT = "independent"
+    CONSTRAINED = "constrained"
+    JOINT = "joint"
+
+
+class OptimizerKind(Enum):
+    ADAM = "adam"
+    ADAMW = "adamw"
+
+
+class Precision(Enum):
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
+@dataclass
+class DataConfig:
+    root: str = MISSING  # a folder in Diving48's layout: rgb/*.mp4, the two V2 JSONs, the vocabulary
+    val_fraction: float = 0.15  # share of the training clips to hold out, as whole sources
+    num_workers: int = 2
+
+    def __post_init__(self) -> None:
+        require(0 < self.val_fraction < 1, "data.val_fraction", "between 0 and 1", self.val_fraction)
+        require(self.num_workers >= 0, "data.num_workers", ">= 0", self.num_workers)
+
+
+@dataclass
+class ClipConfig:
+    num_frames: int = 24
+    image_size: int = 224  # height and width of what the backbone sees, pixels
+    order: FrameOrder = FrameOrder.TIME
+    crop_scale_min: float = 0.7  # smallest share of the picture's area that a random training crop keeps
+    flip: bool = True
+    color_jitter: float = 0.2
+
+    def __post_init__(self) -> None:
+        require(self.num_frames > 0, "clip.num_frames", "> 0", self.num_frames)
+        require(self.image_size > 0, "clip.image_size", "> 0 pixels", self.image_size)
+        require(0 < self.crop_scale_min <= 1, "clip.crop_scale_min", "in (0, 1]", self.crop_scale_min)
+        require(self.color_jitter >= 0, "clip.color_jitter", ">= 0", self.color_jitter)
+
+
+@dataclass
+class BackboneConfig:
+    """Sizes of a TimeSformer. The frame count and picture size come from `clip`, so that they cannot disagree."""
+
+    patch_size: int = 16
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    drop_path_rate: float = 0.0
+    weights: str | None = None  # "kinematics" (ships with the package), or a folder; None starts from nothing
+    num_frozen_blocks: int = 0  # the embeddings and this many blocks keep the weights they start from
+
+    def __post_init__(self) -> None:
+        require(self.patch_size > 0, "backbone.patch_size", "> 0 pixels", self.patch_size)
+        require(self.depth > 0, "backbone.depth", "> 0", self.depth)
+        require(
+            self.num_heads > 0 and self.embed_dim % self.num_heads == 0,
+            "backbone.num_heads",
+            f"a divisor of backbone.embed_dim={self.embed_dim}",
+            self.num_heads,
+        )
+        require(0 <= self.drop_path_rate < 1, "backbone.drop_path_rate", "in [0, 1)", self.drop_path_rate)
+        require(
+            0 <= self.num_frozen_blocks <= self.depth,
+            "backbone.num_frozen_blocks",
+            f"between 0 and backbone.depth={self.depth}",
+            self.num_frozen_blocks,
+        )
+
+
+@dataclass
+class HeadConfig:
+    kind: HeadKind = HeadKind.JOINT
+    auxiliary_weight: float = 1.0  # weight of the four cross-entropies beside the joint likelihood (kind JOINT)
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.auxiliary_weight >= 0, "head.auxiliary_weight", ">= 0", self.auxiliary_weight)
+        require(0 <= self.label_smoothing < 1, "head.label_smoothing", "in [0, 1)", self.label_smoothing)
+
+
+@dataclass
+class TrainConfig:
+    num_epochs: int = 3
+    batch_size: int = 2  # clips in one forward pass
+    accumulation_steps: int = 1  # forward passes to one update
+    optimizer: OptimizerKind = OptimizerKind.ADAMW
+    learning_rate: float = 1e-4  # at the peak, after the warm-up
+    head_learning_rate_factor: float = 1.0  # the head's learning rate over the backbone's
+    weight_decay: float = 0.05
+    warmup_fraction: float = 0.05  # share of all updates
+    max_grad_norm: float = 1.0
+    precision: Precision = Precision.FP32
+    checkpoint_every: int = 100  # updates between checkpoints; every epoch ends with one too
+    log_every: int = 10  # updates between TensorBoard points
+
+    def __post_init__(self) -> None:
+        for name in ("num_epochs", "batch_size", "accumulation_steps", "checkpoint_every", "log_every"):
+            require(getattr(self, name) > 0, f"train.{name}", "> 0", getattr(self, name))
+        require(self.learning_rate > 0, "train.learning_rate", "> 0", self.learning_rate)
+        require(
+            self.head_learning_rate_factor > 0, "train.head_learning_rate_factor", "> 0", self.head_learning_rate_factor
+        )
+        require(self.weight_decay >= 0, "train.weight_decay", ">= 0", self.weight_decay)
+        require(0 <= self.warmup_fraction < 1, "train.warmup_fraction", "in [0, 1)", self.warmup_fraction)
+        require(self.max_grad_norm > 0, "train.max_grad_norm", "> 0", self.max_grad_norm)
+
+
+@dataclass
+class TestConfig:
+    batch_size: int = 8
+    num_temporal_views: int = 1  # clips of evenly shifted frame times, averaged
+    num_spatial_views: int = 1  # 1: the centre; 3: left, centre, right
+
+    def __post_init__(self) -> None:
+        require(self.batch_size > 0, "test.batch_size", "> 0", self.batch_size)
+        require(self.num_temporal_views > 0, "test.num_temporal_views", "> 0", self.num_temporal_views)
+        require(self.num_spatial_views in (1, 3), "test.num_spatial_views", "1 or 3", self.num_spatial_views)
+
+
+@dataclass
+class Config:
+    """One arm of one experiment; it trains into `runs_dir/name/arm/seed-<seed>/`."""
+
+    name: str = MISSING
+    arm: str = MISSING
+    seed: int = 0
+    runs_dir: str = "runs"
+    data: DataConfig = field(default_factory=DataConfig)
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    test: TestConfig = field(default_factory=TestConfig)
+
+    def __post_init__(self) -> None:
+        for option in ("name", "arm"):
+            value = getattr(self, option)
+            is_plain = value == MISSING or FOLDER_NAME.fullmatch(value) is not None
+            require(is_plain, option, "a plain folder name, without / and spaces", value)
+        require(self.seed >= 0, "seed", ">= 0", self.seed)
+        require(
+            self.clip.image_size % self.backbone.patch_size == 0,
+            "clip.image_size",
+            f"a multiple of backbone.patch_size={self.backbone.patch_size}",
+            self.clip.image_size,
+        )
+
+
+@dataclass
+class PretrainConfig:
+    """Pretraining of a backbone on the kinematics of freshly rendered clips, into `runs_dir/name/`."""
+
+    name: str = MISSING
+    seed: int = 0
+    runs_dir: str = "runs"
+    clips_per_epoch: int = 20_000  # an epoch is only a report and a checkpoint: no clip comes twice
+    num_workers: int = 2
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)

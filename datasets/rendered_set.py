@@ -1,0 +1,199 @@
+"""Rendered dives on disk: H.264 files and annotations in Diving48's own layout, so that readers treat them alike."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from enum import Enum
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from diveparse.datasets.dives import DIVING48, DIVING48_TEST_COUNTS, DIVING48_TRAIN_COUNTS, Dive
+from diveparse.datasets.kinematics import JOINTS
+from diveparse.datasets.synthetic import RenderedClip, Source, Split
+
+SETTINGS_FILE = "rendered.json"  # marks a folder as rendered, so that no number from it passes for a Diving48 number
+
+
+class TestCounts(Enum):
+    """How many test clips each class gets."""
+
+    BALANCED = "balanced"  # the same for every class that has training clips
+    DIVING48 = "diving48"  # in proportion to the V2 test split
+
+
+@dataclass(frozen=True)
+class RenderSettings:
+    """One rendered data set. `difficulty` scales every variation of camera, light and crowd; 0 is a plain side view."""
+
+    num_train_clips: int
+    num_test_clips: int
+    height: int = 480  # pixels; the picture is 4:3
+    difficulty: float = 1.0
+    clips_per_source: int = 12
+    test_counts: str = TestCounts.DIVING48.value
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("num_train_clips", 1),
+            ("num_test_clips", 1),
+            ("height", 32),
+            ("clips_per_source", 1),
+            ("difficulty", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.height % 6:
+            raise ValueError(f"height must be a multiple of 6, so that a 4:3 picture has even sides, got {self.height}")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.height, self.height * 4 // 3
+
+
+def write_clip(clip: RenderedClip, size: tuple[int, int], video_path: Path, truth_path: Path | None = None) -> int:
+    """Render every frame into an H.264 file, and what the renderer knows beside it; both appear whole or not at all.
+
+    The truth is an .npz without pickles: times_s (frames,), joints_px (frames, joints, 2) with `joint_names`, rotations
+    (frames, 3, 3) from body axes (front, left, head) to the world, phase (frames,) 0 approach, 1 flight, 2 water.
+    Returns: the number of frames.
+    """
+    times = clip.frame_times_s
+    frames, joints_px, moments = clip.draw(times, size)
+    if truth_path is not None:
+        temporary = truth_path.with_suffix(".tmp.npz")
+        np.savez_compressed(
+            temporary,
+            times_s=times.astype(np.float32),
+            joints_px=joints_px.astype(np.float32),
+            joint_names=np.array(JOINTS),
+            rotations=moments.rotations.astype(np.float32),
+            phase=moments.phase.astype(np.uint8),
+        )
+        temporary.replace(truth_path)
+    temporary = video_path.with_suffix(".tmp.mp4")
+    encode_h264(frames, clip.source.frame_rate_hz, temporary)
+    temporary.replace(video_path)
+    return len(frames)
+
+
+def encode_h264(frames: NDArray[np.uint8], frame_rate_hz: int, path: Path) -> None:
+    """frames: (num_frames, height, width, 3) RGB. One thread, so that the same frames always give the same bytes."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(
+            "libx264", rate=Fraction(frame_rate_hz), options={"preset": "veryfast", "crf": "21", "threads": "1"}
+        )
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def class_counts(weights: Sequence[int], total: int) -> list[int]:
+    """Share `total` clips among classes in proportion (largest remainder), at least one to each class that has any.
+
+    Raises: ValueError if `total` is too small for that.
+    """
+    if total < np.count_nonzero(weights):
+        raise ValueError(f"{total} clips are too few for {np.count_nonzero(weights)} classes with one clip at least")
+    share = np.array(weights) * total / sum(weights)
+    counts = np.maximum(np.floor(share), np.array(weights) > 0).astype(int)
+    for label in np.argsort(-(share - np.floor(share)), kind="stable"):
+        if counts.sum() < total and weights[label] > 0:
+            counts[label] += 1
+    while counts.sum() > total:  # the classes that were lifted to one clip take theirs from the largest
+        counts[np.argmax(counts)] -= 1
+    return counts.tolist()
+
+
+def plan_clips(settings: RenderSettings, split: Split) -> list[tuple[Source, int, int]]:
+    """Which source does which dive: (source, label, clip number within the source), in a fixed order."""
+    total = settings.num_train_clips if split is Split.TRAIN else settings.num_test_clips
+    if split is Split.TRAIN:
+        weights = list(DIVING48_TRAIN_COUNTS)
+    elif TestCounts(settings.test_counts) is TestCounts.BALANCED:
+        weights = [int(count > 0) for count in DIVING48_TRAIN_COUNTS]
+    else:
+        weights = list(DIVING48_TEST_COUNTS)
+    rng = np.random.default_rng((settings.seed, split.value))
+    labels = rng.permutation(np.repeat(np.arange(len(DIVING48)), class_counts(weights, total)))
+    num_sources = max(4, -(-len(labels) // settings.clips_per_source))
+    sources = [Source.draw(settings.seed, split, number, settings.difficulty) for number in range(num_sources)]
+    used = [0] * num_sources
+    plan = []
+    for label in labels.tolist():
+        able = [i for i, source in enumerate(sources) if source.has_board_for(DIVING48[label])] or list(
+            range(num_sources)
+        )
+        fewest = min(used[i] for i in able)
+        chosen = int(rng.choice([i for i in able if used[i] <= fewest + 2]))
+        plan.append((sources[chosen], label, used[chosen]))
+        used[chosen] += 1
+    return plan
+
+
+def render_data_set(root: Path, settings: RenderSettings, num_workers: int) -> Iterator[tuple[int, int]]:
+    """Render whatever is not there yet into `root`, then write the annotations; yields (clips done, clips in all).
+
+    A second call with the same settings goes on where the first stopped.
+    Raises: ValueError if `root` holds a data set of other settings.
+    """
+    (root / "rgb").mkdir(parents=True, exist_ok=True)
+    (root / "truth").mkdir(exist_ok=True)
+    claim_folder(root, settings)
+    plans = {split: plan_clips(settings, split) for split in (Split.TRAIN, Split.TEST)}
+    clips = [(source, label, number) for plan in plans.values() for source, label, number in plan]
+    jobs = [(source, DIVING48[label].number, number, settings, root) for source, label, number in clips]
+    num_frames = {}
+    with ProcessPoolExecutor(num_workers) as pool:
+        for done, (name, frames) in enumerate(pool.map(_render_job, jobs, chunksize=4), start=1):
+            num_frames[name] = frames
+            yield done, len(jobs)
+    for split, plan in plans.items():
+        names = [(f"{source.name}_{number:05d}", label) for source, label, number in plan]
+        rows = [
+            {"vid_name": name, "label": label, "start_frame": 0, "end_frame": num_frames[name]} for name, label in names
+        ]
+        write_json(root / f"Diving48_V2_{split.name.lower()}.json", rows)
+    write_json(root / "Diving48_vocab.json", [list(dive.vocab) for dive in DIVING48])
+
+
+def _render_job(job: tuple[Source, str, int, RenderSettings, Path]) -> tuple[str, int]:
+    source, dive_number, number, settings, root = job
+    clip = RenderedClip(source, Dive.from_number(dive_number), number, settings.difficulty)
+    video, truth = root / "rgb" / f"{clip.name}.mp4", root / "truth" / f"{clip.name}.npz"
+    if not (video.exists() and truth.exists()):
+        write_clip(clip, settings.size, video, truth)
+    return clip.name, len(clip.frame_times_s)
+
+
+def claim_folder(root: Path, settings: RenderSettings) -> None:
+    """Write the settings into a new folder, or check that they are the ones it was begun with."""
+    path = root / SETTINGS_FILE
+    if path.exists():
+        begun = json.loads(path.read_text())
+        differing = [
+            f"{key}={begun.get(key)!r}, now {value!r}"
+            for key, value in asdict(settings).items()
+            if begun.get(key) != value
+        ]
+        if differing:
+            raise ValueError(
+                f"{root} holds clips rendered with other settings ({'; '.join(differing)}); choose another folder"
+            )
+    else:
+        write_json(path, asdict(settings))
+
+
+def write_json(path: Path, content: object) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1))
+    temporary.replace(path)

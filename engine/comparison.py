@@ -1,0 +1,200 @@
+"""From run folders to what may be said about their arms: read, refuse what cannot be compared, pair, and test."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from diveparse.configs import Config, load_config
+from diveparse.datasets.dives import ATTRIBUTES
+from diveparse.datasets.rendered_set import SETTINGS_FILE
+from diveparse.engine.predictions import read_predictions
+from diveparse.engine.statistics import Comparison, Estimate, accuracy_over_sources, compare_arms
+
+SCORES = ("top1", "top5", "mean_class_accuracy", *ATTRIBUTES, "invalid_rate", "nll", "ece")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one tested run left in its folder."""
+
+    folder: Path
+    config: Config
+    split: str
+    num_views: int
+    num_classes_scored: int
+    scores: dict[str, float]  # one for each of SCORES
+    predictions: pd.DataFrame  # sorted by clip, so that runs pair row by row
+
+    @property
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """(num_clips,) whether the predicted number is the true one."""
+        return (self.predictions["predicted_number"] == self.predictions["true_number"]).to_numpy(dtype=bool)
+
+
+@dataclass(frozen=True)
+class ArmPair:
+    """Two arms on the same clips, over the seeds that both have."""
+
+    first: str
+    second: str
+    seeds: tuple[int, ...]
+    comparison: Comparison
+
+    @property
+    def name(self) -> str:
+        return f"{self.second} - {self.first}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a comparison says. Arms keep the order in which their runs were given."""
+
+    split: str
+    caption: str  # the split, its size, and whether its dives are rendered
+    arms: dict[str, dict[int, Run]]  # arm -> seed -> run
+    accuracies: dict[str, Estimate]  # top-1 of each arm over its seeds
+    pairs: list[ArmPair]
+
+    def scores_of(self, arm: str, score: str) -> list[float]:
+        """One score of an arm, seed by seed. score: one of SCORES."""
+        return [run.scores[score] for run in self.arms[arm].values()]
+
+
+def compare_runs(runs: list[Run]) -> Report:
+    """Group runs into arms and compare each arm with each earlier one.
+
+    Raises: ValueError saying why the runs cannot be compared.
+    """
+    require_comparable(runs)
+    arms = group_by_arm(runs)
+    sources = runs[0].predictions["source"].tolist()
+    return Report(
+        split=runs[0].split,
+        caption=_caption(runs[0]),
+        arms=arms,
+        accuracies={arm: accuracy_over_sources(_correct(by_seed), sources) for arm, by_seed in arms.items()},
+        pairs=[_pair(arms, first, second, sources) for first, second in combinations(arms, 2)],
+    )
+
+
+def load_run(folder: Path) -> Run:
+    """Read a run that has been tested.
+
+    Raises: ValueError naming the file that is missing or wrong, and what would make it right.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such run folder")
+    for name in ("config.yaml", "metrics.json", "predictions.csv"):
+        if not (folder / name).is_file():
+            how = "is it a run folder?" if name == "config.yaml" else f"test it first: python tools/test.py {folder}"
+            raise ValueError(f"{folder} has no {name}; {how}")
+    metrics = _read_metrics(folder / "metrics.json")
+    run = Run(
+        folder=folder,
+        config=load_config(folder / "config.yaml", []),
+        split=str(metrics["split"]),
+        num_views=int(metrics["num_views"]),
+        num_classes_scored=int(metrics["num_classes_scored"]),
+        scores={name: float((metrics | metrics["attribute_accuracy"])[name]) for name in SCORES},
+        predictions=read_predictions(folder / "predictions.csv").sort_values("clip", ignore_index=True),
+    )
+    accuracy = float(run.correct.mean())
+    if abs(accuracy - run.scores["top1"]) > 1e-6:
+        raise ValueError(
+            f"{folder}: predictions.csv has a top-1 of {accuracy:.6f} and metrics.json {run.scores['top1']:.6f}; "
+            f"they are of different tests, so test again: python tools/test.py {folder}"
+        )
+    return run
+
+
+def require_comparable(runs: list[Run]) -> None:
+    """Refuse runs that did not answer the same question. Raises: ValueError naming two runs and how they differ."""
+    first = runs[0]
+    for other in runs[1:]:
+        both = f"{first.folder} and {other.folder} cannot be compared"
+        for what, one, two in (
+            ("tested on different splits", first.split, other.split),
+            ("tested with different numbers of views", first.num_views, other.num_views),
+            ("different data.root", Path(first.config.data.root).resolve(), Path(other.config.data.root).resolve()),
+            ("different data.val_fraction", first.config.data.val_fraction, other.config.data.val_fraction),
+        ):
+            if one != two:
+                raise ValueError(f"{both}: {what}, {one} and {two}")
+        clips, other_clips = set(first.predictions["clip"]), set(other.predictions["clip"])
+        if clips != other_clips:
+            odd = sorted(clips ^ other_clips)
+            raise ValueError(f"{both}: {len(odd)} clips are in only one of them, such as {odd[0]}")
+        for column, what in (("true_number", "truths"), ("source", "sources")):
+            differs = first.predictions[column] != other.predictions[column]
+            if differs.any():
+                row = int(differs.argmax())
+                clip = first.predictions["clip"][row]
+                one, two = first.predictions[column][row], other.predictions[column][row]
+                raise ValueError(f"{both}: {differs.sum()} clips have different {what}, such as {clip}: {one}, {two}")
+
+
+def group_by_arm(runs: list[Run]) -> dict[str, dict[int, Run]]:
+    """Group runs as arm -> seed -> run, seeds ascending. Runs of several experiments call their arms experiment/arm.
+
+    Raises: ValueError if two runs have the same arm and seed.
+    """
+    several_experiments = len({run.config.name for run in runs}) > 1
+    arms: dict[str, dict[int, Run]] = {}
+    for run in runs:
+        arm = f"{run.config.name}/{run.config.arm}" if several_experiments else run.config.arm
+        by_seed = arms.setdefault(arm, {})
+        if run.config.seed in by_seed:
+            earlier = by_seed[run.config.seed].folder
+            raise ValueError(f"{earlier} and {run.folder} are both arm {arm} with seed {run.config.seed}; give one")
+        by_seed[run.config.seed] = run
+    return {arm: dict(sorted(by_seed.items())) for arm, by_seed in arms.items()}
+
+
+def describe_clips(root: Path) -> str:
+    """Say where clips come from, so that no number on rendered dives passes for one on real ones."""
+    if not root.is_dir():
+        return f"clips of {root}, which is not here, so real or rendered is not known"
+    return "rendered dives, not Diving48" if (root / SETTINGS_FILE).is_file() else f"clips of {root}"
+
+
+def _pair(arms: dict[str, dict[int, Run]], first: str, second: str, sources: list[str]) -> ArmPair:
+    seeds = tuple(sorted(arms[first].keys() & arms[second].keys()))
+    if not seeds:
+        raise ValueError(
+            f"arms {first} (seeds {sorted(arms[first])}) and {second} (seeds {sorted(arms[second])}) share no seed; "
+            "arms are compared seed by seed"
+        )
+    corrects = [_correct({seed: arms[arm][seed] for seed in seeds}) for arm in (first, second)]
+    return ArmPair(first, second, seeds, compare_arms(corrects[0], corrects[1], sources))
+
+
+def _correct(by_seed: dict[int, Run]) -> npt.NDArray[np.bool_]:
+    return np.stack([run.correct for run in by_seed.values()])  # (num_seeds, num_clips)
+
+
+def _caption(run: Run) -> str:
+    num_sources = run.predictions["source"].nunique()
+    size = f"{len(run.predictions):,} clips of {num_sources} sources, {run.num_classes_scored} dives"
+    return f"{run.split} split: {size}; {describe_clips(Path(run.config.data.root))}"
+
+
+def _read_metrics(path: Path) -> dict[str, Any]:
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from error
+    attributes = metrics.get("attribute_accuracy") if isinstance(metrics, dict) else None
+    if not isinstance(attributes, dict):
+        raise ValueError(f"{path}: has no attribute_accuracy; tools/test.py writes it")
+    missing = [key for key in ("split", "num_views", "num_classes_scored", *SCORES) if key not in metrics | attributes]
+    if missing:
+        raise ValueError(f"{path}: lacks {', '.join(missing)}; tools/test.py writes them")
+    return metrics

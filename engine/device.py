@@ -1,0 +1,47 @@
+"""Where the arithmetic runs, and in which precision."""
+
+from __future__ import annotations
+
+import os
+import random
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import torch
+
+from diveparse.configs import Precision
+
+AUTOCAST_DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
+
+
+def choose_device() -> torch.device:
+    """The GPU where there is one. On the CPU, give the main process every core that it may run on: data workers keep to
+    one thread each, and mostly wait."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return torch.device("cpu")
+
+
+def require_trainable(precision: Precision, device: torch.device) -> None:
+    """Raises: ValueError for a half precision on the CPU, where it saves no time and costs accuracy."""
+    if precision is not Precision.FP32 and device.type != "cuda":
+        raise ValueError(f"train.precision={precision.value} needs a GPU, and this machine shows none: use fp32")
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """Mixed precision for a forward pass on a GPU; nothing on the CPU, so that any run can be evaluated there."""
+    if precision is Precision.FP32 or device.type != "cuda":
+        return nullcontext()
+    return torch.autocast(device.type, AUTOCAST_DTYPES[precision])
+
+
+def seed_everything(seed: int, device: torch.device) -> None:
+    """Seed every generator that model code may draw from, and ask a GPU for kernels that repeat to the bit."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats itself only with this
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False

@@ -1,0 +1,196 @@
+"""The training loop: batch, forward, loss, check, update, log, evaluate, save."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.amp import GradScaler
+from tqdm import tqdm
+
+from diveparse.configs import Config, Precision, TrainConfig
+from diveparse.datasets.dives import DIVING48
+from diveparse.datasets.diving48 import ClipDataset, ClipRecord, read_split
+from diveparse.datasets.splits import split_by_source
+from diveparse.engine.checkpoint import Learner, resume_from_checkpoint, save_checkpoint
+from diveparse.engine.device import autocast, choose_device, require_trainable, seed_everything
+from diveparse.engine.evaluate import evaluate
+from diveparse.engine.loading import Batch, evaluation_batches, training_batches
+from diveparse.engine.logging import flat_metrics, flush, log_confusion, log_scalars, log_start, open_writer
+from diveparse.engine.metrics import compute_metrics
+from diveparse.engine.optim import build_optimizer, build_schedule
+from diveparse.engine.progress import Progress, Totals
+from diveparse.engine.run import open_run, record_environment
+from diveparse.models.classifier import DiveClassifier, build_classifier
+
+SMALLEST_LOSS_SCALE = 1.0  # fp16 gradients that overflow even at this scale do not overflow because of it
+
+logger = logging.getLogger(__name__)
+
+
+class NonFiniteError(ValueError):
+    """A loss or a gradient is infinite or not a number."""
+
+
+def train(cfg: Config, *, resume: bool = False) -> Path:
+    """Train one arm into its run folder, and return the folder. With `resume`, go on after the newest checkpoint: the
+    weights, the metrics and the TensorBoard series come out, to the bit, as if the run had never stopped.
+
+    Raises: ValueError for what a user can get wrong; NonFiniteError, before the weights change, naming the clips.
+    """
+    device = choose_device()
+    require_trainable(cfg.train.precision, device)
+    records, val_records = split_by_source(read_split(Path(cfg.data.root), "train"), cfg.data.val_fraction, cfg.seed)
+    steps_per_epoch = count_updates(len(records), cfg.train)
+    num_steps = steps_per_epoch * cfg.train.num_epochs
+    run = open_run(cfg, resume=resume)
+
+    seed_everything(cfg.seed, device)
+    model = build_classifier(cfg, DIVING48).to(device)
+    learner = build_learner(model, cfg.train, num_steps, device)
+    resume_from_checkpoint(run, learner)
+    progress = learner.progress
+    logger.info("%s: %d of %d updates done, on %s", run, progress.step, num_steps, device.type)
+    if progress.step == num_steps:
+        return run
+    record_environment(run, cfg.seed)
+    clips = ClipDataset(records, cfg.clip, training=True, seed=cfg.seed)
+    val_clips = ClipDataset(val_records, cfg.clip, training=False, seed=cfg.seed)
+    batches = training_batches(clips, cfg.train, cfg.seed, start_step=progress.step, num_workers=cfg.data.num_workers)
+    val_batches = evaluation_batches(val_clips, batch_size=cfg.test.batch_size, num_workers=cfg.data.num_workers)
+
+    with open_writer(run, progress.step) as writer:
+        if progress.step == 0:
+            log_start(writer, cfg, DIVING48, {"train": records, "val": val_records}, clips)
+        for epoch in range(progress.step // steps_per_epoch, cfg.train.num_epochs):
+            last_step = steps_per_epoch * (epoch + 1)
+            bar = tqdm(
+                range(progress.step, last_step),
+                desc=f"epoch {epoch + 1}/{cfg.train.num_epochs}",
+                initial=progress.step % steps_per_epoch,
+                total=steps_per_epoch,
+                unit="update",
+                leave=False,
+            )
+            for _ in bar:
+                state = update(model, learner, batches, records, cfg.train)
+                if progress.step % cfg.train.log_every == 0:
+                    log_scalars(writer, "train", progress.window.scalars() | state, progress.step)
+                    progress.window = Totals()
+                if progress.step % cfg.train.checkpoint_every == 0 and progress.step < last_step:
+                    flush(writer)  # before the checkpoint: nothing up to here will be logged again
+                    save_checkpoint(run, learner)
+
+            start = time.perf_counter()
+            predictions = evaluate(
+                model, tqdm(val_batches, desc="validation", leave=False), val_records, cfg.train.precision
+            )
+            metrics = compute_metrics(predictions, DIVING48)
+            log_scalars(writer, "val", flat_metrics(metrics), progress.step)
+            log_scalars(writer, "train_epoch", progress.epoch.scalars(), progress.step)
+            log_epoch(epoch, cfg.train, progress.epoch, metrics, time.perf_counter() - start)
+            if progress.is_best(metrics):
+                model.save(run / "model")
+                log_confusion(writer, "val", predictions, DIVING48, progress.step)
+            progress.epoch = Totals()
+            flush(writer)
+            save_checkpoint(run, learner)
+    return run
+
+
+def update(
+    model: DiveClassifier,
+    learner: Learner,
+    batches: Iterator[Batch],
+    records: Sequence[ClipRecord],
+    cfg: TrainConfig,
+) -> dict[str, float]:
+    """One update of the weights from `accumulation_steps` batches, counted in `learner.progress`.
+
+    Returns: the learning rate that it used and the norm of the gradient before clipping.
+    """
+    scaler, progress = learner.scaler, learner.progress
+    start, wait_s, names = time.perf_counter(), 0.0, []
+    for _ in range(cfg.accumulation_steps):
+        asked = time.perf_counter()
+        batch = next(batches)
+        wait_s += time.perf_counter() - asked
+        names += [records[index].name for index in batch["index"]]
+        loss, terms, num_correct = compute_loss(model, batch, cfg.precision)
+        if not torch.isfinite(loss):  # before the update, so that the weights stay usable
+            raise NonFiniteError(complaint("loss", loss, progress.step + 1, names[-len(batch["index"]) :]))
+        scaler.scale(loss / cfg.accumulation_steps).backward()
+        for totals in (progress.window, progress.epoch):
+            totals.add_clips(len(batch["index"]), num_correct, terms)
+    scaler.unscale_(learner.optimizer)
+    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), cfg.max_grad_norm)
+    if not torch.isfinite(grad_norm) and scaler.get_scale() <= SMALLEST_LOSS_SCALE:
+        raise NonFiniteError(complaint("gradient's norm", grad_norm, progress.step + 1, names))
+    learning_rate = float(learner.schedule.get_last_lr()[0])
+    scaler.step(learner.optimizer)  # in fp16, leaves out an update whose scaled gradient overflowed
+    scaler.update()
+    learner.optimizer.zero_grad(set_to_none=True)
+    learner.schedule.step()
+    progress.step += 1
+    for totals in (progress.window, progress.epoch):
+        totals.add_time(wait_s, time.perf_counter() - start)
+    return {"learning_rate": learning_rate, "grad_norm": grad_norm.item()}
+
+
+def compute_loss(model: DiveClassifier, batch: Batch, precision: Precision) -> tuple[Tensor, dict[str, float], int]:
+    """One pass over a batch. Returns: the loss; it and its terms as numbers, named for TensorBoard; the clips right."""
+    device = next(model.parameters()).device
+    clips = batch["clip"].to(device, non_blocking=True)
+    labels = batch["label"].to(device, non_blocking=True)
+    with autocast(precision, device):
+        features = model.features(clips)
+    features = features.float()  # the head's log-probabilities need the whole range
+    loss, terms = model.head.loss(features, labels)
+    with torch.no_grad():
+        num_correct = int((model.head.decode(features) == labels).sum())
+    return loss, {"loss": loss.item(), **{f"loss_{name}": term.item() for name, term in terms.items()}}, num_correct
+
+
+def build_learner(model: DiveClassifier, cfg: TrainConfig, num_steps: int, device: torch.device) -> Learner:
+    optimizer = build_optimizer(model, model.head, cfg)
+    schedule = build_schedule(optimizer, cfg, num_steps)
+    scaler = GradScaler(device.type, enabled=cfg.precision is Precision.FP16)
+    return Learner(model, optimizer, schedule, scaler, Progress())
+
+
+def count_updates(num_clips: int, cfg: TrainConfig) -> int:
+    """Updates in an epoch. Raises: ValueError if the clips do not fill one."""
+    clips_per_update = cfg.batch_size * cfg.accumulation_steps
+    if num_clips < clips_per_update:
+        raise ValueError(
+            f"an update takes train.batch_size x train.accumulation_steps = {clips_per_update} clips, "
+            f"but only {num_clips} are left for training"
+        )
+    return num_clips // clips_per_update
+
+
+def complaint(what: str, value: Tensor, step: int, names: Sequence[str]) -> str:
+    return (
+        f"the {what} is {value.item()} in update {step}; the weights are as the update before left them. "
+        f"Clips: {', '.join(names)}. A lower train.learning_rate or another train.precision may help"
+    )
+
+
+def log_epoch(epoch: int, cfg: TrainConfig, totals: Totals, metrics: dict[str, Any], validation_s: float) -> None:
+    scalars = totals.scalars()
+    logger.info(
+        "epoch %d/%d: loss %.3f, train top-1 %.3f, val top-1 %.3f, val nll %.3f, waited for data %.1f %%, %.0f s",
+        epoch + 1,
+        cfg.num_epochs,
+        scalars["loss"],
+        scalars["accuracy"],
+        metrics["top1"],
+        metrics["nll"],
+        100 * scalars["data_wait_share"],
+        totals.total_s + validation_s,
+    )

@@ -1,0 +1,98 @@
+"""Every number a report quotes, computed by one pure function from what a model predicted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from diveparse.datasets.dives import ATTRIBUTES, DiveSet
+from diveparse.engine.predictions import INVALID, Predictions
+
+NUM_CALIBRATION_BINS = 15
+
+
+def compute_metrics(predictions: Predictions, dive_set: DiveSet) -> dict[str, Any]:
+    """Score one split's predictions over the `dive_set` that the model was read out over.
+
+    Returns, all but the two counts and the nll as fractions of 1:
+        num_clips: clips scored.
+        top1: share of clips whose decoded number is the true one; a number that is no dive of the set is wrong.
+        top5: share of clips whose true dive is among the five most probable (ties go to the lower label).
+        mean_class_accuracy: top1 within each dive, averaged over the dives that have clips, each counting the same.
+        num_classes_scored: the dives that have clips, over which that mean is taken.
+        attribute_accuracy: for each attribute, share of clips where its most probable value, taken by itself and
+            before any recombination, is the true one.
+        invalid_rate: share of clips for which the number named *before* decoding by validity is no dive of the set.
+        nll: mean of -log p(true dive), in nats.
+        ece: expected calibration error of the most probable dive, see `calibration_error`.
+    Raises: ValueError if there are no clips, or an attribute has other values than the set's.
+    """
+    if len(predictions) == 0:
+        raise ValueError("metrics need at least one clip, got none")
+    labels, log_probs = predictions.labels, predictions.dive_log_probs
+    most_probable = np.argsort(-log_probs, axis=1, kind="stable")[:, :5]  # (num_clips, 5)
+    correct = predictions.decoded_labels == labels
+    class_accuracy = per_class_accuracy(labels, correct, len(dive_set))
+    return {
+        "num_clips": len(predictions),
+        "top1": float(correct.mean()),
+        "top5": float((most_probable == labels[:, None]).any(axis=1).mean()),
+        "mean_class_accuracy": float(np.nanmean(class_accuracy)),
+        "num_classes_scored": int((~np.isnan(class_accuracy)).sum()),
+        "attribute_accuracy": attribute_accuracy(predictions, dive_set),
+        "invalid_rate": float((predictions.named_labels == INVALID).mean()),
+        "nll": float(-np.take_along_axis(log_probs, labels[:, None], axis=1).mean(dtype=np.float64)),
+        "ece": calibration_error(np.exp(log_probs.max(axis=1)), most_probable[:, 0] == labels),
+    }
+
+
+def per_class_accuracy(
+    labels: npt.NDArray[np.int64], correct: npt.NDArray[np.bool_], num_classes: int
+) -> npt.NDArray[np.float64]:
+    """Share of correct clips within each class. Returns: (num_classes,), nan where a class has no clips."""
+    num_clips = np.bincount(labels, minlength=num_classes)
+    num_correct = np.bincount(labels, weights=correct, minlength=num_classes)
+    return np.divide(num_correct, num_clips, out=np.full(num_classes, np.nan), where=num_clips > 0)
+
+
+def attribute_accuracy(predictions: Predictions, dive_set: DiveSet) -> dict[str, float]:
+    """Share of clips where each attribute's most probable value is the true one."""
+    slots = dive_set.slots()
+    accuracy = {}
+    for attribute in ATTRIBUTES:
+        log_probs = predictions.attribute_log_probs[attribute]  # (num_clips, num_values)
+        num_values = len(dive_set.values[attribute])
+        if log_probs.shape[1] != num_values:
+            raise ValueError(f"{attribute} has {num_values} values in {dive_set.name}, got {log_probs.shape[1]}")
+        truth = np.asarray(slots[attribute])[predictions.labels]
+        accuracy[attribute] = float((log_probs.argmax(axis=1) == truth).mean())
+    return accuracy
+
+
+def calibration_error(
+    confidence: npt.NDArray[np.floating[Any]], correct: npt.NDArray[np.bool_], num_bins: int = NUM_CALIBRATION_BINS
+) -> float:
+    """Expected calibration error: mean |accuracy - confidence| of equal-width bins, weighted by their clips.
+
+    Bin k of `num_bins` holds the confidences in (k / num_bins, (k + 1) / num_bins]; empty bins weigh nothing.
+    Source: Guo et al. 2017, On Calibration of Modern Neural Networks, equation 3.
+    """
+    # the edges are inner ones only, so that rounding to just above 1 stays in the last bin
+    bins = np.digitize(confidence, np.linspace(0, 1, num_bins + 1)[1:-1], right=True)
+    gaps = np.bincount(bins, weights=correct.astype(np.float64) - confidence, minlength=num_bins)
+    return float(np.abs(gaps).sum() / len(confidence))
+
+
+def confusion_matrix(
+    labels: npt.NDArray[np.int64], predicted_labels: npt.NDArray[np.int64], num_classes: int
+) -> npt.NDArray[np.int64]:
+    """Count the clips of each true class (rows) by the class they were given (columns); invalid answers are left out.
+
+    Returns: (num_classes, num_classes); a row sums to the class's clips less its invalid answers.
+    """
+    valid = predicted_labels != INVALID
+    matrix = np.zeros((num_classes, num_classes), dtype=np.int64)
+    np.add.at(matrix, (labels[valid], predicted_labels[valid]), 1)
+    return matrix

@@ -1,0 +1,170 @@
+"""Pictures for TensorBoard and for reports: confusion, class counts, clips, and arms side by side.
+
+Figures are made through matplotlib's object interface, so they need no display and leave no global state behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from einops import rearrange
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from diveparse.datasets.constants import PIXEL_MEAN, PIXEL_STD
+from diveparse.engine.statistics import Estimate
+
+ARM_COLORS = colormaps["tab10"].colors  # type: ignore[attr-defined]  # a ListedColormap, which the stubs do not say
+INK = "#1f4e79"
+NUM_COUNTED_CLASSES = 12  # a matrix up to this size has room for its counts as text
+
+
+def confusion_figure(matrix: npt.NDArray[np.int64], names: Sequence[str], title: str = "") -> Figure:
+    """Draw a confusion matrix. A row is a true class and is coloured by its shares; one without clips stays grey.
+
+    matrix: (num_classes, num_classes) counts of clips, rows true, columns predicted; names: of the classes, in order.
+    """
+    _require_one_name_each(matrix, names)
+    num_clips = matrix.sum(axis=1, keepdims=True)  # (num_classes, 1)
+    shares = np.divide(matrix, num_clips, out=np.full(matrix.shape, np.nan), where=num_clips > 0)
+    side = max(4.5, 2.5 + 0.17 * len(names))
+    figure = Figure(figsize=(side + 0.8, side), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_facecolor("0.88")
+    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    figure.colorbar(picture, ax=axes, shrink=0.8, label="share of the true class's clips")
+    font_size = 7.0 if len(names) > NUM_COUNTED_CLASSES else 9.0
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=font_size)
+    axes.set_yticks(range(len(names)), names, fontsize=font_size)
+    axes.set_xticks(np.arange(len(names)) + 0.5, minor=True)
+    axes.set_yticks(np.arange(len(names)) + 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=0.5)
+    axes.tick_params(which="both", length=0)
+    axes.set(xlabel="predicted", ylabel="true", title=title)
+    if len(names) <= NUM_COUNTED_CLASSES:
+        for row, column in zip(*np.nonzero(matrix), strict=True):
+            ink = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(matrix[row, column]), ha="center", va="center", color=ink, fontsize=font_size)
+    return figure
+
+
+def class_count_figure(counts: npt.NDArray[np.int64], names: Sequence[str], title: str = "") -> Figure:
+    """Draw the number of clips of each class, the most frequent first, so that the long tail shows.
+
+    counts: (num_classes,); names: of the classes, in the same order.
+    """
+    _require_one_name_each(counts, names)
+    order = np.argsort(-counts, kind="stable")
+    figure = Figure(figsize=(max(5.0, 1.5 + 0.21 * len(names)), 4.0), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    bars = axes.bar(range(len(names)), counts[order], color=INK, width=0.8)
+    axes.bar_label(bars, rotation=90, fontsize=7, padding=2)
+    axes.set_xticks(range(len(names)), [names[label] for label in order], rotation=90, fontsize=7)
+    axes.set_xlim(-0.7, len(names) - 0.3)
+    axes.margins(y=0.15)
+    axes.set(ylabel="clips", title=title or f"{counts.sum():,} clips, {(counts > 0).sum()} classes with clips")
+    _clear_spines(axes)
+    return figure
+
+
+def clip_strip(clip: Tensor) -> npt.NDArray[np.uint8]:
+    """Lay a clip's frames side by side, in time from left to right.
+
+    clip: (time, channel, height, width); uint8 pixels, or floats as the transforms give them (normalised).
+    Returns: uint8 (channel, height, time * width), as TensorBoard's `add_image` takes it.
+    """
+    frames = clip.detach().cpu().numpy()
+    if clip.is_floating_point():
+        mean, std = np.reshape(PIXEL_MEAN, (-1, 1, 1)), np.reshape(PIXEL_STD, (-1, 1, 1))
+        frames = np.clip(np.round(255 * (frames * std + mean)), 0, 255).astype(np.uint8)
+    return rearrange(frames, "t c h w -> c h (t w)")
+
+
+def figure_image(figure: Figure) -> npt.NDArray[np.uint8]:
+    """Draw a figure once, for a file and for TensorBoard alike. Returns: uint8 (height, width, 3)."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3]
+
+
+def accuracy_figure(
+    accuracies: Mapping[str, Estimate],
+    seed_accuracies: Mapping[str, Sequence[float]],
+    differences: Mapping[str, Estimate],
+    caption: str,
+) -> Figure:
+    """Draw each arm's top-1 with its interval and its seeds as dots, and below the paired differences against zero.
+
+    accuracies and seed_accuracies are keyed by arm, differences by what is compared.
+    """
+    num_rows = [len(rows) for rows in (accuracies, differences) if rows]
+    figure = Figure(figsize=(7.0, 0.4 + 0.75 * len(num_rows) + 0.45 * sum(num_rows)), dpi=130, layout="constrained")
+    panels = figure.subplots(len(num_rows), 1, height_ratios=[rows + 0.6 for rows in num_rows], squeeze=False)[:, 0]
+    arm_axes = panels[0]
+    for row, (arm, estimate) in enumerate(accuracies.items()):
+        _draw_interval(arm_axes, row, estimate, color=ARM_COLORS[row % len(ARM_COLORS)], text=f"{estimate.value:.3f}")
+        seeds = seed_accuracies[arm]
+        arm_axes.plot(seeds, [row + 0.22] * len(seeds), "o", markersize=3, color="0.45")
+    arm_axes.set(xlim=(0, 1), xlabel="top-1 (bar: 95 % over sources, grey dots: seeds)")
+    arm_axes.set_title(caption, fontsize=9, loc="left", color="0.3")
+    _list_rows(arm_axes, list(accuracies))
+    for difference_axes in panels[1:]:
+        for row, estimate in enumerate(differences.values()):
+            _draw_interval(difference_axes, row, estimate, color="black", text=f"{estimate.value:+.3f}")
+        difference_axes.axvline(0, color="0.6", linewidth=1, linestyle="--")
+        difference_axes.set(xlabel="difference in top-1, same clips (bar: 95 % over sources)")
+        _list_rows(difference_axes, list(differences))
+    return figure
+
+
+def attribute_figure(accuracies: Mapping[str, Mapping[str, float]], caption: str) -> Figure:
+    """Draw the accuracy of each attribute as a group of bars, one an arm. accuracies: arm -> attribute -> share."""
+    attributes = list(next(iter(accuracies.values())))
+    width = 0.8 / len(accuracies)
+    figure = Figure(figsize=(7.0, 3.6), dpi=130, layout="constrained")
+    axes = figure.add_subplot()
+    for column, (arm, accuracy) in enumerate(accuracies.items()):
+        offset = (column - (len(accuracies) - 1) / 2) * width
+        bars = axes.bar(
+            np.arange(len(attributes)) + offset,
+            [accuracy[attribute] for attribute in attributes],
+            width=0.92 * width,
+            label=arm,
+            color=ARM_COLORS[column % len(ARM_COLORS)],
+        )
+        axes.bar_label(bars, fmt="%.2f", fontsize=8 if len(accuracies) <= 3 else 6, padding=2)
+    axes.set_xticks(range(len(attributes)), attributes)
+    axes.set(ylim=(0, 1.08), ylabel="share of clips with the right value")
+    axes.set_title(caption, fontsize=9, loc="left", color="0.3")
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    _clear_spines(axes)
+    return figure
+
+
+def _draw_interval(axes: Axes, row: int, estimate: Estimate, *, color: Any, text: str) -> None:
+    axes.plot([estimate.low, estimate.high], [row, row], color=color, linewidth=5, alpha=0.35, solid_capstyle="butt")
+    axes.plot(estimate.value, row, "o", color=color, markersize=7)
+    axes.annotate(text, (estimate.value, row), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8)
+
+
+def _list_rows(axes: Axes, names: Sequence[str]) -> None:
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)  # the first on top
+    axes.grid(axis="x", color="0.9")
+    axes.set_axisbelow(True)
+    _clear_spines(axes)
+
+
+def _clear_spines(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _require_one_name_each(classes: npt.NDArray[np.int64], names: Sequence[str]) -> None:
+    if any(size != len(names) for size in classes.shape):
+        raise ValueError(f"{len(names)} names need as many classes, got an array of shape {classes.shape}")

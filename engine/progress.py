@@ -1,0 +1,59 @@
+"""How far a run is, and the sums behind what it reports. All of it is saved, so that a resumed run reports the same."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class Totals:
+    """Sums over the updates since the last report."""
+
+    num_clips: int = 0
+    num_correct: int = 0
+    wait_s: float = 0.0  # spent waiting for data
+    total_s: float = 0.0  # spent altogether
+    losses: dict[str, float] = field(default_factory=dict)  # each summed over clips
+
+    def add_clips(self, num_clips: int, num_correct: int, losses: dict[str, float]) -> None:
+        self.num_clips += num_clips
+        self.num_correct += num_correct
+        for name, loss in losses.items():
+            self.losses[name] = self.losses.get(name, 0.0) + loss * num_clips
+
+    def add_time(self, wait_s: float, total_s: float) -> None:
+        self.wait_s += wait_s
+        self.total_s += total_s
+
+    def scalars(self) -> dict[str, float]:
+        """Means by the names that TensorBoard shows: loss, loss_<term>, accuracy, clips_per_second, data_wait_share."""
+        return {
+            **{name: loss / self.num_clips for name, loss in self.losses.items()},
+            "accuracy": self.num_correct / self.num_clips,
+            "clips_per_second": self.num_clips / self.total_s,
+            "data_wait_share": self.wait_s / self.total_s,
+        }
+
+
+@dataclass
+class Progress:
+    step: int = 0  # updates done
+    window: Totals = field(default_factory=Totals)  # since the last TensorBoard point
+    epoch: Totals = field(default_factory=Totals)  # since the epoch began
+    best_top1: float = -1.0  # on validation
+    best_nll: float = float("inf")  # of that model
+
+    def is_best(self, metrics: dict[str, Any]) -> bool:
+        """Whether this model beats the best so far, by validation top-1 and then by nll; if so, remember it."""
+        better = (metrics["top1"], -metrics["nll"]) > (self.best_top1, -self.best_nll)
+        if better:
+            self.best_top1, self.best_nll = metrics["top1"], metrics["nll"]
+        return better
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> Progress:
+        return cls(**{**state, "window": Totals(**state["window"]), "epoch": Totals(**state["epoch"])})

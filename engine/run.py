@@ -1,0 +1,57 @@
+"""The run folder: its config and its environment, and who may write into it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+from diveparse.configs import Config, differing_options, load_config, run_folder, save_config
+from diveparse.engine.atomic import TEMPORARY_SUFFIX, write_json, written_atomically
+from diveparse.engine.environment import describe_environment
+
+CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
+
+logger = logging.getLogger(__name__)
+
+
+def open_run(cfg: Config, *, resume: bool) -> Path:
+    """Begin a run's folder, or with `resume` go on in it; where there is nothing to resume, the run begins.
+
+    Raises: ValueError if a run is there already and is not to be resumed, or was begun with other options.
+    """
+    folder = run_folder(cfg)
+    config = folder / CONFIG
+    if config.is_file():
+        if not resume:
+            raise ValueError(
+                f"{folder} already holds a run: add --resume to go on with it, or change name, arm or seed"
+            )
+        differing = differing_options(load_config(config, []), cfg)
+        if differing:
+            raise ValueError(
+                f"{folder} was begun with other options and cannot go on with these: {'; '.join(differing)}"
+            )
+    else:
+        # the config is the first file of a run, so anything else in a folder without one is not ours to write over
+        strangers = [path.name for path in folder.glob("*") if path.name != CONFIG + TEMPORARY_SUFFIX]
+        if strangers:
+            raise ValueError(
+                f"{folder} holds files but no {CONFIG}, so it is no run: {', '.join(sorted(strangers)[:5])}"
+            )
+        with written_atomically(config) as temporary:
+            save_config(cfg, temporary)
+    return folder
+
+
+def record_environment(run: Path, seed: int) -> None:
+    """Describe what begins a run; add to it what resumes one, and say what has changed since."""
+    path, now = run / ENVIRONMENT, describe_environment(seed)
+    if not path.is_file():
+        write_json(path, now)
+        return
+    begun = json.loads(path.read_text(encoding="utf-8"))
+    changed = [name for name in ("commit", "python", "versions", "machine") if begun.get(name) != now[name]]
+    if changed:
+        logger.warning("not what the run began with: %s; it may not repeat to the bit", ", ".join(changed))
+    write_json(path, {**begun, "resumed": [*begun.get("resumed", []), now]})

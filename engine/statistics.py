@@ -1,0 +1,141 @@
+"""How sure a difference between arms is: paired on the same clips, with sources as the unit of chance.
+
+Clips of one source share their venue, camera and divers, so they are not independent draws: an interval that resamples
+clips is too narrow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+NUM_RESAMPLES = 10_000
+CONFIDENCE_LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over clips, and the ends of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """The clips on which two arms disagree, and the exact two-sided p-value of so uneven a split by chance."""
+
+    num_clips: int
+    num_only_first: int  # clips that only the first arm has right
+    num_only_second: int
+    p_value: float
+
+    @property
+    def difference(self) -> float:
+        """Accuracy of the second arm less that of the first."""
+        return (self.num_only_second - self.num_only_first) / self.num_clips
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The second arm against the first: a positive difference says that the second is better."""
+
+    difference: Estimate
+    tests: tuple[McNemar, ...]  # one a seed
+    p_value: float  # over all seeds, see `combined_p_value`
+
+
+def accuracy_over_sources(correct: npt.NDArray[np.bool_], sources: Sequence[str], *, seed: int = 0) -> Estimate:
+    """Share of correct answers of one arm, and its interval. correct: (num_seeds, num_clips), sources: of each clip."""
+    return mean_over_sources(correct.mean(axis=0), sources, seed=seed)
+
+
+def compare_arms(
+    first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_], sources: Sequence[str], *, seed: int = 0
+) -> Comparison:
+    """Compare two arms clip by clip and seed by seed.
+
+    first, second: (num_seeds, num_clips), the same seeds and clips in the same order.
+    Raises: ValueError if they cannot be paired, or come from fewer than two sources.
+    """
+    if first.shape != second.shape:
+        raise ValueError(f"two arms must have the same seeds and clips, got {first.shape} and {second.shape}")
+    gain = second.mean(axis=0) - first.mean(axis=0)  # (num_clips,)
+    tests = tuple(mcnemar(first[k], second[k]) for k in range(len(first)))
+    return Comparison(
+        difference=mean_over_sources(gain, sources, seed=seed),
+        tests=tests,
+        p_value=combined_p_value([test.p_value for test in tests]),
+    )
+
+
+def mean_over_sources(
+    values: npt.NDArray[np.floating[Any]],
+    sources: Sequence[str],
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+    level: float = CONFIDENCE_LEVEL,
+    seed: int = 0,
+) -> Estimate:
+    """Mean of one value a clip, with the percentile interval of a bootstrap that draws whole sources.
+
+    Each resample draws as many sources as there are, with replacement, and takes the mean over all their clips. For a
+    difference between arms the values are each clip's own differences, so both arms meet the same resampled clips.
+    The trained models are held fixed: how much another seed changes them is a separate number, the spread over seeds.
+    values: (num_clips,); sources: each clip's source.
+    Raises: ValueError if there are fewer than two sources.
+    """
+    names, source_of_clip, num_clips = np.unique(np.asarray(sources), return_inverse=True, return_counts=True)
+    if len(names) < 2:
+        raise ValueError(f"an interval over sources needs at least two sources, got {len(names)}: {', '.join(names)}")
+    totals = np.bincount(source_of_clip, weights=values)  # (num_sources,)
+    resampled = stats.bootstrap(
+        (totals, num_clips),
+        _mean_of_sums,
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        n_resamples=num_resamples,
+        confidence_level=level,
+        batch=1000,  # bounds the memory to 1000 * num_sources
+        rng=np.random.default_rng(seed),
+    )
+    interval = resampled.confidence_interval
+    return Estimate(value=float(np.mean(values)), low=float(interval.low), high=float(interval.high))
+
+
+def mcnemar(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> McNemar:
+    """McNemar's exact test of two arms on the same clips. first, second: (num_clips,).
+
+    Under "neither is better" each clip that only one of them has right is a fair coin. Clips count as independent
+    here, which the interval over sources does not assume: report both.
+    """
+    only_first = int((first & ~second).sum())
+    only_second = int((second & ~first).sum())
+    disagreements = only_first + only_second
+    p_value = float(stats.binomtest(only_first, disagreements).pvalue) if disagreements else 1.0
+    return McNemar(len(first), only_first, only_second, p_value)
+
+
+def combined_p_value(p_values: Sequence[float]) -> float:
+    """One p-value over several seeds: twice their mean, and a single one as it is.
+
+    Seeds are tested on the same clips, so their tests depend on each other and their clips must not be pooled; twice
+    the mean is valid however they depend. Source: Vovk and Wang 2020, Combining p-values via averaging.
+    """
+    return float(p_values[0]) if len(p_values) == 1 else min(1.0, 2 * float(np.mean(p_values)))
+
+
+def spread_over_seeds(values: Sequence[float]) -> float | None:
+    """Sample standard deviation over seeds, or None where one seed cannot tell."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def _mean_of_sums(totals: Any, num_clips: Any, axis: int) -> Any:
+    return totals.sum(axis=axis) / num_clips.sum(axis=axis)

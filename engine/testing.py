@@ -1,0 +1,66 @@
+"""Testing a trained run: one pass over a split, and what it leaves in the run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from diveparse.configs import Config, load_config
+from diveparse.datasets.dives import DIVING48
+from diveparse.datasets.diving48 import ClipDataset, read_split
+from diveparse.datasets.splits import split_by_source
+from diveparse.engine.atomic import write_json
+from diveparse.engine.checkpoint import count_updates_done
+from diveparse.engine.device import choose_device
+from diveparse.engine.evaluate import evaluate
+from diveparse.engine.loading import evaluation_batches
+from diveparse.engine.logging import log_test
+from diveparse.engine.metrics import compute_metrics
+from diveparse.engine.predictions import write_predictions
+from diveparse.engine.run import CONFIG
+from diveparse.models.classifier import DiveClassifier
+
+CHANGEABLE = ("data.root", "data.num_workers", "test.", "clip.order")  # by testing; the rest is the run's own
+
+
+def evaluate_run(run: Path, overrides: list[str], *, split: str, again: bool = False) -> dict[str, Any]:
+    """Evaluate a run's best model on its "test" or "val" split, write what it predicted and scored, return the scores.
+
+    Nothing is fitted or chosen here. The files are metrics.json and predictions.csv; for "val" their names begin with
+    validation_, and with shuffled_ where clip.order=shuffled makes it the control of a run trained in order.
+    Raises: ValueError if there is no trained model, an option is not for testing, or the metrics are there already.
+    """
+    cfg, prefix = read_test_config(run, overrides, split)
+    metrics_path = run / f"{prefix}metrics.json"
+    if metrics_path.exists() and not again:
+        raise ValueError(f"{metrics_path} is there already, and a test is read once; --again replaces it")
+    model = DiveClassifier.load(run).to(choose_device())
+    records = read_split(Path(cfg.data.root), "test" if split == "test" else "train")
+    if split == "val":
+        records = split_by_source(records, cfg.data.val_fraction, cfg.seed)[1]
+    views = (cfg.test.num_temporal_views, cfg.test.num_spatial_views)
+    clips = ClipDataset(records, cfg.clip, training=False, seed=cfg.seed, views=views)
+    batches = evaluation_batches(clips, batch_size=cfg.test.batch_size, num_workers=cfg.data.num_workers)
+    predictions = evaluate(model, tqdm(batches, desc=f"testing {cfg.arm} on {split}"), records, cfg.train.precision)
+    about = {"split": split, "name": cfg.name, "arm": cfg.arm, "seed": cfg.seed, "num_views": views[0] * views[1]}
+    metrics = {**about, **compute_metrics(predictions, DIVING48)}
+    write_predictions(run / f"{prefix}predictions.csv", predictions, DIVING48)
+    if not prefix:
+        log_test(run, cfg, metrics, predictions, DIVING48, count_updates_done(run))
+    write_json(metrics_path, metrics)  # the last, since it says that the split has been tested
+    return metrics
+
+
+def read_test_config(run: Path, overrides: list[str], split: str) -> tuple[Config, str]:
+    """The run's config with what testing may change, and how the names of the files that it writes begin."""
+    config = run / CONFIG
+    if not config.is_file() or not (run / "model").is_dir():
+        raise ValueError(f"{run} holds no trained model: tools/train.py writes {CONFIG} and model/ into a run folder")
+    for override in overrides:
+        if not override.startswith(CHANGEABLE):
+            raise ValueError(f"testing can change {', '.join(CHANGEABLE)} only, got {override!r}")
+    cfg = load_config(config, overrides)
+    control = "" if cfg.clip.order is load_config(config, []).clip.order else f"{cfg.clip.order.value}_"
+    return cfg, control + ("" if split == "test" else "validation_")

@@ -1,0 +1,50 @@
+"""The baseline: one softmax over the dives of the set, as if their names had nothing in common."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diveparse.datasets.dives import DiveSet
+from diveparse.heads.head import Head, Readout
+from diveparse.heads.recombine import decode, marginals, normalise, slot_table
+
+
+class FlatHead(Head):
+    """One linear layer; attributes are read off by summing the classes that share a value."""
+
+    slots: Tensor
+
+    def __init__(self, embed_dim: int, dive_set: DiveSet, *, label_smoothing: float = 0.0) -> None:
+        super().__init__(dive_set)
+        self.label_smoothing = label_smoothing
+        self.linear = Readout(embed_dim, len(dive_set))
+        self.register_buffer("slots", slot_table(dive_set), persistent=False)  # derived from the set, so not saved
+
+    def dive_log_probs(self, features: Tensor, dive_set: DiveSet | None = None) -> Tensor:
+        """As `Head.dive_log_probs`; another set must be a subset, since a softmax knows no dive but its classes."""
+        logits = self.linear(features)
+        if dive_set is not None and dive_set != self.dive_set:
+            logits = logits[:, self._columns(dive_set)]
+        return normalise(logits)
+
+    def attribute_log_probs(self, features: Tensor) -> dict[str, Tensor]:
+        return marginals(self.dive_log_probs(features), self.slots)
+
+    def named_labels(self, features: Tensor) -> Tensor:
+        return decode(self.linear(features))
+
+    def loss(self, features: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = F.cross_entropy(self.linear(features), labels, label_smoothing=self.label_smoothing)
+        return loss, {"flat": loss.detach()}
+
+    def _columns(self, dive_set: DiveSet) -> Tensor:
+        missing = [dive.number for dive in dive_set if dive not in self.dive_set]
+        if missing:
+            raise ValueError(
+                f"a flat head answers only with its own {len(self.dive_set)} dives of {self.dive_set.name}; "
+                f"{len(missing)} of {dive_set.name} are not among them: {', '.join(missing[:10])}"
+                f"{', …' if len(missing) > 10 else ''}"
+            )
+        return torch.tensor([self.dive_set.label_of(dive) for dive in dive_set], device=self.linear.weight.device)

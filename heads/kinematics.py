@@ -1,0 +1,74 @@
+"""Reads a body's motion off the tokens: the free supervision that a rendered clip carries.
+
+It sees kinematics only: joints, body axes, phase. No dive number, no attribute and no count enters, so that a backbone
+trained with it owes nothing to either side of a comparison between heads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+PATCH_CODE = 16  # numbers kept of each patch before a frame's patches are read together
+NUM_AXIS_VALUES = 9  # three axes of three coordinates
+MOMENTS_PER_FRAME = 3  # the axes half a step before a frame, at it and half a step after: motion, not only pose
+MOMENTS_PER_CLIP_FRAME = 2  # the class token recalls the whole clip, twice as finely as it saw it
+
+
+@dataclass(frozen=True)
+class Motion:
+    """What the renderer knows of a batch. Also what the readout answers, with phase as logits (batch, time, phases).
+
+    joints: (batch, time, joints, 2) in picture heights from the middle; joint_seen: (batch, time, joints) bool, out of
+    the water;
+    camera_axes, world_axes: (batch, time, moments, 9), the body's front, left and head axes in either frame;
+    clip_axes: (batch, moments of the clip, 9) in the world; phase: (batch, time) long.
+    """
+
+    joints: Tensor
+    joint_seen: Tensor | None
+    camera_axes: Tensor
+    world_axes: Tensor
+    clip_axes: Tensor
+    phase: Tensor
+
+
+class KinematicsHead(nn.Module):
+    def __init__(self, embed_dim: int, *, num_frames: int, num_patches: int, num_joints: int, num_phases: int):
+        super().__init__()
+        self.num_frames = num_frames
+        self.sizes = (num_joints * 2, *(MOMENTS_PER_FRAME * NUM_AXIS_VALUES,) * 2, num_phases)
+        self.patch_code = nn.Linear(embed_dim, PATCH_CODE)
+        self.frame = nn.Linear(num_patches * PATCH_CODE, sum(self.sizes))
+        self.clip = nn.Linear(embed_dim, MOMENTS_PER_CLIP_FRAME * num_frames * NUM_AXIS_VALUES)
+
+    def forward(self, tokens: Tensor) -> Motion:
+        """tokens: (batch, 1 + time * patches, embed_dim), as `TimeSformer.tokens` gives them."""
+        codes = rearrange(self.patch_code(tokens[:, 1:]), "b (t n) c -> b t (n c)", t=self.num_frames)
+        joints, camera_axes, world_axes, phase = self.frame(F.gelu(codes)).split(self.sizes, dim=-1)
+        return Motion(
+            joints=rearrange(joints, "b t (j xy) -> b t j xy", xy=2),
+            joint_seen=None,
+            camera_axes=rearrange(camera_axes, "b t (m a) -> b t m a", m=MOMENTS_PER_FRAME),
+            world_axes=rearrange(world_axes, "b t (m a) -> b t m a", m=MOMENTS_PER_FRAME),
+            clip_axes=rearrange(self.clip(tokens[:, 0]), "b (m a) -> b m a", a=NUM_AXIS_VALUES),
+            phase=phase,
+        )
+
+
+def kinematics_loss(answer: Motion, truth: Motion) -> tuple[Tensor, dict[str, Tensor]]:
+    """Sum of the terms and the terms alone (detached). Weights bring the terms to a like size at the start."""
+    assert truth.joint_seen is not None
+    seen = truth.joint_seen.unsqueeze(-1)
+    joint_error = ((answer.joints - truth.joints).abs() * seen).sum() / (2 * seen.sum()).clamp(min=1)
+    terms = {
+        "joints": 8 * joint_error,
+        "camera_axes": 3 * F.mse_loss(answer.camera_axes, truth.camera_axes),
+        "world_axes": 3 * F.mse_loss(answer.world_axes, truth.world_axes),
+        "clip_axes": 3 * F.mse_loss(answer.clip_axes, truth.clip_axes),
+        "phase": 0.3 * F.cross_entropy(answer.phase.flatten(0, 1), truth.phase.flatten()),
+    }
+    return sum(terms.values(), start=answer.joints.new_zeros(())), {name: term.detach() for name, term in terms.items()}

@@ -1,0 +1,165 @@
+"""The whole model: a clip in, a distribution over dives out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor, nn
+
+from diveparse.configs import BackboneConfig, ClipConfig, Config, HeadConfig
+from diveparse.datasets.dives import DiveSet
+from diveparse.heads import Head, build_head
+from diveparse.models.timesformer import TimeSformer
+from diveparse.models.weights import (
+    MODEL_FILE,
+    NUM_HEADS,
+    load_backbone,
+    load_state,
+    model_folder,
+    read_weights,
+    write_weights,
+)
+
+CONFIG_FILE = "config.json"
+Section = TypeVar("Section")
+
+
+@dataclass
+class ModelConfig:
+    """What a saved model needs to be built again: the sections of the run's `Config` that shape it."""
+
+    backbone: BackboneConfig
+    clip: ClipConfig
+    head: HeadConfig
+
+
+@dataclass(frozen=True)
+class ClassifierOutputs:
+    """Everything that the model says about a batch of clips."""
+
+    dive_log_probs: Tensor  # (batch, num_dives), every row's exp sums to 1
+    attribute_log_probs: dict[str, Tensor]  # attribute -> (batch, num_values), values as dive_set.values
+    named_labels: Tensor  # (batch,) before any decoding by validity; -1 where the attributes spell no dive of the set
+    decoded_labels: Tensor  # (batch,) the model's answer; -1 where it spells no dive of the set
+
+
+class DiveClassifier(nn.Module):
+    """A backbone and a head; clips are (batch, time, channel, height, width), normalised, of the backbone's size."""
+
+    def __init__(self, backbone: TimeSformer, head: Head, config: ModelConfig) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.config = config
+
+    @property
+    def dive_set(self) -> DiveSet:
+        return self.head.dive_set
+
+    def forward(self, clips: Tensor) -> Tensor:
+        return self.dive_log_probs(clips)
+
+    def features(self, clips: Tensor) -> Tensor:
+        """What the head reads. Returns: (batch, embed_dim)."""
+        return self.backbone(clips)
+
+    def dive_log_probs(self, clips: Tensor, dive_set: DiveSet | None = None) -> Tensor:
+        """log p(dive | clip) over a set of dives, by default the model's own.
+
+        Returns: (batch, num_dives); each row's exp sums to 1.
+        Raises: ValueError naming a dive of `dive_set` that the head cannot express.
+        """
+        return self.head.dive_log_probs(self.features(clips), dive_set)
+
+    def attribute_log_probs(self, clips: Tensor) -> dict[str, Tensor]:
+        """log p(value | clip). Returns: {attribute: (batch, num_values)}, values in the order of `dive_set.values`."""
+        return self.head.attribute_log_probs(self.features(clips))
+
+    def outputs(self, clips: Tensor) -> ClassifierOutputs:
+        """All answers from one pass through the backbone."""
+        features = self.features(clips)
+        return ClassifierOutputs(
+            dive_log_probs=self.head.dive_log_probs(features),
+            attribute_log_probs=self.head.attribute_log_probs(features),
+            named_labels=self.head.named_labels(features),
+            decoded_labels=self.head.decode(features),
+        )
+
+    def loss(self, clips: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The head's loss, in nats and averaged over clips, and its terms by name. labels: (batch,)."""
+        return self.head.loss(self.features(clips), labels)
+
+    def save(self, folder: Path | str) -> None:
+        """Write model.safetensors and config.json into a folder, each whole or not at all."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        content = asdict(self.config) | {"dives": {"name": self.dive_set.name, "numbers": self.dive_set.numbers}}
+        temporary = folder / (CONFIG_FILE + ".partial")
+        temporary.write_text(json.dumps(content, indent=2, default=_plain) + "\n", encoding="utf-8")
+        temporary.replace(folder / CONFIG_FILE)
+        # the weights last: a folder counts as a model once they are there
+        write_weights(folder / MODEL_FILE, self.state_dict(), {NUM_HEADS: str(self.config.backbone.num_heads)})
+
+    @classmethod
+    def load(cls, run_or_folder: Path | str) -> DiveClassifier:
+        """Read what `save` wrote, from the folder itself or from a run that keeps it in `model`. In evaluation mode.
+
+        Raises: ValueError naming the file that is missing or damaged, or the weights that do not fit, with shapes.
+        """
+        folder = model_folder(Path(run_or_folder))
+        config, dive_set = _read_config(folder / CONFIG_FILE)
+        backbone = TimeSformer(config.backbone, num_frames=config.clip.num_frames, image_size=config.clip.image_size)
+        model = cls(backbone, build_head(config.head, backbone.embed_dim, dive_set), config)
+        state, _ = read_weights(folder / MODEL_FILE)
+        load_state(model, state, folder / MODEL_FILE)
+        return model.eval()
+
+
+def build_classifier(cfg: Config, dive_set: DiveSet) -> DiveClassifier:
+    """The model that a config describes, its backbone with the weights that the config names.
+
+    Raises: ValueError if those weights are missing or do not fit.
+    """
+    sizes = {"num_frames": cfg.clip.num_frames, "image_size": cfg.clip.image_size}
+    if cfg.backbone.weights is None:
+        backbone = TimeSformer(cfg.backbone, **sizes)
+    else:
+        backbone = load_backbone(cfg.backbone.weights, cfg.backbone, **sizes)
+    head = build_head(cfg.head, backbone.embed_dim, dive_set)
+    return DiveClassifier(backbone, head, ModelConfig(cfg.backbone, cfg.clip, cfg.head))
+
+
+def _read_config(path: Path) -> tuple[ModelConfig, DiveSet]:
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; it lies beside {MODEL_FILE} in a whole model folder")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        config = ModelConfig(
+            backbone=_section(BackboneConfig, content["backbone"]),
+            clip=_section(ClipConfig, content["clip"]),
+            head=_section(HeadConfig, content["head"]),
+        )
+        return config, DiveSet.from_numbers(content["dives"]["numbers"], content["dives"]["name"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a model's configuration (backbone, clip, head, dives): {error!r}") from error
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
+    except ValueError as error:  # of json, of the checks of a section, of a dive number
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _section(schema: type[Section], values: dict[str, Any]) -> Section:
+    """The values as a dataclass, with its own checks and those of OmegaConf for names and types."""
+    return cast(Section, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values)))
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Enum):
+        return value.value
+    raise TypeError(f"{type(value).__name__} has no place in {CONFIG_FILE}")

@@ -1,0 +1,48 @@
+"""Cuts frames into square patches and embeds each as one token."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+NUM_CHANNELS = 3  # red, green, blue
+
+
+class PatchEmbed(nn.Module):
+    """One linear map of each patch's pixels: a convolution whose stride is its kernel, as a single matrix product."""
+
+    def __init__(self, patch_size: int, embed_dim: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Linear(NUM_CHANNELS * patch_size**2, embed_dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.trunc_normal_(self.proj.weight, std=0.02)
+        nn.init.zeros_(self.proj.bias)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """clips: (batch, time, channel, height, width). Returns: (batch, time, patches, embed_dim), row after row."""
+        p = self.patch_size
+        # channel, row, column: the order of a convolution's weight, so that published weights only need a reshape
+        return self.proj(rearrange(clips, "b t c (h p) (w q) -> b t (h w) (c p q)", p=p, q=p))
+
+
+def resize_space_embed(space_embed: Tensor, num_patches: int) -> Tensor:
+    """Stretch position embeddings to another square grid of patches; the class token's is kept.
+
+    space_embed: (1, 1 + old patches, embed_dim). Returns: (1, 1 + num_patches, embed_dim).
+    """
+    class_embed, patch_embed = space_embed[:, :1], space_embed[:, 1:]
+    old_side, new_side = round(patch_embed.shape[1] ** 0.5), round(num_patches**0.5)
+    grid = rearrange(patch_embed, "1 (h w) d -> 1 d h w", h=old_side)
+    grid = nn.functional.interpolate(grid, size=(new_side, new_side), mode="bicubic", align_corners=False)
+    return torch.cat([class_embed, rearrange(grid, "1 d h w -> 1 (h w) d")], dim=1)
+
+
+def resize_time_embed(time_embed: Tensor, num_frames: int) -> Tensor:
+    """Stretch time embeddings to another frame count. time_embed: (1, old frames, embed_dim)."""
+    line = rearrange(time_embed, "1 t d -> 1 d t")
+    line = nn.functional.interpolate(line, size=num_frames, mode="linear", align_corners=False)
+    return rearrange(line, "1 d t -> 1 t d")

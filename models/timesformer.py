@@ -1,0 +1,163 @@
+"""The backbone: a vision transformer that attends along time, then inside each frame (divided space-time attention).
+
+Source: Bertasius, Wang and Torresani, "Is space-time attention all you need for video understanding?", ICML 2021, and
+its authors' code, which decides what the paper leaves open: the class token takes no part in time attention, enters
+space attention once for every frame, and keeps the mean of the frames' answers.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import cast
+
+import torch
+from einops import rearrange, reduce, repeat
+from timm.layers import DropPath, Mlp
+from torch import Tensor, nn
+
+from diveparse.configs.schema import BackboneConfig
+from diveparse.models.attention import SelfAttention
+from diveparse.models.patch_embed import NUM_CHANNELS, PatchEmbed
+
+# b batch, t frames, n patches of one frame, d embed_dim; the tokens of a clip are the class token, then (t n)
+
+
+class DividedBlock(nn.Module):
+    """Time attention, space attention, MLP; each with its own norm and residual connection."""
+
+    def __init__(self, embed_dim: int, num_heads: int, *, mlp_ratio: float, drop_path_rate: float) -> None:
+        super().__init__()
+        self.time_norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.time_attn = SelfAttention(embed_dim, num_heads)
+        self.time_proj = nn.Linear(embed_dim, embed_dim)
+        self.space_norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.space_attn = SelfAttention(embed_dim, num_heads)
+        self.mlp_norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.mlp = Mlp(embed_dim, int(embed_dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path_rate)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for parameter in self.mlp.parameters():
+            if parameter.ndim == 1:
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.trunc_normal_(parameter, std=0.02)
+        # zero, so that a new network starts as an image model of single frames and time fades in
+        nn.init.zeros_(self.time_proj.weight)
+        nn.init.zeros_(self.time_proj.bias)
+
+    def forward(self, tokens: Tensor, num_frames: int) -> Tensor:
+        """tokens, result: (batch, 1 + frames * patches, embed_dim)."""
+        class_token, patches = tokens.split([1, tokens.shape[1] - 1], dim=1)
+        patches = self.attend_over_time(patches, num_frames)
+        x = self.space_attn(self.space_norm(self.frame_sequences(class_token, patches, num_frames)))
+        class_update, patch_update = self.drop_path(x).split([1, x.shape[1] - 1], dim=1)  # (b t) 1 d, (b t) n d
+        class_token = class_token + reduce(class_update, "(b t) 1 d -> b 1 d", "mean", t=num_frames)
+        patches = patches + rearrange(patch_update, "(b t) n d -> b (t n) d", t=num_frames)
+        tokens = torch.cat([class_token, patches], dim=1)
+        return tokens + self.drop_path(self.mlp(self.mlp_norm(tokens)))
+
+    def class_token(self, tokens: Tensor, num_frames: int) -> Tensor:
+        """The class token of `forward` alone: patches are read by it but not updated. Returns: (batch, embed_dim)."""
+        class_token, patches = tokens.split([1, tokens.shape[1] - 1], dim=1)
+        patches = self.attend_over_time(patches, num_frames)
+        x = self.space_attn.first_token(self.space_norm(self.frame_sequences(class_token, patches, num_frames)))
+        x = class_token.squeeze(1) + reduce(self.drop_path(x), "(b t) d -> b d", "mean", t=num_frames)
+        return x + self.drop_path(self.mlp(self.mlp_norm(x)))
+
+    def attend_over_time(self, patches: Tensor, num_frames: int) -> Tensor:
+        """Each patch site attends along time. patches, result: (batch, frames * patches, embed_dim)."""
+        num_patches = patches.shape[1] // num_frames
+        x = rearrange(patches, "b (t n) d -> (b n) t d", t=num_frames)
+        # drop-path comes before the projection, one coin for each patch site, as in the authors' code
+        x = self.time_proj(self.drop_path(self.time_attn(self.time_norm(x))))
+        return patches + rearrange(x, "(b n) t d -> b (t n) d", n=num_patches)
+
+    def frame_sequences(self, class_token: Tensor, patches: Tensor, num_frames: int) -> Tensor:
+        """One sequence a frame: the clip's class token and the frame's patches. Returns: (batch * frames, 1 + n, d)."""
+        frames = rearrange(patches, "b (t n) d -> (b t) n d", t=num_frames)
+        return torch.cat([repeat(class_token, "b 1 d -> (b t) 1 d", t=num_frames), frames], dim=1)
+
+
+class TimeSformer(nn.Module):
+    """A clip in, its features out. Its sizes are fixed; `models/weights.py` moves weights from one size to another."""
+
+    def __init__(self, cfg: BackboneConfig, *, num_frames: int, image_size: int) -> None:
+        super().__init__()
+        if image_size % cfg.patch_size != 0:
+            raise ValueError(f"image_size must be a multiple of patch_size={cfg.patch_size}, got {image_size}")
+        self.config = cfg
+        self.num_frames = num_frames
+        self.image_size = image_size
+        self.embed_dim = cfg.embed_dim
+        self.num_patches = (image_size // cfg.patch_size) ** 2
+        self.patch_embed = PatchEmbed(cfg.patch_size, cfg.embed_dim)
+        self.class_token = nn.Parameter(torch.empty(1, 1, cfg.embed_dim))
+        self.space_embed = nn.Parameter(torch.empty(1, 1 + self.num_patches, cfg.embed_dim))
+        self.time_embed = nn.Parameter(torch.empty(1, num_frames, cfg.embed_dim))
+        self.blocks = nn.ModuleList(
+            DividedBlock(cfg.embed_dim, cfg.num_heads, mlp_ratio=cfg.mlp_ratio, drop_path_rate=drop_path_rate)
+            for drop_path_rate in torch.linspace(0, cfg.drop_path_rate, cfg.depth).tolist()  # deeper ones drop more
+        )
+        self.norm = nn.LayerNorm(cfg.embed_dim, eps=1e-6)
+        self.reset_parameters()
+        self.freeze(cfg.num_frozen_blocks)
+
+    def reset_parameters(self) -> None:
+        nn.init.trunc_normal_(self.class_token, std=0.02)
+        nn.init.trunc_normal_(self.space_embed, std=0.02)
+        # one row for all frames at first: no order is known before training
+        nn.init.zeros_(self.time_embed)
+
+    def freeze(self, num_blocks: int) -> None:
+        """Keep the embeddings and the first `num_blocks` blocks as they are; 0 trains everything."""
+        self.num_frozen_blocks = num_blocks
+        for parameter in (*self.patch_embed.parameters(), self.class_token, self.space_embed, self.time_embed):
+            parameter.requires_grad_(num_blocks == 0)
+        for index, block in enumerate(self.blocks):
+            block.requires_grad_(index >= num_blocks)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """The class token after the last norm, what a classifier reads.
+
+        clips: (batch, time, channel, height, width), normalised. Returns: (batch, embed_dim).
+        Raises: ValueError if the clips are not of the size this backbone was built for.
+        """
+        last = len(self.blocks) - 1
+        tokens = self.run_blocks(self.embed(clips), last)
+        with self.keep_activations_of(last):
+            x = cast(DividedBlock, self.blocks[last]).class_token(tokens, self.num_frames)
+        return self.norm(x)
+
+    def tokens(self, clips: Tensor) -> Tensor:
+        """Every token after the last norm: class token, then the patches frame by frame.
+
+        clips: as for `forward`. Returns: (batch, 1 + time * patches, embed_dim).
+        """
+        return self.norm(self.run_blocks(self.embed(clips), len(self.blocks)))
+
+    def embed(self, clips: Tensor) -> Tensor:
+        """Class token and patches, with their places in space and time. Returns: (batch, 1 + frames * patches, d)."""
+        expected = (self.num_frames, NUM_CHANNELS, self.image_size, self.image_size)
+        if clips.ndim != 5 or tuple(clips.shape[1:]) != expected:
+            raise ValueError(
+                f"clips must be (batch, time, channel, height, width) = (batch, *{expected}), got {tuple(clips.shape)}"
+            )
+        with self.keep_activations_of(block=0):
+            class_embed, patch_embed = self.space_embed.split([1, self.num_patches], dim=1)
+            places = rearrange(self.time_embed, "1 t d -> t 1 d") + patch_embed  # (time, patches, embed_dim)
+            patches = rearrange(self.patch_embed(clips) + places, "b t n d -> b (t n) d")
+            class_token = repeat(self.class_token + class_embed, "1 1 d -> b 1 d", b=len(clips))
+            return torch.cat([class_token, patches], dim=1)
+
+    def run_blocks(self, tokens: Tensor, num_blocks: int) -> Tensor:
+        """The first `num_blocks` blocks. tokens, result: (batch, 1 + time * patches, embed_dim)."""
+        for index, block in enumerate(self.blocks[:num_blocks]):
+            with self.keep_activations_of(index):
+                tokens = block(tokens, self.num_frames)
+        return tokens
+
+    def keep_activations_of(self, block: int) -> AbstractContextManager[None]:
+        """Frozen blocks need no gradient, so that nothing is kept for one: less memory, less time."""
+        return torch.set_grad_enabled(torch.is_grad_enabled() and block >= self.num_frozen_blocks)

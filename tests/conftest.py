@@ -1,0 +1,64 @@
+import json
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from diveparse.datasets.dives import DIVING48
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# `python -m pytest` puts the repository root first on sys.path, and `import datasets` inside transformers would then
+# find our folder instead of its own optional dependency.
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+
+TINY_LABELS = (0, 5, 20, 41)  # four dives that differ in every attribute
+TINY_EXPERIMENT = """\
+name: tiny
+arm: joint
+runs_dir: {runs}
+data: {{root: {root}, num_workers: 0, val_fraction: 0.2}}
+clip: {{num_frames: 4, image_size: 32}}
+backbone: {{embed_dim: 16, depth: 2, num_heads: 2, drop_path_rate: 0.1}}
+train: {{num_epochs: 2, batch_size: 4, accumulation_steps: 2, learning_rate: 3.0e-3, checkpoint_every: 2, log_every: 3}}
+test: {{batch_size: 5}}
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in Diving48's layout: 40 training and 12 test clips, 64 x 48 pixels, whose colour tells the dive."""
+    root = tmp_path_factory.mktemp("diving48")
+    (root / "rgb").mkdir()
+    (root / "Diving48_vocab.json").write_text(json.dumps([dive.vocab for dive in DIVING48]))
+    for split, sources in (("train", range(5)), ("test", range(5, 8))):
+        rows = []
+        for source in sources:
+            for number in range(8 if split == "train" else 4):
+                name = f"tinysourc{source:02d}_{number:05d}"
+                label = TINY_LABELS[number % 4]
+                write_tiny_video(root / "rgb" / f"{name}.mp4", level=60 * (number % 4), seed=100 * source + number)
+                rows.append({"vid_name": name, "label": label, "start_frame": 0, "end_frame": 8})
+        (root / f"Diving48_V2_{split}.json").write_text(json.dumps(rows))
+    return root
+
+
+def write_tiny_video(path: Path, *, level: int, seed: int, num_frames: int = 8) -> None:
+    noise = np.random.default_rng(seed)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(num_frames):
+            pixels = np.clip(level + noise.integers(0, 40, size=(48, 64, 3)), 0, 255).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+
+
+@pytest.fixture
+def tiny_experiment(tmp_path: Path, tiny_root: Path) -> Path:
+    """A config file that trains a tiny model on `tiny_root` into `tmp_path/runs`: two epochs of four updates."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY_EXPERIMENT.format(runs=tmp_path / "runs", root=tiny_root))
+    return path

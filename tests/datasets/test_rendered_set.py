@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diveparse.datasets.diving48 import read_split
+from diveparse.datasets.dives import DIVING48, DIVING48_TRAIN_COUNTS
+from diveparse.datasets.kinematics import JOINT, JOINTS
+from diveparse.datasets.rendered_set import RenderSettings, TestCounts, class_counts, plan_clips, render_data_set
+from diveparse.datasets.synthetic import Split
+from diveparse.datasets.video import probe
+
+TINY = RenderSettings(num_train_clips=47, num_test_clips=47, height=48, test_counts=TestCounts.BALANCED.value)
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("rendered")
+    for _ in render_data_set(root, TINY, num_workers=2):
+        pass
+    return root
+
+
+def test_a_rendered_set_reads_back_as_diving48(rendered: Path) -> None:
+    train, test = read_split(rendered, "train"), read_split(rendered, "test")
+    assert len(train) == len(test) == 47
+    assert not {record.source for record in train} & {record.source for record in test}
+    row = json.loads((rendered / "Diving48_V2_train.json").read_text())[0]
+    assert set(row) == {"vid_name", "label", "start_frame", "end_frame"}
+    info = probe(rendered / "rgb" / f"{row['vid_name']}.mp4")
+    assert (info.width, info.height, info.codec) == (64, 48, "h264")
+    assert info.num_frames == row["end_frame"]
+
+
+def test_the_truth_beside_a_file_turns_as_its_number_says(rendered: Path) -> None:
+    for record in read_split(rendered, "test")[::5]:
+        with np.load(rendered / "truth" / f"{record.name}.npz", allow_pickle=False) as truth:
+            assert truth["joint_names"].tolist() == list(JOINTS)
+            joints, flying = truth["joints_px"], truth["phase"] == 1
+        trunk = (joints[:, JOINT["neck"]] - joints[:, JOINT["pelvis"]])[flying]
+        angle = np.unwrap(np.arctan2(trunk[:, 0], -trunk[:, 1]))
+        dive = DIVING48[record.label]
+        assert abs(abs(angle[-1] - angle[0]) / np.pi - dive.somersault_half_turns) < 0.7, dive.number
+
+
+def test_rendering_again_gives_the_same_bytes_and_only_what_is_missing(rendered: Path) -> None:
+    files = sorted((rendered / "rgb").iterdir())
+    before = files[0].read_bytes()
+    files[0].unlink()
+    kept = files[1].stat().st_mtime_ns
+    for _ in render_data_set(rendered, TINY, num_workers=1):
+        pass
+    assert files[0].read_bytes() == before
+    assert files[1].stat().st_mtime_ns == kept
+
+
+def test_other_settings_do_not_mix_into_a_folder(rendered: Path) -> None:
+    with pytest.raises(ValueError, match=r"seed=0, now 7"):
+        next(iter(render_data_set(rendered, replace(TINY, seed=7), num_workers=1)))
+
+
+def test_training_clips_follow_the_long_tail() -> None:
+    settings = RenderSettings(num_train_clips=1500, num_test_clips=300)
+    labels = [label for _, label, _ in plan_clips(settings, Split.TRAIN)]
+    counts = np.bincount(labels, minlength=len(DIVING48))
+    assert counts.sum() == 1500
+    assert counts[30] == 0  # 101A has no clip in V2
+    np.testing.assert_allclose(counts, np.array(DIVING48_TRAIN_COUNTS) * 1500 / sum(DIVING48_TRAIN_COUNTS), atol=1)
+
+
+def test_class_counts_leave_no_live_class_out_and_keep_the_total() -> None:
+    assert class_counts([1000, 1, 0, 1], 5) == [3, 1, 0, 1]
+    with pytest.raises(ValueError, match="too few"):
+        class_counts([5, 5, 5], 2)
+
+
+def test_boards_suit_their_dives() -> None:
+    for source, label, _ in plan_clips(RenderSettings(num_train_clips=500, num_test_clips=50), Split.TRAIN):
+        assert source.has_board_for(DIVING48[label])
+
+
+@pytest.mark.parametrize(("name", "value"), [("height", 100), ("num_train_clips", 0), ("difficulty", -1)])
+def test_impossible_settings_are_refused_by_name(name: str, value: int) -> None:
+    with pytest.raises(ValueError, match=name):
+        replace(TINY, **{name: value})

@@ -1,0 +1,89 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from diveparse.configs import Config, DataConfig
+from diveparse.engine.comparison import SCORES, Run, compare_runs, describe_clips, group_by_arm
+
+NUM_CLIPS = 24
+
+
+def a_run(arm, seed=0, *, accuracy=0.5, name="demo", data=None, split="test", num_views=1, **columns):
+    hit = np.random.default_rng([seed, len(arm)]).random(NUM_CLIPS) < accuracy
+    table = pd.DataFrame(
+        {
+            "clip": [f"clip{k:02d}" for k in range(NUM_CLIPS)],
+            "source": [f"source{k % 4}" for k in range(NUM_CLIPS)],
+            "true_number": ["101B", "103B", "203C"] * (NUM_CLIPS // 3),
+        }
+        | columns
+    )
+    table["predicted_number"] = table["true_number"].where(hit, "407C")
+    config = Config(name=name, arm=arm, seed=seed, data=data or DataConfig(root="data"))
+    scores = dict.fromkeys(SCORES, 0.5) | {"top1": float(hit.mean())}
+    return Run(Path(f"runs/{name}/{arm}/seed-{seed}"), config, split, num_views, 3, scores, table)
+
+
+def test_arms_are_compared_with_each_earlier_one_over_the_seeds_that_both_have():
+    flat = [a_run("flat", seed, accuracy=0.3) for seed in (0, 1, 2)]
+    joint = [a_run("joint", seed, accuracy=0.9) for seed in (2, 0)]
+    report = compare_runs([*flat, *joint])
+    (pair,) = report.pairs
+    assert (pair.name, pair.seeds) == ("joint - flat", (0, 2))
+    paired = [(joint[1], flat[0]), (joint[0], flat[2])]
+    expected = np.mean([second.correct.mean() - first.correct.mean() for second, first in paired])
+    assert pair.comparison.difference.value == pytest.approx(expected)
+    assert report.accuracies["flat"].value == pytest.approx(np.mean([run.correct.mean() for run in flat]))
+    assert report.scores_of("joint", "top1") == [joint[1].scores["top1"], joint[0].scores["top1"]]
+
+
+def test_every_two_of_three_arms_are_compared():
+    report = compare_runs([a_run("flat"), a_run("joint"), a_run("constrained")])
+    assert [pair.name for pair in report.pairs] == ["joint - flat", "constrained - flat", "constrained - joint"]
+
+
+def test_arms_of_several_experiments_carry_the_experiments_name():
+    assert list(group_by_arm([a_run("flat"), a_run("flat", name="longer")])) == ["demo/flat", "longer/flat"]
+
+
+OTHER_TRUTHS = ["101B", "103B", "107B"] + ["101B", "103B", "203C"] * (NUM_CLIPS // 3 - 1)
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        (a_run("joint", split="validation"), "tested on different splits, test and validation"),
+        (a_run("joint", num_views=3), "tested with different numbers of views, 1 and 3"),
+        (a_run("joint", data=DataConfig(root="elsewhere")), "different data.root"),
+        (a_run("joint", data=DataConfig(root="data", val_fraction=0.3)), "different data.val_fraction, 0.15 and 0.3"),
+        (a_run("joint", clip=[f"clip{k:02d}" for k in range(1, 25)]), "2 clips are in only one .*, such as clip00"),
+        (a_run("joint", true_number=OTHER_TRUTHS), "1 clips have different truths, such as clip02: 203C, 107B"),
+        (a_run("joint", source=["one"] * 12 + ["two"] * 12), "have different sources, such as clip00: source0, one"),
+        (a_run("flat"), "both arm flat with seed 0"),
+        (a_run("joint", seed=1), r"flat \(seeds \[0\]\) and joint \(seeds \[1\]\) share no seed"),
+    ],
+)
+def test_runs_that_did_not_answer_the_same_question_are_refused_with_the_reason(other, reason):
+    with pytest.raises(ValueError, match=reason):
+        compare_runs([a_run("flat"), other])
+
+
+def test_the_same_data_root_spelt_in_two_ways_is_the_same():
+    compare_runs([a_run("flat"), a_run("joint", data=DataConfig(root="./data/../data"))])
+
+
+def test_an_invalid_answer_is_a_wrong_one():
+    run = a_run("independent", accuracy=1.0)
+    invalid = run.predictions.assign(predicted_number="")
+    assert run.correct.all()
+    assert not replace(run, predictions=invalid).correct.any()
+
+
+def test_clips_are_called_rendered_only_where_the_renderer_says_so(tmp_path):
+    assert describe_clips(tmp_path) == f"clips of {tmp_path}"
+    (tmp_path / "rendered.json").write_text("{}")
+    assert describe_clips(tmp_path) == "rendered dives, not Diving48"
+    assert "not known" in describe_clips(tmp_path / "missing")

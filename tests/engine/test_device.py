@@ -1,0 +1,44 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from diveparse.configs import Precision
+from diveparse.engine.device import autocast, require_trainable, seed_everything
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("precision", [Precision.BF16, Precision.FP16])
+def test_training_in_half_precision_is_refused_on_the_cpu(precision):
+    with pytest.raises(ValueError, match=f"train.precision={precision.value} needs a GPU"):
+        require_trainable(precision, CPU)
+
+
+def test_training_in_full_precision_is_fine_anywhere():
+    require_trainable(Precision.FP32, CPU)
+    require_trainable(Precision.FP32, torch.device("cuda"))
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+def test_a_forward_pass_on_the_cpu_is_in_full_precision(precision):
+    with autocast(precision, CPU):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is torch.float32
+
+
+def test_one_seed_gives_one_stream_from_every_generator():
+    def draw() -> tuple[float, float, float]:
+        seed_everything(3, CPU)
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    assert draw() == draw()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("precision", "dtype"), [(Precision.BF16, torch.bfloat16), (Precision.FP16, torch.float16)])
+def test_a_forward_pass_on_a_gpu_is_in_the_precision_asked_for(precision, dtype):
+    ones = torch.ones(2, 2, device="cuda")
+    with autocast(precision, ones.device):
+        assert (ones @ ones).dtype is dtype

@@ -1,0 +1,130 @@
+import math
+
+import numpy as np
+import pytest
+
+from diveparse.datasets.dives import ATTRIBUTES, DIVING48, DiveSet
+from diveparse.engine.metrics import calibration_error, compute_metrics, confusion_matrix
+from diveparse.engine.predictions import INVALID, Predictions
+
+DIVES = DiveSet.from_numbers(["101B", "103B", "103C", "201B", "203C", "5132D", "5331D"], "seven dives")
+
+
+def log_softmax(scores):
+    return (scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))).astype(np.float32)
+
+
+def random_predictions(num_clips=60, seed=0, dive_set=DIVES):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, len(dive_set) - 1, num_clips)  # the last dive has no clips
+    scores = rng.normal(size=(num_clips, len(dive_set))) + 2 * np.eye(len(dive_set))[labels]
+    named = rng.integers(-1, len(dive_set), num_clips)
+    return Predictions(
+        clips=[f"clip{k}" for k in range(num_clips)],
+        sources=[f"source{k % 5}" for k in range(num_clips)],
+        labels=labels,
+        dive_log_probs=log_softmax(scores),
+        attribute_log_probs={a: log_softmax(rng.normal(size=(num_clips, len(dive_set.values[a])))) for a in ATTRIBUTES},
+        named_labels=named,
+        decoded_labels=np.where(rng.random(num_clips) < 0.2, INVALID, scores.argmax(axis=1)),
+    )
+
+
+def test_metrics_agree_with_counting_clip_by_clip():
+    p = random_predictions()
+    metrics = compute_metrics(p, DIVES)
+    n = len(p)
+    rank = [sum(other > row[truth] for other in row) for row, truth in zip(p.dive_log_probs, p.labels, strict=True)]
+    by_class = {}
+    for truth, answer in zip(p.labels, p.decoded_labels, strict=True):
+        by_class.setdefault(int(truth), []).append(truth == answer)
+    assert metrics["num_clips"] == n
+    assert metrics["top1"] == sum(p.labels == p.decoded_labels) / n
+    assert metrics["top5"] == sum(r < 5 for r in rank) / n
+    assert metrics["mean_class_accuracy"] == pytest.approx(np.mean([np.mean(hits) for hits in by_class.values()]))
+    assert metrics["num_classes_scored"] == len(by_class) == len(DIVES) - 1
+    assert metrics["invalid_rate"] == sum(p.named_labels == INVALID) / n
+    expected_nll = -sum(float(row[t]) for row, t in zip(p.dive_log_probs, p.labels, strict=True)) / n
+    assert metrics["nll"] == pytest.approx(expected_nll, rel=1e-6)
+
+
+def test_attribute_accuracy_compares_values_not_slots_by_hand():
+    p = random_predictions()
+    for attribute, accuracy in compute_metrics(p, DIVES)["attribute_accuracy"].items():
+        hits = 0
+        for row, label in zip(p.attribute_log_probs[attribute], p.labels, strict=True):
+            hits += DIVES.values[attribute][int(row.argmax())] == DIVES[int(label)].attribute_values()[attribute]
+        assert accuracy == pytest.approx(hits / len(p))
+
+
+def test_metrics_do_not_depend_on_the_order_of_clips():
+    p = random_predictions()
+    order = np.random.default_rng(1).permutation(len(p))
+    shuffled = Predictions(
+        clips=[p.clips[k] for k in order],
+        sources=[p.sources[k] for k in order],
+        labels=p.labels[order],
+        dive_log_probs=p.dive_log_probs[order],
+        attribute_log_probs={a: rows[order] for a, rows in p.attribute_log_probs.items()},
+        named_labels=p.named_labels[order],
+        decoded_labels=p.decoded_labels[order],
+    )
+    before, after = compute_metrics(p, DIVES), compute_metrics(shuffled, DIVES)
+    assert before.pop("attribute_accuracy") == pytest.approx(after.pop("attribute_accuracy"))
+    assert before == pytest.approx(after)
+
+
+def test_a_perfect_and_certain_model_scores_one_and_zero():
+    labels = np.arange(len(DIVING48))
+    certain = np.log(np.where(np.eye(len(DIVING48)) == 1, 1.0, 1e-30)).astype(np.float32)
+    slots = DIVING48.slots()
+    predictions = Predictions(
+        clips=[str(k) for k in labels],
+        sources=["s"] * len(labels),
+        labels=labels,
+        dive_log_probs=certain,
+        attribute_log_probs={
+            a: np.log(np.eye(len(DIVING48.values[a]), dtype=np.float32)[list(slots[a])] + 1e-30) for a in ATTRIBUTES
+        },
+        named_labels=labels,
+        decoded_labels=labels,
+    )
+    metrics = compute_metrics(predictions, DIVING48)
+    assert [metrics[k] for k in ("top1", "top5", "mean_class_accuracy")] == [1, 1, 1]
+    assert set(metrics["attribute_accuracy"].values()) == {1.0}
+    assert [metrics[k] for k in ("invalid_rate", "nll", "ece")] == pytest.approx([0, 0, 0], abs=1e-6)
+
+
+def test_guessing_uniformly_costs_the_log_of_the_number_of_dives():
+    p = random_predictions()
+    uniform = Predictions(**{**vars(p), "dive_log_probs": np.full_like(p.dive_log_probs, -math.log(len(DIVES)))})
+    assert compute_metrics(uniform, DIVES)["nll"] == pytest.approx(math.log(len(DIVES)))
+
+
+def test_calibration_error_agrees_with_a_computation_by_hand():
+    confidence = np.array([0.55, 0.60, 0.95, 1.00, 0.50])
+    correct = np.array([True, False, True, True, False])
+    # ten bins: (0.4, 0.5] is off by 0.5; (0.5, 0.6] by |1 - 1.15| over two clips; (0.9, 1.0] by |2 - 1.95| over two
+    assert calibration_error(confidence, correct, num_bins=10) == pytest.approx((0.5 + 0.15 + 0.05) / 5)
+
+
+def test_calibration_error_keeps_a_confidence_rounded_above_one():
+    confidence = np.array([np.float32(1.0000001)])
+    assert calibration_error(confidence, np.array([True])) == pytest.approx(0, abs=1e-6)
+
+
+def test_confusion_matrix_counts_true_rows_and_leaves_invalid_answers_out():
+    matrix = confusion_matrix(np.array([0, 0, 1, 2, 2]), np.array([0, 1, 1, INVALID, 0]), 3)
+    assert matrix.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
+
+
+def test_metrics_refuse_an_empty_split():
+    with pytest.raises(ValueError, match="at least one clip"):
+        compute_metrics(random_predictions(num_clips=0), DIVES)
+
+
+def test_metrics_refuse_attributes_of_another_set():
+    p = random_predictions()
+    wrong = {**p.attribute_log_probs, "twist": p.attribute_log_probs["twist"][:, :-1]}
+    with pytest.raises(ValueError, match="twist has 3 values in seven dives, got 2"):
+        compute_metrics(Predictions(**{**vars(p), "attribute_log_probs": wrong}), DIVES)

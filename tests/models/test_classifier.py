@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from diveparse.configs import BackboneConfig, ClipConfig, Config, HeadConfig, HeadKind
+from diveparse.datasets.dives import ATTRIBUTES, DIVING48, DiveSet
+from diveparse.models import DiveClassifier, build_classifier
+
+BACKBONE = BackboneConfig(patch_size=8, embed_dim=16, depth=2, num_heads=2)
+SMALL = DiveSet.from_numbers(["101B", "103B", "203B", "5132D"], "small")
+
+
+def tiny_config(kind: HeadKind = HeadKind.JOINT, *, weights: str | None = None) -> Config:
+    return Config(
+        name="test",
+        arm=kind.value,
+        backbone=replace(BACKBONE, weights=weights),
+        clip=ClipConfig(num_frames=3, image_size=16),
+        head=HeadConfig(kind=kind),
+    )
+
+
+def tiny_classifier(kind: HeadKind = HeadKind.JOINT, dive_set: DiveSet = DIVING48) -> DiveClassifier:
+    torch.manual_seed(0)
+    model = build_classifier(tiny_config(kind), dive_set).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture
+def clips() -> Tensor:
+    return torch.randn(3, 3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("kind", HeadKind)
+def test_every_head_answers_the_same_questions(kind: HeadKind, clips: Tensor) -> None:
+    model = tiny_classifier(kind)
+    torch.testing.assert_close(model.dive_log_probs(clips).exp().sum(-1), torch.ones(3))
+    shapes = {name: tuple(log_probs.shape) for name, log_probs in model.attribute_log_probs(clips).items()}
+    assert shapes == {name: (3, len(DIVING48.values[name])) for name in ATTRIBUTES}
+    assert torch.equal(model(clips), model.dive_log_probs(clips))
+    torch.testing.assert_close(model.dive_log_probs(clips, SMALL).exp().sum(-1), torch.ones(3))
+
+
+@pytest.mark.parametrize("kind", HeadKind)
+def test_outputs_are_what_the_single_questions_get(kind: HeadKind, clips: Tensor) -> None:
+    model = tiny_classifier(kind)
+    outputs = model.outputs(clips)
+    assert torch.equal(outputs.dive_log_probs, model.dive_log_probs(clips))
+    assert all(torch.equal(outputs.attribute_log_probs[a], model.attribute_log_probs(clips)[a]) for a in ATTRIBUTES)
+    assert torch.equal(outputs.named_labels, model.head.named_labels(model.features(clips)))
+    assert torch.equal(outputs.decoded_labels, model.head.decode(model.features(clips)))
+
+
+@pytest.mark.parametrize("kind", HeadKind)
+def test_every_parameter_of_the_whole_model_gets_a_gradient(kind: HeadKind, clips: Tensor) -> None:
+    model = tiny_classifier(kind).train()
+    loss, _ = model.loss(clips, torch.tensor([0, 20, 47]))
+    loss.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@pytest.mark.parametrize("kind", HeadKind)
+@pytest.mark.parametrize("as_run", [False, True])
+def test_saving_and_loading_is_bit_equal(kind: HeadKind, as_run: bool, clips: Tensor, tmp_path: Path) -> None:
+    model = tiny_classifier(kind, SMALL)
+    model.save(tmp_path / "run" / "model")
+    loaded = DiveClassifier.load(tmp_path / "run" if as_run else tmp_path / "run" / "model")
+    assert loaded.config == model.config
+    assert loaded.dive_set == SMALL
+    assert loaded.dive_set.name == "small"
+    assert not loaded.training
+    assert torch.equal(loaded.dive_log_probs(clips), model.dive_log_probs(clips))
+    weights, loaded_weights = model.state_dict(), loaded.state_dict()
+    assert weights.keys() == loaded_weights.keys()
+    assert all(torch.equal(weights[name], loaded_weights[name]) for name in weights)
+    assert {path.name for path in (tmp_path / "run" / "model").iterdir()} == {"model.safetensors", "config.json"}
+
+
+def test_a_saved_model_needs_no_weights_but_its_own(tmp_path: Path) -> None:
+    tiny_classifier().save(tmp_path / "first")
+    fine_tuned = build_classifier(tiny_config(weights=str(tmp_path / "first")), SMALL)
+    fine_tuned.save(tmp_path / "second")
+    (tmp_path / "first" / "model.safetensors").unlink()
+    assert DiveClassifier.load(tmp_path / "second").dive_set == SMALL
+
+
+def test_a_head_that_does_not_fit_the_weights_is_refused_with_names_and_shapes(tmp_path: Path) -> None:
+    tiny_classifier(HeadKind.JOINT, SMALL).save(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    content["head"]["kind"] = "flat"
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="does not fit this DiveClassifier") as error:
+        DiveClassifier.load(tmp_path)
+    assert "2 missing: head.linear.weight (4, 16), head.linear.bias (4,)" in str(error.value)
+    assert "8 unexpected: head.linears.position.bias (2,)" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_head_over_other_dives_is_refused_with_both_shapes(tmp_path: Path) -> None:
+    tiny_classifier(HeadKind.FLAT, SMALL).save(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    content["dives"]["numbers"].append("105B")
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"of another shape: head.linear.weight \(4, 16\) instead of \(5, 16\)"):
+        DiveClassifier.load(tmp_path)
+
+
+def test_loading_names_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nowhere: no such folder"):
+        DiveClassifier.load(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="holds no model"):
+        DiveClassifier.load(tmp_path)
+    tiny_classifier().save(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"config.json: no such file"):
+        DiveClassifier.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("not json", "Expecting value"),
+        ("[]", "not a model's configuration"),
+        ('{"backbone": {}, "clip": {}}', "'head'"),
+        ('{"backbone": {"dept": 2}, "clip": {}, "head": {}}', "'dept' not in 'BackboneConfig'"),
+        ('{"backbone": {"depth": "two"}, "clip": {}, "head": {}}', "two"),
+        ('{"backbone": {"depth": 0}, "clip": {}, "head": {}}', "backbone.depth must be > 0"),
+        ('{"backbone": {}, "clip": {}, "head": {}, "dives": {"name": "x", "numbers": ["999Z"]}}', "999Z"),
+    ],
+)
+def test_a_damaged_config_is_refused_with_its_name(content: str, complaint: str, tmp_path: Path) -> None:
+    tiny_classifier().save(tmp_path)
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"config\.json: ") as error:
+        DiveClassifier.load(tmp_path)
+    assert complaint in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_damaged_weights_are_refused_with_their_name(tmp_path: Path) -> None:
+    tiny_classifier().save(tmp_path)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    for damaged in (b"", whole[:100], whole[:-10]):
+        (tmp_path / "model.safetensors").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"model\.safetensors: not a whole safetensors file"):
+            DiveClassifier.load(tmp_path)
+
+
+def test_nothing_that_needs_unpickling_is_read(tmp_path: Path) -> None:
+    model = tiny_classifier()
+    model.save(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
+        DiveClassifier.load(tmp_path)
+
+
+def test_a_failed_save_leaves_the_old_model_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_classifier(dive_set=SMALL)
+    model.save(tmp_path)
+    before = load_file(tmp_path / "model.safetensors")
+
+    def fail_halfway(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+        save_file(dict(list(tensors.items())[:3]), path, metadata)
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("diveparse.models.weights.save_file", fail_halfway)
+    torch.nn.init.zeros_(model.backbone.class_token)
+    with pytest.raises(OSError, match="no space left"):
+        model.save(tmp_path)
+    loaded = DiveClassifier.load(tmp_path).state_dict()
+    assert all(torch.equal(before[name], loaded[name]) for name in before)

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import TimesformerConfig, TimesformerModel
+
+from diveparse.configs.schema import BackboneConfig
+from diveparse.models.timesformer import DividedBlock, TimeSformer
+
+NUM_FRAMES, IMAGE_SIZE, PATCH_SIZE = 4, 16, 8
+
+
+def tiny_backbone(num_frames: int = NUM_FRAMES, image_size: int = IMAGE_SIZE, **sizes: Any) -> TimeSformer:
+    cfg = replace(BackboneConfig(patch_size=PATCH_SIZE, embed_dim=16, depth=2, num_heads=2), **sizes)
+    return TimeSformer(cfg, num_frames=num_frames, image_size=image_size)
+
+
+def blocks_of(backbone: TimeSformer) -> list[DividedBlock]:
+    return [block for block in backbone.blocks if isinstance(block, DividedBlock)]
+
+
+def randomise(module: nn.Module, seed: int = 0) -> None:
+    """Large enough that no branch is lost in the rounding, the temporal projection's included."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            center = 1.0 if name.endswith("norm.weight") else 0.0
+            parameter.copy_(center + 0.3 * torch.randn(parameter.shape, generator=generator))
+
+
+def random_clips(backbone: TimeSformer, batch: int = 3, seed: int = 1) -> Tensor:
+    size = backbone.image_size
+    return torch.randn(batch, backbone.num_frames, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def backbone() -> TimeSformer:
+    backbone = tiny_backbone().eval()
+    randomise(backbone)
+    return backbone
+
+
+def copy_into_huggingface(backbone: TimeSformer, peer: TimesformerModel) -> None:
+    """Give `peer` the weights of `backbone`; strict, so that none is left over on either side."""
+    renames = (
+        ("blocks.", "encoder.layer."),
+        ("time_norm", "temporal_layernorm"),
+        ("time_attn.qkv", "temporal_attention.attention.qkv"),
+        ("time_attn.proj", "temporal_attention.output.dense"),
+        ("time_proj", "temporal_dense"),
+        ("space_norm", "layernorm_before"),
+        ("space_attn.qkv", "attention.attention.qkv"),
+        ("space_attn.proj", "attention.output.dense"),
+        ("mlp_norm", "layernorm_after"),
+        ("mlp.fc1", "intermediate.dense"),
+        ("mlp.fc2", "output.dense"),
+        ("patch_embed.proj", "embeddings.patch_embeddings.projection"),
+        ("class_token", "embeddings.cls_token"),
+        ("space_embed", "embeddings.position_embeddings"),
+        ("time_embed", "embeddings.time_embeddings"),
+    )
+    state = {}
+    for name, tensor in backbone.state_dict().items():
+        for ours, theirs in renames:
+            name = name.replace(ours, theirs)
+        state[name.replace("norm.", "layernorm.") if name.startswith("norm.") else name] = tensor
+    kernel = "embeddings.patch_embeddings.projection.weight"
+    state[kernel] = state[kernel].reshape(peer.state_dict()[kernel].shape)
+    peer.load_state_dict(state, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "image_size", "patch_size", "embed_dim", "depth", "num_heads"),
+    [(4, 16, 8, 16, 2, 2), (1, 16, 8, 12, 1, 3), (6, 24, 8, 24, 3, 4), (3, 32, 16, 32, 2, 1)],
+)
+def test_features_and_gradients_equal_huggingface_with_the_same_weights(
+    num_frames: int, image_size: int, patch_size: int, embed_dim: int, depth: int, num_heads: int
+) -> None:
+    backbone = tiny_backbone(
+        num_frames, image_size, patch_size=patch_size, embed_dim=embed_dim, depth=depth, num_heads=num_heads
+    )
+    randomise(backbone)
+    peer = TimesformerModel(
+        TimesformerConfig(
+            image_size=image_size,
+            patch_size=patch_size,
+            num_frames=num_frames,
+            hidden_size=embed_dim,
+            num_hidden_layers=depth,
+            num_attention_heads=num_heads,
+            intermediate_size=4 * embed_dim,
+            attention_type="divided_space_time",
+        )
+    )
+    copy_into_huggingface(backbone, peer)
+    clips = random_clips(backbone)
+    ours, theirs = clips.clone().requires_grad_(), clips.clone().requires_grad_()
+
+    tokens, peer_tokens = backbone.tokens(ours), peer(theirs).last_hidden_state
+    # theirs go patch by patch, ours frame by frame
+    peer_patches = peer_tokens[:, 1:].unflatten(1, (-1, num_frames)).transpose(1, 2).flatten(1, 2)
+    torch.testing.assert_close(tokens, torch.cat([peer_tokens[:, :1], peer_patches], 1), rtol=1e-5, atol=1e-5)
+
+    features = backbone(ours)
+    torch.testing.assert_close(features, peer_tokens[:, 0], rtol=1e-5, atol=1e-5)
+    weights = torch.linspace(-1, 1, embed_dim)
+    (features * weights).sum().backward()
+    (peer_tokens[:, 0] * weights).sum().backward()
+    assert ours.grad is not None
+    assert theirs.grad is not None
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5 * theirs.grad.abs().max().item())
+
+
+def test_forward_is_the_class_token_of_tokens(backbone: TimeSformer) -> None:
+    clips = random_clips(backbone)
+    tokens = backbone.tokens(clips)
+    assert tokens.shape == (3, 1 + NUM_FRAMES * (IMAGE_SIZE // PATCH_SIZE) ** 2, 16)
+    torch.testing.assert_close(backbone(clips), tokens[:, 0])
+
+
+def test_permuting_the_batch_permutes_the_features(backbone: TimeSformer) -> None:
+    clips = random_clips(backbone, batch=4)
+    order = torch.tensor([2, 0, 3, 1])
+    torch.testing.assert_close(backbone(clips[order]), backbone(clips)[order])
+
+
+def test_every_parameter_gets_a_gradient(backbone: TimeSformer) -> None:
+    backbone.train()
+    backbone(random_clips(backbone)).square().sum().backward()
+    assert [name for name, p in backbone.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_a_new_temporal_projection_is_zero_and_learns() -> None:
+    backbone = tiny_backbone()
+    backbone(random_clips(backbone)).square().sum().backward()
+    for block in blocks_of(backbone):
+        assert not block.time_proj.weight.any()
+        assert block.time_proj.weight.grad is not None
+        assert block.time_proj.weight.grad.any()
+
+
+def zero_time_projection(backbone: TimeSformer) -> None:
+    for block in blocks_of(backbone):
+        nn.init.zeros_(block.time_proj.weight)
+        nn.init.zeros_(block.time_proj.bias)
+
+
+def test_time_attention_changes_nothing_while_its_projection_is_zero(backbone: TimeSformer) -> None:
+    zero_time_projection(backbone)
+    clips = random_clips(backbone)
+    before = backbone(clips)
+    for block in blocks_of(backbone):
+        randomise(block.time_attn, seed=5)
+    torch.testing.assert_close(backbone(clips), before)
+
+
+def test_frame_order_is_invisible_without_time_embedding_and_temporal_projection(backbone: TimeSformer) -> None:
+    clips = random_clips(backbone)
+    shuffled = clips[:, [2, 0, 3, 1]]
+    assert not torch.allclose(backbone(shuffled), backbone(clips), atol=1e-3)
+    zero_time_projection(backbone)
+    nn.init.zeros_(backbone.time_embed)
+    torch.testing.assert_close(backbone(shuffled), backbone(clips), rtol=1e-4, atol=1e-5)
+
+
+def test_frozen_blocks_get_no_gradient_and_keep_no_activations() -> None:
+    backbone = tiny_backbone(depth=3, num_frozen_blocks=2).train()
+    clips = random_clips(backbone)
+    frozen_output = backbone.run_blocks(backbone.embed(clips), 2)
+    assert not frozen_output.requires_grad
+    backbone(clips).square().sum().backward()
+    trained = {name for name, parameter in backbone.named_parameters() if parameter.grad is not None}
+    assert trained == {name for name, _ in backbone.named_parameters() if name.startswith(("blocks.2.", "norm."))}
+    assert trained == {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+
+
+def test_freezing_changes_no_feature(backbone: TimeSformer) -> None:
+    clips = random_clips(backbone)
+    before = backbone(clips)
+    backbone.freeze(2)
+    assert torch.equal(backbone(clips), before)
+
+
+def test_drop_path_acts_in_training_only_and_keeps_the_mean(backbone: TimeSformer) -> None:
+    dropping = tiny_backbone(drop_path_rate=0.5).eval()
+    dropping.load_state_dict(backbone.state_dict())
+    clips = random_clips(backbone, batch=1)
+    assert torch.equal(dropping(clips), backbone(clips))
+    dropping.train()
+    torch.manual_seed(0)
+    first, second = dropping(clips), dropping(clips)
+    assert not torch.allclose(first, second)
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 3, 16, 16), (1, 4, 3, 16, 24), (1, 4, 1, 16, 16), (4, 3, 16, 16)])
+def test_clips_of_another_size_are_refused(backbone: TimeSformer, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"expected|must be \(batch, time, channel"):
+        backbone(torch.zeros(shape))
+
+
+def test_a_picture_that_patches_do_not_tile_is_refused() -> None:
+    with pytest.raises(ValueError, match="multiple of patch_size=8, got 20"):
+        tiny_backbone(image_size=20)

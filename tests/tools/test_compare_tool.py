@@ -1,0 +1,189 @@
+import contextlib
+import io
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from diveparse.configs import Config, DataConfig, save_config
+from diveparse.datasets.dives import ATTRIBUTES, DIVING48
+from diveparse.engine.comparison import SCORES
+from diveparse.engine.metrics import compute_metrics
+from diveparse.engine.predictions import INVALID, Predictions, write_predictions
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "compare.py"
+NUM_CLIPS = 40
+
+
+@pytest.fixture(scope="module")
+def main():
+    return runpy.run_path(str(TOOL))["main"]
+
+
+def write_run(folder, arm, seed, *, skill, split="test", num_clips=NUM_CLIPS):
+    """A tested run whose model gives the truth an advantage of `skill` over noise; every run has the same clips."""
+    labels = np.random.default_rng(0).integers(0, len(DIVING48), num_clips)
+    rng = np.random.default_rng([seed, len(arm)])
+    scores = rng.normal(size=(num_clips, len(DIVING48))) + skill * np.eye(len(DIVING48))[labels]
+    log_probs = (scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))).astype(np.float32)
+    answers = scores.argmax(axis=1)
+    predictions = Predictions(
+        clips=[f"SOURCE{k % 6:05d}_{k:05d}" for k in range(num_clips)],
+        sources=[f"SOURCE{k % 6:05d}" for k in range(num_clips)],
+        labels=labels,
+        dive_log_probs=log_probs,
+        attribute_log_probs={
+            a: rng.normal(size=(num_clips, len(DIVING48.values[a]))).astype(np.float32) for a in ATTRIBUTES
+        },
+        named_labels=np.where(rng.random(num_clips) < 0.1, INVALID, answers),
+        decoded_labels=answers,
+    )
+    folder = folder / arm / f"seed-{seed}"
+    folder.mkdir(parents=True)
+    save_config(
+        Config(name="demo", arm=arm, seed=seed, data=DataConfig(root=str(folder.parents[1] / "data"))),
+        folder / "config.yaml",
+    )
+    metrics = {"split": split, "num_views": 1, **compute_metrics(predictions, DIVING48)}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    write_predictions(folder / "predictions.csv", predictions, DIVING48)
+    return folder
+
+
+def write_two_arms(folder):
+    (folder / "data").mkdir()
+    (folder / "data" / "rendered.json").write_text("{}")
+    return [write_run(folder, "flat", 0, skill=1), write_run(folder, "structured", 0, skill=6)]
+
+
+@pytest.fixture
+def two_arms(tmp_path):
+    return write_two_arms(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def compared(main, tmp_path_factory):
+    """The folder of two arms that have been compared, and what was printed."""
+    folder = tmp_path_factory.mktemp("demo")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main([str(run) for run in write_two_arms(folder)]) == 0
+    return folder, printed.getvalue()
+
+
+def test_compare_prints_one_table_of_the_scores_and_the_paired_difference(compared):
+    folder, printed = compared
+    metrics = [json.loads((folder / arm / "seed-0" / "metrics.json").read_text()) for arm in ("flat", "structured")]
+    rows = {line.split("|")[1].strip(): line for line in printed.splitlines() if line.startswith("|")}
+    assert "rendered dives, not Diving48" in printed
+    assert [f"{m['top1']:.3f}" in rows["top-1"] for m in metrics] == [True, True]
+    for name, value in {
+        "mean class accuracy": metrics[1]["mean_class_accuracy"],
+        "twist": metrics[1]["attribute_accuracy"]["twist"],
+        "invalid before decoding": metrics[1]["invalid_rate"],
+        "NLL (nats)": metrics[1]["nll"],
+        "calibration error": metrics[1]["ece"],
+    }.items():
+        assert f"{value:.3f}" in rows[name]
+    assert f"{metrics[1]['top1'] - metrics[0]['top1']:+.3f}" in rows["structured - flat"]
+
+
+def test_compare_writes_a_page_a_table_plots_and_tensorboard_images_where_the_runs_lie(compared):
+    folder, _ = compared
+    page = (folder / "comparison.md").read_text(encoding="utf-8")
+    assert "rendered dives, not Diving48" in page
+    plots = {path.stem for path in (folder / "comparison").glob("*.png")}
+    assert plots == {"top1", "attributes", "confusion-flat", "confusion-structured"}
+    assert all(f"(comparison/{plot}.png)" in page for plot in plots)
+    events = EventAccumulator(str(folder / "comparison")).Reload()
+    assert set(events.Tags()["images"]) == {f"test/{plot}" for plot in plots}
+
+
+def test_the_tidy_table_holds_every_score_with_its_caption(compared):
+    folder, _ = compared
+    table = pd.read_csv(folder / "comparison.csv")
+    assert table["clips"].str.contains("rendered dives, not Diving48").all()
+    assert set(table["quantity"]) == {*SCORES, "top1_difference"}
+    overall = table[(table["quantity"] == "top1_difference") & (table["seed"] == "all")].iloc[0]
+    assert (overall["arm"], overall["versus"]) == ("structured", "flat")
+    assert overall["low"] <= overall["value"] <= overall["high"]
+    assert 0 <= overall["p_value"] <= 1
+
+
+def test_several_seeds_show_their_spread_and_a_row_each(main, tmp_path, capsys):
+    runs = [write_run(tmp_path, arm, seed, skill=3) for arm in ("flat", "structured") for seed in (0, 1)]
+    assert main([str(run) for run in runs]) == 0
+    printed = capsys.readouterr().out
+    values = [json.loads((run / "metrics.json").read_text())["top1"] for run in runs[:2]]
+    assert f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}" in printed
+    assert all(row in printed for row in ("flat, seed 0", "flat, seed 1", "flat, all seeds"))
+
+
+def test_comparing_into_a_folder_leaves_nothing_of_an_earlier_comparison_there(main, two_arms, tmp_path):
+    out = tmp_path / "elsewhere"
+    (out / "comparison").mkdir(parents=True)
+    for stale in ("confusion-older.png", "events.out.tfevents.1.older"):
+        (out / "comparison" / stale).touch()
+    assert main([str(two_arms[0]), "--out", str(out)]) == 0
+    assert {path.stem for path in (out / "comparison").glob("*.png")} == {"top1", "attributes", "confusion-flat"}
+    assert len(list((out / "comparison").glob("events*"))) == 1
+
+
+def refusal(main, capsys, runs):
+    """The one line that compare says when it refuses."""
+    assert main([str(run) for run in runs]) == 1
+    line = capsys.readouterr().err
+    assert line.startswith("error: ")
+    assert line.count("\n") == 1
+    return line
+
+
+def test_compare_refuses_runs_on_different_clips(main, two_arms, tmp_path, capsys):
+    other = write_run(tmp_path, "joint", 0, skill=3, num_clips=NUM_CLIPS + 2)
+    assert "2 clips are in only one of them" in refusal(main, capsys, [two_arms[0], other])
+
+
+def test_compare_refuses_a_validation_score_beside_a_test_score(main, two_arms, tmp_path, capsys):
+    other = write_run(tmp_path, "joint", 0, skill=3, split="validation")
+    assert "tested on different splits, test and validation" in refusal(main, capsys, [two_arms[0], other])
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "predictions.csv"])
+def test_compare_asks_for_the_test_that_a_run_lacks(main, two_arms, capsys, name):
+    (two_arms[1] / name).unlink()
+    assert f"has no {name}; test it first: python tools/test.py {two_arms[1]}" in refusal(main, capsys, two_arms)
+
+
+def test_compare_refuses_metrics_that_are_not_of_the_predictions_beside_them(main, two_arms, capsys):
+    (two_arms[1] / "predictions.csv").write_bytes((two_arms[0] / "predictions.csv").read_bytes())
+    assert "they are of different tests" in refusal(main, capsys, two_arms)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [("{", "not JSON"), ("[]", "has no attribute_accuracy"), ('{"attribute_accuracy": {}}', "lacks split")],
+)
+def test_compare_names_a_metrics_file_that_is_no_good(main, two_arms, capsys, content, reason):
+    path = two_arms[1] / "metrics.json"
+    path.write_text(content)
+    line = refusal(main, capsys, two_arms)
+    assert str(path) in line
+    assert reason in line
+
+
+def test_the_command_ends_in_one_line_and_exit_code_1_for_a_folder_that_is_not_there(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(TOOL), str(tmp_path / "nothing")],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8"},
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == f"error: {tmp_path / 'nothing'}: no such run folder\n"

@@ -1,0 +1,135 @@
+import json
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from diveparse.configs import load_config
+from diveparse.datasets.dives import ATTRIBUTES, DIVING48
+from diveparse.datasets.diving48 import read_split
+from diveparse.engine import logging as engine_logging
+from diveparse.engine.loop import train
+from diveparse.engine.predictions import read_predictions
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "test.py"
+main = runpy.run_path(str(TOOL))["main"]
+METRICS = {"split", "num_clips", "top1", "top5", "mean_class_accuracy", "num_classes_scored", "attribute_accuracy"}
+
+
+@pytest.fixture(autouse=True)
+def quick_figures(monkeypatch):
+    for name in ("confusion_figure", "class_count_figure"):
+        monkeypatch.setattr(engine_logging, name, lambda *_, **__: Figure(figsize=(1, 1)))
+
+
+@pytest.fixture
+def run(tiny_experiment):
+    return train(load_config(tiny_experiment, ["train.num_epochs=1"]))
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir() if not path.name.startswith("events")}
+
+
+def test_the_test_split_is_predicted_and_scored_in_the_run_folder(run, tiny_root, capsys):
+    assert main([str(run)]) == 0
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert {*METRICS, "invalid_rate", "nll", "ece"} <= set(metrics)
+    assert set(metrics["attribute_accuracy"]) == set(ATTRIBUTES)
+    records = read_split(tiny_root, "test")
+    assert (metrics["split"], metrics["num_clips"], metrics["num_classes_scored"]) == ("test", len(records), 4)
+    table = read_predictions(run / "predictions.csv")
+    assert table.clip.tolist() == [record.name for record in records]
+    assert table.true_number.tolist() == [DIVING48[record.label].number for record in records]
+    assert metrics["top1"] == pytest.approx((table.predicted_number == table.true_number).mean())
+    assert metrics["nll"] == pytest.approx(-table.log_prob_true.mean())
+    assert f"{len(records)} test clips: top-1 {metrics['top1']:.3f}" in capsys.readouterr().out
+
+
+def test_a_second_test_is_refused_unless_asked_for_again(run, capsys):
+    assert main([str(run)]) == 0
+    before = (run / "metrics.json").read_bytes()
+    (run / "predictions.csv").write_text("kept")
+    assert main([str(run)]) == 1
+    assert "a test is read once; --again replaces it" in capsys.readouterr().err
+    assert (run / "predictions.csv").read_text() == "kept"
+    assert main([str(run), "--again"]) == 0
+    assert (run / "metrics.json").read_bytes() == before
+    assert len(read_predictions(run / "predictions.csv")) == 12
+
+
+def test_validation_has_its_own_files_and_leaves_the_test_untouched(run, tiny_root):
+    assert main([str(run), "--split", "val"]) == 0
+    assert names(run) >= {"validation_metrics.json", "validation_predictions.csv"}
+    assert not (run / "metrics.json").exists()
+    assert json.loads((run / "validation_metrics.json").read_text())["split"] == "val"
+    val_sources = set(read_predictions(run / "validation_predictions.csv").source)
+    assert len(val_sources) == 1
+    assert val_sources < {record.source for record in read_split(tiny_root, "train")}
+
+
+def test_validation_scores_the_kept_model_as_training_did(run):
+    assert main([str(run), "--split", "val"]) == 0
+    metrics = json.loads((run / "validation_metrics.json").read_text())
+    events = EventAccumulator(str(run)).Reload()
+    for name in ("top1", "top5", "nll", "ece", "invalid_rate", "mean_class_accuracy"):
+        assert metrics[name] == pytest.approx(events.Scalars(f"val/{name}")[-1].value, rel=1e-5)
+
+
+def test_shuffled_frames_are_a_control_with_its_own_files(run):
+    assert main([str(run), "clip.order=shuffled"]) == 0
+    assert {"shuffled_metrics.json", "shuffled_predictions.csv"} <= names(run)
+    assert not (run / "metrics.json").exists()
+
+
+def test_more_views_are_averaged_and_counted(run):
+    assert main([str(run), "test.num_temporal_views=2", "test.num_spatial_views=3", "test.batch_size=2"]) == 0
+    assert json.loads((run / "metrics.json").read_text())["num_views"] == 6
+    one_view = read_predictions(run / "predictions.csv").log_prob_true
+    assert main([str(run), "--again"]) == 0
+    assert not np.array_equal(read_predictions(run / "predictions.csv").log_prob_true, one_view)
+
+
+def test_the_final_metrics_lie_in_the_runs_own_tensorboard_log_beside_the_options(run):
+    before = {path for path in run.rglob("*") if path.is_dir()}
+    assert main([str(run)]) == 0
+    assert {path for path in run.rglob("*") if path.is_dir()} == before  # no stray runs
+    events = EventAccumulator(str(run)).Reload()
+    metrics = json.loads((run / "metrics.json").read_text())
+    (point,) = events.Scalars("test/top1")
+    assert point.value == pytest.approx(metrics["top1"])
+    assert events.Scalars("test/accuracy_twist")[0].value == pytest.approx(metrics["attribute_accuracy"]["twist"])
+    assert "test/confusion" in events.Tags()["images"]
+    assert "_hparams_/session_start_info" in events.summary_metadata
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["train.batch_size=2"], "testing can change data.root, data.num_workers, test., clip.order only"),
+        (["clip.num_frames=2"], "testing can change"),
+        (["test.num_spatial_views=2"], "test.num_spatial_views must be 1 or 3"),
+        (["data.root=/nowhere"], "/nowhere"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_line_and_writes_nothing(run, capsys, arguments, complaint):
+    before = names(run)
+    assert main([str(run), *arguments]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ")
+    assert complaint in line
+    assert names(run) == before
+
+
+def test_a_folder_without_a_trained_model_is_refused(tmp_path, capsys):
+    assert main([str(tmp_path)]) == 1
+    assert "holds no trained model" in capsys.readouterr().err
+
+
+def test_a_damaged_model_is_refused_by_name(run, capsys):
+    (run / "model" / "model.safetensors").write_bytes(b"half")
+    assert main([str(run)]) == 1
+    assert "model.safetensors" in capsys.readouterr().err

@@ -1,0 +1,108 @@
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from diveparse.configs import load_config, run_folder
+from diveparse.engine.checkpoint import newest_checkpoint
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "train.py"
+main = runpy.run_path(str(TOOL))["main"]
+
+
+def test_an_epoch_is_one_line_with_losses_accuracies_waiting_and_time(tiny_experiment, capsys):
+    assert main([str(tiny_experiment), "train.num_epochs=1"]) == 0
+    captured = capsys.readouterr()
+    assert "epoch 1/1: loss " in captured.out
+    for word in ("train top-1 0.", "val top-1 ", "val nll ", "waited for data ", " s\n"):
+        assert word in captured.out
+    assert "epoch 1/1" in captured.err  # the progress bar
+    assert f"python tools/test.py {run_folder(load_config(tiny_experiment, []))}" in captured.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["train.bach_size=2"], "train.bach_size: Key 'bach_size' not in 'TrainConfig'. Did you mean: 'batch_size'?"),
+        (["data.root=/nowhere"], "/nowhere"),
+        (["head.kind=softmax"], "head.kind"),
+        (["backbone.weights=/nowhere"], "/nowhere"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_line_and_exit_code_1(tiny_experiment, capsys, arguments, complaint):
+    assert main([str(tiny_experiment), *arguments]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ")
+    assert complaint in line
+
+
+def test_an_unreadable_clip_is_one_line_that_names_it_even_from_a_worker(tiny_experiment, tiny_root, tmp_path, capsys):
+    root = tmp_path / "damaged"
+    (root / "rgb").mkdir(parents=True)
+    for path in tiny_root.glob("*.json"):
+        (root / path.name).symlink_to(path)
+    for path in (tiny_root / "rgb").iterdir():
+        (root / "rgb" / path.name).write_bytes(path.read_bytes()[:100])
+    for num_workers in (0, 1):
+        overrides = [f"data.root={root}", f"data.num_workers={num_workers}", f"arm=workers{num_workers}"]
+        assert main([str(tiny_experiment), *overrides]) == 1
+        line = capsys.readouterr().err.strip().splitlines()[-1]
+        assert line.startswith("error: ")
+        assert ".mp4" in line
+        assert "Traceback" not in line
+
+
+def test_options_and_overrides_may_come_in_any_order(tiny_experiment, capsys):
+    assert main([str(tiny_experiment), "train.num_epochs=1", "--resume", "arm=other"]) == 0
+    assert (run_folder(load_config(tiny_experiment, ["arm=other"])) / "model").is_dir()
+
+
+def run_tool(*arguments: object) -> "subprocess.Popen[str]":
+    command = [sys.executable, str(TOOL), *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def children_of(group: int) -> list[int]:
+    """Live processes of a session, zombies left out."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
+        except OSError:  # it ended meanwhile
+            continue
+        if int(session) == group and state != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
+def test_killed_and_interrupted_with_workers_then_resumed_the_tool_finishes_and_leaves_no_process(
+    tiny_experiment, tmp_path
+):
+    arguments = [tiny_experiment, "data.num_workers=2", "train.num_epochs=40", "train.log_every=999", "--resume"]
+    run = run_folder(load_config(tiny_experiment, []))
+    for deadly in (signal.SIGKILL, signal.SIGINT):
+        before = newest_checkpoint(run)
+        process = run_tool(*arguments)
+        while newest_checkpoint(run) == before and process.poll() is None:
+            time.sleep(0.05)
+        os.kill(process.pid, deadly)
+        _, errors = process.communicate()
+        assert process.returncode == (-signal.SIGKILL if deadly == signal.SIGKILL else 130), errors
+        assert "Traceback" not in errors
+        assert newest_checkpoint(run) is not None
+        deadline = time.monotonic() + 30  # torch's workers look for their parent every five seconds
+        while children_of(process.pid) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not children_of(process.pid)
+    assert "--resume goes on" in errors
+
+
+def test_help_shows_an_example_at_once():
+    done = subprocess.run([sys.executable, str(TOOL), "--help"], capture_output=True, text=True, check=True)
+    assert "python tools/train.py configs/demo.yaml --resume" in done.stdout

@@ -1,0 +1,116 @@
+"""Prepare data: render a labelled data set in Diving48's layout, or one clip of any dive number."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from diveparse.datasets.dives import Dive
+from diveparse.datasets.rendered_set import RenderSettings, TestCounts, render_data_set, write_clip
+from diveparse.datasets.synthetic import RenderedClip, Source, Split
+
+EPILOG = """\
+examples:
+  python tools/prepare.py synthetic --out data/demo --train-clips 1500 --test-clips 300 --height 120
+  python tools/prepare.py dive 626C --out 626C.mp4
+  python tools/prepare.py sheet 101B 5253B 626C --out sheet.png
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    try:
+        if args.command == "synthetic":
+            render_set(args)
+        elif args.command == "dive":
+            clip = clip_of(args.number, args.seed, args.difficulty)
+            write_clip(clip, picture_size(args.height), args.out)
+            print(f"{args.out}: {clip.dive.number}, {clip.dive.name}, from {clip.source.board_height_m:g} m")
+        else:
+            contact_sheet(args)
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on where it was", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    synthetic = commands.add_parser("synthetic", help="render labelled dives as H.264 clips in Diving48's layout")
+    synthetic.add_argument("--out", type=Path, required=True, metavar="DIR", help="goes on where it stopped")
+    synthetic.add_argument("--train-clips", type=int, required=True, help="long-tailed as the V2 training split")
+    synthetic.add_argument("--test-clips", type=int, required=True)
+    synthetic.add_argument(
+        "--test-counts",
+        choices=[counts.value for counts in TestCounts],
+        default=TestCounts.DIVING48.value,
+        help="test clips in proportion to the V2 test split, or the same number of every class with training clips",
+    )
+    synthetic.add_argument("--clips-per-source", type=int, default=12)
+    synthetic.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
+    dive = commands.add_parser("dive", help="render one clip of any dive number")
+    dive.add_argument("number", help="such as 5253B")
+    dive.add_argument("--out", type=Path, required=True, metavar="FILE.mp4")
+    sheet = commands.add_parser("sheet", help="draw dives as rows of frames in one picture")
+    sheet.add_argument("numbers", nargs="+", metavar="NUMBER")
+    sheet.add_argument("--out", type=Path, required=True, metavar="FILE.png")
+    sheet.add_argument("--frames", type=int, default=12)
+    for command, height in ((synthetic, 480), (dive, 480), (sheet, 120)):
+        command.add_argument("--height", type=int, default=height, help="pixels; pictures are 4:3")
+        command.add_argument("--difficulty", type=float, default=1.0, help="of camera, light and crowd; 0: plain")
+        command.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(argv)
+
+
+def render_set(args: argparse.Namespace) -> None:
+    settings = RenderSettings(
+        num_train_clips=args.train_clips,
+        num_test_clips=args.test_clips,
+        height=args.height,
+        difficulty=args.difficulty,
+        clips_per_source=args.clips_per_source,
+        test_counts=args.test_counts,
+        seed=args.seed,
+    )
+    with tqdm(unit="clip", desc="rendering") as bar:
+        for done, bar.total in render_data_set(args.out, settings, args.workers):
+            bar.update(done - bar.n)
+    print(f"{args.out}: {settings.num_train_clips} training and {settings.num_test_clips} test clips, rendered")
+
+
+def clip_of(number: str, seed: int, difficulty: float) -> RenderedClip:
+    """A clip of a source whose board the dive can be done from."""
+    dive = Dive.from_number(number)
+    sources = (Source.draw(seed, Split.TRAIN, index, difficulty) for index in range(1000))
+    return RenderedClip(next(source for source in sources if source.has_board_for(dive)), dive, 0, difficulty)
+
+
+def contact_sheet(args: argparse.Namespace) -> None:
+    rows = []
+    for index, number in enumerate(args.numbers):
+        clip = clip_of(number, args.seed + index, args.difficulty)
+        times = (np.arange(args.frames) + 0.5) / args.frames * clip.duration_s
+        frames, _, _ = clip.draw(times, picture_size(args.height))
+        rows.append(np.concatenate(list(frames), axis=1))
+    Image.fromarray(np.concatenate(rows)).save(args.out)
+    print(f"{args.out}: {', '.join(args.numbers)}, top to bottom")
+
+
+def picture_size(height: int) -> tuple[int, int]:
+    return RenderSettings(num_train_clips=1, num_test_clips=1, height=height).size
+
+
+if __name__ == "__main__":
+    sys.exit(main())
