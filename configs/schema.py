@@ -56,7 +56,7 @@ class ClipConfig:
     num_frames: int = 24
     image_size: int = 224  # height and width of what the backbone sees, pixels
     order: FrameOrder = FrameOrder.TIME
-    crop_scale_min: float = 0.7  # smallest share of the picture's area that a random training crop keeps
+    crop_scale_min: float = 0.7  # smallest share of the largest square that a random training crop keeps
     flip: bool = True
     color_jitter: float = 0.2
 
@@ -185,6 +185,7 @@ class PretrainConfig:
     seed: int = 0
     runs_dir: str = "runs"
     clips_per_epoch: int = 20_000  # an epoch is only a report and a checkpoint: no clip comes twice
+    num_easy_clips: int = 0  # over these first clips, the rendering's difficulty rises from 0 to 1
     num_workers: int = 2
     clip: ClipConfig = field(default_factory=ClipConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)

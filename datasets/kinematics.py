@@ -151,9 +151,10 @@ def body_joints(angles: Array) -> Array:
 
 def centre_of_mass(joints: Array) -> Array:
     """(..., num_joints, 3) -> (..., 3), the mean of the segments' middles weighted by their mass."""
-    return sum(
-        mass * (joints[..., JOINT[start], :] + joints[..., JOINT[end], :]) / 2 for start, end, mass in SEGMENT_MASSES
-    )
+    centre = np.zeros_like(joints[..., 0, :])
+    for start, end, mass in SEGMENT_MASSES:
+        centre += mass * (joints[..., JOINT[start], :] + joints[..., JOINT[end], :]) / 2
+    return centre
 
 
 def somersault_inertia(joints: Array) -> Array:

@@ -17,23 +17,35 @@ MARGIN = 1.17  # drawn larger than the clip by this much, and cropped at random
 
 
 class MotionClips(Dataset[dict[str, Tensor]]):
-    """Item `index` is always the same clip; every item has a source of its own, which no data set shares."""
+    """Item `index` is always the same clip; every item has a source of its own, which no data set shares.
+
+    The rendering's difficulty rises from 0 to 1 over the first `num_easy` items: a network that starts from nothing
+    finds bodies sooner in plain views.
+    """
 
     def __init__(
-        self, *, num_frames: int, image_size: int, seed: int, moments_per_frame: int, moments_per_clip_frame: int
+        self,
+        *,
+        num_frames: int,
+        image_size: int,
+        seed: int,
+        num_easy: int,
+        moments_per_frame: int,
+        moments_per_clip_frame: int,
     ):
-        self.num_frames, self.image_size, self.seed = num_frames, image_size, seed
+        self.num_frames, self.image_size, self.seed, self.num_easy = num_frames, image_size, seed, num_easy
         self.moments_per_frame, self.moments_per_clip_frame = moments_per_frame, moments_per_clip_frame
         self.dives = sorted({*WORLD_AQUATICS, *DIVING48}, key=lambda dive: dive.number)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """Returns: clip uint8 (time, channel, height, width), and a row of each tensor of `heads.kinematics.Motion`."""
         rng = np.random.default_rng((self.seed, Split.PRETRAIN.value, index, 1))
-        source = Source.draw(self.seed, Split.PRETRAIN, index, difficulty=1.0)
-        source = replace(source, body_share=source.body_share * rng.uniform(0.8, 1.15))
-        clip = RenderedClip(source, self._dive(source, rng), number=0)
+        difficulty = min(1.0, index / max(self.num_easy, 1))
+        source = Source.draw(self.seed, Split.PRETRAIN, index, difficulty)
+        source = replace(source, body_share=source.body_share * rng.uniform(0.8, 1.0))
+        clip = RenderedClip(source, self._dive(source, rng), 0, difficulty)
         step_s = clip.duration_s / self.num_frames
-        times = (np.arange(self.num_frames) + rng.uniform(0, 1)) * step_s  # evenly apart, at any phase
+        times = (np.arange(self.num_frames, dtype=np.float64) + rng.uniform(0, 1)) * step_s  # evenly apart, at any phase
         side = round(self.image_size * MARGIN)
         frames, joints_px, moments = clip.draw(times, (side, side))
         top, left = rng.integers(0, side - self.image_size + 1, 2)

@@ -324,13 +324,12 @@ def venue_quads(
     for x in np.arange(-40, 40, rng.uniform(2, 5)):
         wall(x, rng.uniform(0, 3), rng.uniform(0.5, 3), rng.uniform(1, 9), shade(venue.wall, rng.uniform(0.8, 1.15)))
     if venue.crowd:
-        for x, z, tone, *shirt in zip(
-            rng.uniform(-22, 22, 350), rng.uniform(0.8, 6, 350), *rng.uniform(0.4, 1.4, (4, 350)), strict=True
-        ):
-            clothes = tuple(
-                int(np.clip(0.5 * w * tone + 70 * s, 0, 255)) for w, s in zip(venue.wall, shirt, strict=True)
-            )
-            wall(x, z, 0.35, 0.5, clothes)  # type: ignore[arg-type]
+        num_people = 350
+        xs, zs = rng.uniform(-22, 22, num_people).tolist(), rng.uniform(0.8, 6, num_people).tolist()
+        tone, shirt = rng.uniform(0.4, 1.4, (num_people, 1)), rng.uniform(0.4, 1.4, (num_people, 3))
+        clothes = np.clip(0.5 * np.array(venue.wall) * tone + 70 * shirt, 0, 255).astype(int).tolist()
+        for x, z, color in zip(xs, zs, clothes, strict=True):
+            wall(x, z, 0.35, 0.5, tuple(color))
     for _ in range(int(rng.integers(0, 6))):  # lamps or windows
         wall(rng.uniform(-25, 25), rng.uniform(5, 13), rng.uniform(0.5, 3), rng.uniform(0.5, 1.5), (250, 250, 240))
     floor(-60, 60, far, edge, 0.3, venue.deck)

@@ -13,11 +13,13 @@ def sample_frame_times(
 ) -> Tensor:
     """Pick one time in each of `num_frames` equal segments, so that a clip covers the whole dive at any frame rate.
 
-    generator: for training, draws each time at random in its segment. view: (i, n), without a generator, is the i-th of
-    n clips whose times lie evenly shifted in the segments; (0, 1) takes the middles.
+    generator: for training, draws one place at random and takes it in every segment: the times stay evenly apart, since
+    how far a body turns from one frame to the next is what tells a fast dive from a slow one.
+    view: (i, n), without a generator, is the i-th of n clips whose times lie evenly shifted in the segments; (0, 1)
+    takes the middles.
     Returns: (num_frames,) float64 seconds, ascending, inside [0, duration_s).
     Raises: ValueError if duration_s or num_frames is not positive, or the view is not one of n.
-    Source: one frame per equal segment, after TSN (Wang et al. 2016).
+    Source: one frame per equal segment, after TSN (Wang et al. 2016), which draws each place by itself.
     """
     view_index, num_views = view
     if not 0 < duration_s < math.inf:
@@ -30,5 +32,5 @@ def sample_frame_times(
         offsets = torch.full((num_frames,), (view_index + 0.5) / num_views, dtype=torch.float64)
     else:
         # single precision stays below 1 even after the additions below, so the last time is before the end
-        offsets = torch.rand(num_frames, generator=generator, dtype=torch.float32).double()
+        offsets = torch.rand(1, generator=generator, dtype=torch.float32).double().expand(num_frames)
     return (torch.arange(num_frames, dtype=torch.float64) + offsets) * (duration_s / num_frames)

@@ -68,7 +68,7 @@ class Source:
             camera_side=int(rng.choice((-1, 1))),
             camera_distance_m=float(rng.uniform(9, 18)),
             camera_height_m=float(board * rng.uniform(0.3, 1.1) + rng.uniform(0.8, 2.5)),
-            body_share=float(rng.uniform(0.34, 0.50)),
+            body_share=float(rng.uniform(0.42, 0.58)),
         )
 
     def has_board_for(self, dive: Dive) -> bool:

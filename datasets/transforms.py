@@ -7,6 +7,8 @@ a clip are cropped, flipped and coloured alike. Random numbers come from torch's
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
@@ -53,10 +55,11 @@ def train_transform(clip_cfg: ClipConfig) -> v2.Compose:
 
 def eval_transform(clip_cfg: ClipConfig, position: float = 0.5) -> v2.Compose:
     """uint8 (time, 3, height, width) -> float (time, 3, image_size, image_size): a square at one of SPATIAL_VIEWS."""
-
-    def crop(frames: Tensor) -> Tensor:
-        size = clip_cfg.image_size
-        top, left = (round((side - size) * position) for side in frames.shape[-2:])
-        return frames[..., top : top + size, left : left + size]
-
+    crop = partial(cut_square, size=clip_cfg.image_size, position=position)  # a partial travels to worker processes
     return v2.Compose([crop, v2.ToDtype(torch.float32, scale=True), v2.Normalize(PIXEL_MEAN, PIXEL_STD)])
+
+
+def cut_square(frames: Tensor, *, size: int, position: float) -> Tensor:
+    """The square at `position`, from 0 at the left or top to 1. frames: (…, height, width) -> (…, size, size)."""
+    top, left = (round((side - size) * position) for side in frames.shape[-2:])
+    return frames[..., top : top + size, left : left + size]

@@ -150,19 +150,17 @@ class _PlayedVideo:
 
     def frames(self) -> Iterator[tuple[float, VideoFrame]]:
         """The frames in the order in which they are shown, each with its seconds from the first."""
-        frames = (frame for packet in self.packets for frame in packet.decode())
-        if self.is_avi and self.stream.average_rate:
-            for index, frame in enumerate(frames):
-                yield float(index / self.stream.average_rate), frame
-            return
-        first_pts, tick_s = None, self.tick_s[self.stream.index]
-        for frame in frames:
-            if frame.pts is None:
-                raise VideoError(f"{self.path}: the frames have no times")
+        first_pts, tick_s, rate_hz = None, self.tick_s[self.stream.index], self.stream.average_rate
+        for index, frame in enumerate(frame for packet in self.packets for frame in packet.decode()):
             if frame.is_corrupt:
-                raise VideoError(f"{self.path}: damaged in the frame at {frame.time:.2f} s")
-            first_pts = frame.pts if first_pts is None else first_pts
-            yield (frame.pts - first_pts) * tick_s.numerator / tick_s.denominator, frame
+                raise VideoError(f"{self.path}: damaged in frame {index}")
+            if self.is_avi and rate_hz:
+                yield float(index / rate_hz), frame
+            elif frame.pts is None:
+                raise VideoError(f"{self.path}: the frames have no times")
+            else:
+                first_pts = frame.pts if first_pts is None else first_pts
+                yield (frame.pts - first_pts) * tick_s.numerator / tick_s.denominator, frame
 
     def info(self, frame: VideoFrame | None) -> VideoInfo:
         """Go on to the end and sum up. frame: any decoded frame, since only frames know how the picture is turned."""

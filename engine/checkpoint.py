@@ -27,6 +27,17 @@ from diveparse.engine.atomic import TEMPORARY_SUFFIX, sync
 from diveparse.engine.progress import Progress
 
 WEIGHTS, STATE = "model.safetensors", "state.pt"
+# what safetensors, torch.load and the load_state_dict of each part raise about files that they cannot use
+UNREADABLE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    SafetensorError,
+    pickle.UnpicklingError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
 STEP_FOLDER = re.compile(r"step-(\d+)")
 
 
@@ -97,7 +108,7 @@ def resume_from_checkpoint(run: Path, learner: Learner) -> None:
         learner.scaler.load_state_dict(state["scaler"])
         learner.progress = Progress.from_state_dict(state["progress"])
         restore_random_state(state["random"])
-    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError, KeyError, TypeError, ValueError) as error:
+    except UNREADABLE as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{folder}: not a checkpoint that this run can go on from: {reason}") from error
 

@@ -16,10 +16,11 @@ AUTOCAST_DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16
 
 def choose_device() -> torch.device:
     """The GPU where there is one. On the CPU, give the main process every core that it may run on: data workers keep to
-    one thread each, and mostly wait."""
+    one thread each, and mostly wait. OMP_NUM_THREADS, where set, says how many instead, so that two runs can share."""
     if torch.cuda.is_available():
         return torch.device("cuda")
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     return torch.device("cpu")
 
 

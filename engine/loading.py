@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -69,4 +71,20 @@ def _worker_options(num_workers: int) -> dict[str, Any]:
         return shared
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(WORKER_MODULES)
-    return shared | {"num_workers": num_workers, "multiprocessing_context": context}
+    options = {"num_workers": num_workers, "multiprocessing_context": context, "worker_init_fn": end_with_main_process}
+    return shared | options
+
+
+def end_with_main_process(worker: int) -> None:
+    """Keep a worker from outliving a main process that was killed.
+
+    torch's own watch looks at the process that forked the worker: that is the server, which in turn waits for the worker.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -35,8 +35,7 @@ def open_writer(run: Path, step: int) -> SummaryWriter:
 def flush(writer: SummaryWriter) -> None:
     """Put every point on the disk. Before each checkpoint, since nothing before it is ever logged again."""
     writer.flush()
-    for path in Path(writer.log_dir).glob("events.out.tfevents.*"):
-        sync(path)
+    sync(max(Path(writer.log_dir).glob("events.out.tfevents.*")))  # the newest is this writer's
 
 
 def log_start(

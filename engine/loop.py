@@ -76,6 +76,7 @@ def train(cfg: Config, *, resume: bool = False) -> Path:
                 total=steps_per_epoch,
                 unit="update",
                 leave=False,
+                mininterval=1,
             )
             for _ in bar:
                 state = update(model, learner, batches, records, cfg.train)

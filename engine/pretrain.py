@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.utils.data import DataLoader
@@ -24,14 +23,12 @@ from diveparse.datasets.motion_clips import MotionClips
 from diveparse.engine.atomic import written_atomically
 from diveparse.engine.device import autocast, choose_device
 from diveparse.engine.optim import build_optimizer, build_schedule
-from diveparse.heads.kinematics import (
-    MOMENTS_PER_CLIP_FRAME,
-    MOMENTS_PER_FRAME,
-    KinematicsHead,
-    Motion,
-    kinematics_loss,
-)
+from diveparse.heads.kinematics import KinematicsHead, Motion, kinematics_loss
 from diveparse.models.timesformer import TimeSformer
+from diveparse.models.weights import load_backbone, save_backbone
+
+MOMENTS_PER_FRAME = 3  # the axes half a step before a frame, at it and half a step after
+MOMENTS_PER_CLIP_FRAME = 2  # the class token recalls the whole clip, twice as finely as it saw it
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +36,8 @@ logger = logging.getLogger(__name__)
 def pretrain(cfg: PretrainConfig, *, resume: bool) -> Path:
     """Train the backbone of `cfg` into `runs_dir/name/` and return the file of its weights.
 
-    With `resume`, go on from the last checkpoint; the same clips come in the same order as if never stopped. Under
-    `torchrun`, `train.batch_size` is the share of each process: on a CPU, one process a core uses the cores better than
-    one process with a thread a core.
+    With `resume`, go on from the last checkpoint with the clips that follow. Under `torchrun`, `train.batch_size` is
+    each process's share: on a CPU, one process a core uses the cores better than one process with a thread a core.
     """
     folder = Path(cfg.runs_dir) / cfg.name
     device = choose_device()
@@ -50,22 +46,25 @@ def pretrain(cfg: PretrainConfig, *, resume: bool) -> Path:
         torch.set_num_threads(1)
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     torch.manual_seed(cfg.seed)
-    backbone = TimeSformer(cfg.backbone, num_frames=cfg.clip.num_frames, image_size=cfg.clip.image_size)
+    backbone = start_backbone(cfg)
     head = KinematicsHead(
         backbone.embed_dim,
         num_frames=backbone.num_frames,
         num_patches=backbone.num_patches,
         num_joints=len(JOINTS),
         num_phases=len(PHASES),
+        moments_per_frame=MOMENTS_PER_FRAME,
+        num_clip_moments=MOMENTS_PER_CLIP_FRAME * backbone.num_frames,
     )
     model = nn.ModuleDict({"backbone": backbone, "head": head}).to(device)
     optimizer = build_optimizer(model, head, cfg.train)
-    steps_per_epoch = cfg.clips_per_epoch // (cfg.train.batch_size * world_size)
+    clips_per_step = cfg.train.batch_size * world_size
+    steps_per_epoch = cfg.clips_per_epoch // clips_per_step
     num_steps = steps_per_epoch * cfg.train.num_epochs
     schedule = build_schedule(optimizer, cfg.train, num_steps)
     start_step = load_checkpoint(folder, model, optimizer, schedule) if resume else 0
     writer = SummaryWriter(str(folder), purge_step=start_step) if rank == 0 else None
-    indices = range(start_step * world_size * cfg.train.batch_size, num_steps * world_size * cfg.train.batch_size)
+    indices = range(start_step * clips_per_step, num_steps * clips_per_step)
     batches = motion_batches(cfg, indices[rank::world_size], device)
 
     started = time.monotonic()
@@ -90,9 +89,7 @@ def pretrain(cfg: PretrainConfig, *, resume: bool) -> Path:
         if (step + 1) % cfg.train.log_every == 0:
             for name, term in terms.items():
                 writer.add_scalar(f"pretrain/loss_{name}", term.item(), step + 1)
-            clips_per_second = (
-                (step + 1 - start_step) * cfg.train.batch_size * world_size / (time.monotonic() - started)
-            )
+            clips_per_second = (step + 1 - start_step) * clips_per_step / (time.monotonic() - started)
             writer.add_scalar("pretrain/clips_per_second", clips_per_second, step + 1)
         if (step + 1) % steps_per_epoch == 0:
             summary = " ".join(f"{name} {term.item():.3f}" for name, term in terms.items())
@@ -100,7 +97,22 @@ def pretrain(cfg: PretrainConfig, *, resume: bool) -> Path:
             save_checkpoint(folder, step + 1, model, optimizer, schedule)
     if writer is not None:
         writer.close()
-    return save_backbone(folder / "backbone.safetensors", backbone) if rank == 0 else folder
+    path = folder / "backbone.safetensors"
+    if rank == 0:
+        save_backbone(path, backbone, dtype=torch.float16)  # small enough to ship
+    return path
+
+
+def start_backbone(cfg: PretrainConfig) -> TimeSformer:
+    """From the weights that the config names, or from nothing."""
+    sizes = {"num_frames": cfg.clip.num_frames, "image_size": cfg.clip.image_size}
+    if cfg.backbone.weights is not None:
+        return load_backbone(cfg.backbone.weights, cfg.backbone, **sizes)
+    backbone = TimeSformer(cfg.backbone, **sizes)
+    # from nothing and in so few steps, the network must be told from the start where and when a patch is
+    for places in (backbone.space_embed, backbone.time_embed):
+        nn.init.trunc_normal_(places, std=0.3)
+    return backbone
 
 
 def average_gradients(model: nn.Module, world_size: int) -> None:
@@ -117,6 +129,7 @@ def motion_batches(cfg: PretrainConfig, indices: range, device: torch.device) ->
         num_frames=cfg.clip.num_frames,
         image_size=cfg.clip.image_size,
         seed=cfg.seed,
+        num_easy=cfg.num_easy_clips,
         moments_per_frame=MOMENTS_PER_FRAME,
         moments_per_clip_frame=MOMENTS_PER_CLIP_FRAME,
     )
@@ -128,9 +141,9 @@ def motion_batches(cfg: PretrainConfig, indices: range, device: torch.device) ->
         pin_memory=device.type == "cuda",
         prefetch_factor=4 if cfg.num_workers else None,
     )
-    for first, batch in zip(indices[:: cfg.train.batch_size], loader, strict=False):
+    for number, batch in enumerate(loader):
         batch = {name: values.to(device, non_blocking=True) for name, values in batch.items()}
-        generator = torch.Generator().manual_seed(cfg.seed + first)
+        generator = torch.Generator().manual_seed(cfg.seed + indices.start + number)
         yield normalise(relight(batch.pop("clip"), cfg.clip.color_jitter, generator)), Motion(**batch)
 
 
@@ -147,8 +160,9 @@ def normalise(clips: Tensor) -> Tensor:
 
 
 def in_float(answer: Motion) -> Motion:
-    values = {field.name: getattr(answer, field.name) for field in fields(Motion)}
-    return Motion(**{name: value if value is None else value.float() for name, value in values.items()})
+    """Out of half precision, since the loss needs the whole range."""
+    predicted = {field.name: getattr(answer, field.name) for field in fields(Motion) if field.name != "joint_seen"}
+    return Motion(joint_seen=None, **{name: values.float() for name, values in predicted.items()})
 
 
 def save_checkpoint(
@@ -180,11 +194,3 @@ def load_checkpoint(
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])
     return int(state["step"])
-
-
-def save_backbone(path: Path, backbone: TimeSformer) -> Path:
-    """Half-precision weights: small enough to ship; fine-tuning starts from them in single precision."""
-    weights = {name: tensor.detach().half().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
-    with written_atomically(path) as temporary:
-        save_file(weights, temporary)
-    return path

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 PATCH_CODE = 16  # numbers kept of each patch before a frame's patches are read together
 NUM_AXIS_VALUES = 9  # three axes of three coordinates
-MOMENTS_PER_FRAME = 3  # the axes half a step before a frame, at it and half a step after: motion, not only pose
-MOMENTS_PER_CLIP_FRAME = 2  # the class token recalls the whole clip, twice as finely as it saw it
 
 
 @dataclass(frozen=True)
@@ -37,13 +35,30 @@ class Motion:
 
 
 class KinematicsHead(nn.Module):
-    def __init__(self, embed_dim: int, *, num_frames: int, num_patches: int, num_joints: int, num_phases: int):
+    """Joints, axes and phase of every frame from its patches; the axes over the whole clip from the class token.
+
+    moments_per_frame: at how many moments around each frame the axes are asked for, so that motion counts beside pose;
+    num_clip_moments: at how many, evenly over the clip.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        *,
+        num_frames: int,
+        num_patches: int,
+        num_joints: int,
+        num_phases: int,
+        moments_per_frame: int,
+        num_clip_moments: int,
+    ):
         super().__init__()
+        self.moments_per_frame = moments_per_frame
         self.num_frames = num_frames
-        self.sizes = (num_joints * 2, *(MOMENTS_PER_FRAME * NUM_AXIS_VALUES,) * 2, num_phases)
+        self.sizes = (num_joints * 2, *(moments_per_frame * NUM_AXIS_VALUES,) * 2, num_phases)
         self.patch_code = nn.Linear(embed_dim, PATCH_CODE)
         self.frame = nn.Linear(num_patches * PATCH_CODE, sum(self.sizes))
-        self.clip = nn.Linear(embed_dim, MOMENTS_PER_CLIP_FRAME * num_frames * NUM_AXIS_VALUES)
+        self.clip = nn.Linear(embed_dim, num_clip_moments * NUM_AXIS_VALUES)
 
     def forward(self, tokens: Tensor) -> Motion:
         """tokens: (batch, 1 + time * patches, embed_dim), as `TimeSformer.tokens` gives them."""
@@ -52,8 +67,8 @@ class KinematicsHead(nn.Module):
         return Motion(
             joints=rearrange(joints, "b t (j xy) -> b t j xy", xy=2),
             joint_seen=None,
-            camera_axes=rearrange(camera_axes, "b t (m a) -> b t m a", m=MOMENTS_PER_FRAME),
-            world_axes=rearrange(world_axes, "b t (m a) -> b t m a", m=MOMENTS_PER_FRAME),
+            camera_axes=rearrange(camera_axes, "b t (m a) -> b t m a", m=self.moments_per_frame),
+            world_axes=rearrange(world_axes, "b t (m a) -> b t m a", m=self.moments_per_frame),
             clip_axes=rearrange(self.clip(tokens[:, 0]), "b (m a) -> b m a", a=NUM_AXIS_VALUES),
             phase=phase,
         )

@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+# b sequences, n tokens of one, h heads, e head_dim
+
 
 class SelfAttention(nn.Module):
     """Every token of a sequence attends to every token of the same sequence."""
@@ -25,9 +27,13 @@ class SelfAttention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens, result: (sequences, length, embed_dim)."""
+        return self.proj(self.mix(tokens))
+
+    def mix(self, tokens: Tensor) -> Tensor:
+        """The heads' answers side by side, not yet projected. tokens, result: (sequences, length, embed_dim)."""
         qkv = rearrange(self.qkv(tokens), "b n (three h e) -> three b h n e", three=3, h=self.num_heads)
         x = F.scaled_dot_product_attention(*qkv.unbind(0))
-        return self.proj(rearrange(x, "b h n e -> b n (h e)"))
+        return rearrange(x, "b h n e -> b n (h e)")
 
     def first_token(self, tokens: Tensor) -> Tensor:
         """What `forward` gives the first token, without the queries of the others.

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange, reduce, repeat
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
@@ -70,9 +71,18 @@ class DividedBlock(nn.Module):
         """Each patch site attends along time. patches, result: (batch, frames * patches, embed_dim)."""
         num_patches = patches.shape[1] // num_frames
         x = rearrange(patches, "b (t n) d -> (b n) t d", t=num_frames)
-        # drop-path comes before the projection, one coin for each patch site, as in the authors' code
-        x = self.time_proj(self.drop_path(self.time_attn(self.time_norm(x))))
+        x = self.project_twice(self.time_attn.mix(self.time_norm(x)))
         return patches + rearrange(x, "(b n) t d -> b (t n) d", n=num_patches)
+
+    def project_twice(self, x: Tensor) -> Tensor:
+        """The time attention's own projection, drop-path and `time_proj`, with both matrices multiplied beforehand.
+
+        The authors drop paths between the two, a patch site at a time; that scales whole sequences, so it commutes.
+        x, result: (batch * patches, frames, embed_dim).
+        """
+        weight = self.time_proj.weight @ self.time_attn.proj.weight
+        bias = self.time_proj.weight @ self.time_attn.proj.bias
+        return self.drop_path(F.linear(x, weight, bias)) + self.time_proj.bias
 
     def frame_sequences(self, class_token: Tensor, patches: Tensor, num_frames: int) -> Tensor:
         """One sequence a frame: the clip's class token and the frame's patches. Returns: (batch * frames, 1 + n, d)."""

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
 
 TINY_LABELS = (0, 5, 20, 41)  # four dives that differ in every attribute
+TINY_COLORS = ((200, 20, 20), (20, 200, 20), (20, 20, 200), (150, 150, 150))
 TINY_EXPERIMENT = """\
 name: tiny
 arm: joint
@@ -39,19 +40,19 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for number in range(8 if split == "train" else 4):
                 name = f"tinysourc{source:02d}_{number:05d}"
                 label = TINY_LABELS[number % 4]
-                write_tiny_video(root / "rgb" / f"{name}.mp4", level=60 * (number % 4), seed=100 * source + number)
+                write_tiny_video(root / "rgb" / f"{name}.mp4", TINY_COLORS[number % 4], seed=100 * source + number)
                 rows.append({"vid_name": name, "label": label, "start_frame": 0, "end_frame": 8})
         (root / f"Diving48_V2_{split}.json").write_text(json.dumps(rows))
     return root
 
 
-def write_tiny_video(path: Path, *, level: int, seed: int, num_frames: int = 8) -> None:
+def write_tiny_video(path: Path, color: tuple[int, int, int], *, seed: int, num_frames: int = 8) -> None:
     noise = np.random.default_rng(seed)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for _ in range(num_frames):
-            pixels = np.clip(level + noise.integers(0, 40, size=(48, 64, 3)), 0, 255).astype(np.uint8)
+            pixels = (np.array(color) + noise.integers(0, 40, size=(48, 64, 3))).astype(np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
 

@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="where to write (default: the folder that all the runs lie in)")
     args = parser.parse_args(argv)
     try:
-        out = args.out or Path(os.path.commonpath([run.resolve().parent for run in args.runs]))
+        out = args.out or Path(os.path.relpath(os.path.commonpath([run.resolve().parent for run in args.runs])))
         report = compare_runs([load_run(run) for run in args.runs])
         text = f"{report.caption}\n\n{score_table(report)}\n"
         if report.pairs:

@@ -2,6 +2,7 @@ import csv
 import itertools
 import json
 import pickle
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -24,10 +25,8 @@ LISTED = [*WORLD_AQUATICS, *DIVING48]
 def every_dive_of_the_grammar() -> list[Dive]:
     dives = []
     for parts in itertools.product(Takeoff, range(-1, 13), range(-1, 11), Position, (False, True), (False, True)):
-        try:
+        with suppress(ValueError):
             dives.append(Dive(*parts))
-        except ValueError:
-            continue
     return dives
 
 

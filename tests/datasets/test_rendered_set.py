@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diveparse.datasets.diving48 import read_split
 from diveparse.datasets.dives import DIVING48, DIVING48_TRAIN_COUNTS
+from diveparse.datasets.diving48 import read_split
 from diveparse.datasets.kinematics import JOINT, JOINTS
 from diveparse.datasets.rendered_set import RenderSettings, TestCounts, class_counts, plan_clips, render_data_set
 from diveparse.datasets.synthetic import Split

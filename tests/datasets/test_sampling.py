@@ -29,7 +29,7 @@ def test_with_a_generator_the_times_fill_their_segments() -> None:
     assert offsets.min() < 0.01
     assert offsets.max() > 0.99
     assert (offsets.mean(0) - 0.5).abs().max() < 0.03
-    assert torch.corrcoef(offsets.T).triu(1).abs().max() < 0.1
+    assert (offsets - offsets[:, :1]).abs().max() < 1e-6  # evenly apart, whatever the place
 
 
 def test_the_last_time_is_before_the_end_even_for_the_largest_random_number(monkeypatch: pytest.MonkeyPatch) -> None:

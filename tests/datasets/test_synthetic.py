@@ -77,7 +77,7 @@ def test_the_diver_covers_what_the_joints_say() -> None:
 
 
 def test_motion_clips_carry_kinematics_and_no_label() -> None:
-    clips = MotionClips(num_frames=4, image_size=32, seed=0, moments_per_frame=3, moments_per_clip_frame=2)
+    clips = MotionClips(num_frames=4, image_size=32, seed=0, num_easy=0, moments_per_frame=3, moments_per_clip_frame=2)
     item = clips[5]
     assert set(item) == {"clip", "joints", "joint_seen", "camera_axes", "world_axes", "clip_axes", "phase"}
     assert item["clip"].shape == (4, 3, 32, 32)

@@ -47,14 +47,14 @@ def test_training_clips_differ_from_draw_to_draw_and_repeat_with_the_seed() -> N
 
 
 def test_a_training_crop_is_a_square_of_the_frames_anywhere_in_them() -> None:
-    frames, transform = some_frames(), train_transform(PLAIN)
+    frames, transform = some_frames(1), train_transform(PLAIN)
     squares = normalised(frames).unfold(-2, 16, 1).unfold(-2, 16, 1)  # (time, 3, top, left, 16, 16)
     corners = set()
-    for seed in range(200):
+    for seed in range(100):
         torch.manual_seed(seed)
         difference = (squares - transform(frames)[:, :, None, None]).abs().amax(dim=(0, 1, 4, 5))
         corners |= {tuple(corner) for corner in (difference < 1e-5).nonzero().tolist()}
-    assert len(corners) > 60  # of 75
+    assert len(corners) > 45  # of 75
 
 
 def test_half_of_the_training_clips_are_mirrored_and_otherwise_the_same() -> None:

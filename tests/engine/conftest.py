@@ -49,5 +49,5 @@ def logged(run: Path) -> dict[str, Any]:
     for tag in tags["images"]:
         points[tag] = [(image.step, image.encoded_image_string) for image in events.Images(tag)]
     for tag in tags["tensors"]:
-        points[tag] = [point.step for point in events.Tensors(tag)]
+        points[tag] = {point.step for point in events.Tensors(tag)}  # this reader keeps what was taken back
     return points

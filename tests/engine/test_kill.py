@@ -9,6 +9,7 @@ import pytest
 
 from diveparse.configs import load_config, run_folder
 
+NEVER = 0
 # Runs in a process of its own. Drawing 48 x 48 cells would take longer than training the tiny model.
 CHILD = """
 import os, signal
@@ -34,7 +35,7 @@ loop.train(load_config(Path({experiment!r}), []), resume=True)
 """
 
 
-def start(experiment: Path, deadly_call: int = 0) -> multiprocessing.Process:
+def start(experiment: Path, deadly_call: int = NEVER) -> multiprocessing.Process:
     """Train in a process of its own, which kills itself at its `deadly_call`-th step of writing to the disk."""
     context = multiprocessing.get_context("forkserver")  # forking this process, with torch's threads, could hang
     context.set_forkserver_preload(["diveparse.engine.loop"])
@@ -56,13 +57,11 @@ def whole(tiny_experiment: Path) -> Path:
 
 
 def test_killed_while_writing_each_file_in_turn_a_run_comes_out_the_same(tiny_experiment, whole, assert_same_run):
-    for deadly_call in range(1, 100):
+    # the config and the environment, each step of the first checkpoint, the second one and the best model, to the end
+    for deadly_call in (1, 2, 5, 4, 5, 6, 7, 8, 9, 4, 5, 6, 9, 11, NEVER):
         process = start(tiny_experiment, deadly_call)
         process.join()
-        if process.exitcode == 0:
-            break
-        assert process.exitcode == -signal.SIGKILL
-    assert deadly_call > 10  # it was killed often enough to mean something
+        assert process.exitcode == (0 if deadly_call == NEVER else -signal.SIGKILL)
     assert_same_run(run_folder(load_config(tiny_experiment, [])), whole)
 
 

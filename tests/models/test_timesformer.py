@@ -185,6 +185,17 @@ def test_freezing_changes_no_feature(backbone: TimeSformer) -> None:
     assert torch.equal(backbone(clips), before)
 
 
+def test_projecting_twice_at_once_changes_nothing(backbone: TimeSformer) -> None:
+    block = blocks_of(tiny_backbone(drop_path_rate=0.5))[1].train()
+    block.load_state_dict(blocks_of(backbone)[1].state_dict())
+    x = torch.randn(6, 4, 16)
+    torch.manual_seed(3)
+    at_once = block.project_twice(x)
+    torch.manual_seed(3)
+    torch.testing.assert_close(at_once, block.time_proj(block.drop_path(block.time_attn.proj(x))))
+    assert torch.equal(at_once[at_once.std(dim=1).sum(-1) == 0][0, 0], block.time_proj.bias)  # a dropped site
+
+
 def test_drop_path_acts_in_training_only_and_keeps_the_mean(backbone: TimeSformer) -> None:
     dropping = tiny_backbone(drop_path_rate=0.5).eval()
     dropping.load_state_dict(backbone.state_dict())

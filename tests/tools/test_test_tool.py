@@ -42,7 +42,7 @@ def test_the_test_split_is_predicted_and_scored_in_the_run_folder(run, tiny_root
     records = read_split(tiny_root, "test")
     assert (metrics["split"], metrics["num_clips"], metrics["num_classes_scored"]) == ("test", len(records), 4)
     table = read_predictions(run / "predictions.csv")
-    assert table.clip.tolist() == [record.name for record in records]
+    assert table["clip"].tolist() == [record.name for record in records]
     assert table.true_number.tolist() == [DIVING48[record.label].number for record in records]
     assert metrics["top1"] == pytest.approx((table.predicted_number == table.true_number).mean())
     assert metrics["nll"] == pytest.approx(-table.log_prob_true.mean())
