@@ -15,10 +15,6 @@ from torch.utils.data import DataLoader
 from diveparse.configs import TrainConfig
 from diveparse.datasets.diving48 import ClipDataset, EpochSampler
 
-# Workers start from a clean server process that has these modules loaded: forking a process that already runs threads
-# (torch's, TensorBoard's, CUDA's) can hang, and starting each from nothing takes seconds.
-WORKER_MODULES = ["diveparse.datasets.diving48"]
-
 Batch = dict[str, Tensor]  # "clip", "label" and "index", each with one entry a clip
 
 
@@ -69,8 +65,10 @@ def _worker_options(num_workers: int) -> dict[str, Any]:
     shared: dict[str, Any] = {"generator": torch.Generator(), "pin_memory": torch.cuda.is_available()}
     if num_workers == 0:
         return shared
+    # Workers start from a clean server process that has this module loaded: forking a process that already runs threads
+    # (torch's, TensorBoard's, CUDA's) can hang, and starting each worker from nothing takes seconds.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(WORKER_MODULES)
+    context.set_forkserver_preload([__name__])
     options = {"num_workers": num_workers, "multiprocessing_context": context, "worker_init_fn": end_with_main_process}
     return shared | options
 
@@ -78,7 +76,7 @@ def _worker_options(num_workers: int) -> dict[str, Any]:
 def end_with_main_process(worker: int) -> None:
     """Keep a worker from outliving a main process that was killed.
 
-    torch's own watch looks at the process that forked the worker: that is the server, which in turn waits for the worker.
+    torch's own watch looks at the process that forked the worker: the server, which in turn waits for its workers.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None

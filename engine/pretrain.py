@@ -143,7 +143,7 @@ def motion_batches(cfg: PretrainConfig, indices: range, device: torch.device) ->
     )
     for number, batch in enumerate(loader):
         batch = {name: values.to(device, non_blocking=True) for name, values in batch.items()}
-        generator = torch.Generator().manual_seed(cfg.seed + indices.start + number)
+        generator = torch.Generator().manual_seed(cfg.seed + indices[number * cfg.train.batch_size])
         yield normalise(relight(batch.pop("clip"), cfg.clip.color_jitter, generator)), Motion(**batch)
 
 

@@ -84,8 +84,10 @@ def render_set(args: argparse.Namespace) -> None:
         test_counts=args.test_counts,
         seed=args.seed,
     )
-    with tqdm(unit="clip", desc="rendering") as bar:
-        for done, bar.total in render_data_set(args.out, settings, args.workers):
+    progress = render_data_set(args.out, settings, args.workers)
+    done, total = next(progress)  # what is wrong with the settings shows before there is a bar
+    with tqdm(initial=done, total=total, unit="clip", desc="rendering") as bar:
+        for done, _ in progress:
             bar.update(done - bar.n)
     print(f"{args.out}: {settings.num_train_clips} training and {settings.num_test_clips} test clips, rendered")
 

@@ -83,9 +83,7 @@ def children_of(group: int) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
-def test_killed_and_interrupted_with_workers_then_resumed_the_tool_finishes_and_leaves_no_process(
-    tiny_experiment, tmp_path
-):
+def test_a_killed_or_interrupted_tool_takes_its_workers_along_and_leaves_a_run_to_resume(tiny_experiment):
     arguments = [tiny_experiment, "data.num_workers=2", "train.num_epochs=40", "train.log_every=999", "--resume"]
     run = run_folder(load_config(tiny_experiment, []))
     for deadly in (signal.SIGKILL, signal.SIGINT):
@@ -93,7 +91,10 @@ def test_killed_and_interrupted_with_workers_then_resumed_the_tool_finishes_and_
         process = run_tool(*arguments)
         while newest_checkpoint(run) == before and process.poll() is None:
             time.sleep(0.05)
-        os.kill(process.pid, deadly)
+        if deadly == signal.SIGKILL:
+            process.kill()
+        else:
+            os.killpg(process.pid, deadly)  # as a terminal's Ctrl-C does, to the workers too
         _, errors = process.communicate()
         assert process.returncode == (-signal.SIGKILL if deadly == signal.SIGKILL else 130), errors
         assert "Traceback" not in errors
