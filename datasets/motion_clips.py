@@ -45,7 +45,7 @@ class MotionClips(Dataset[dict[str, Tensor]]):
         source = replace(source, body_share=source.body_share * rng.uniform(0.8, 1.0))
         clip = RenderedClip(source, self._dive(source, rng), 0, difficulty)
         step_s = clip.duration_s / self.num_frames
-        times = (np.arange(self.num_frames, dtype=np.float64) + rng.uniform(0, 1)) * step_s  # evenly apart, at any phase
+        times = (np.arange(self.num_frames, dtype=np.float64) + rng.uniform(0, 1)) * step_s  # evenly apart
         side = round(self.image_size * MARGIN)
         frames, joints_px, moments = clip.draw(times, (side, side))
         top, left = rng.integers(0, side - self.image_size + 1, 2)

@@ -99,7 +99,7 @@ def test_a_killed_or_interrupted_tool_takes_its_workers_along_and_leaves_a_run_t
         assert process.returncode == (-signal.SIGKILL if deadly == signal.SIGKILL else 130), errors
         assert "Traceback" not in errors
         assert newest_checkpoint(run) is not None
-        deadline = time.monotonic() + 30  # torch's workers look for their parent every five seconds
+        deadline = time.monotonic() + 30
         while children_of(process.pid) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert not children_of(process.pid)
