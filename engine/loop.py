@@ -48,11 +48,11 @@ def train(cfg: Config, *, resume: bool = False) -> Path:
     records, val_records = split_by_source(read_split(Path(cfg.data.root), "train"), cfg.data.val_fraction, cfg.seed)
     steps_per_epoch = count_updates(len(records), cfg.train)
     num_steps = steps_per_epoch * cfg.train.num_epochs
-    run = open_run(cfg, resume=resume)
-
     seed_everything(cfg.seed, device)
     model = build_classifier(cfg, DIVING48).to(device)
     learner = build_learner(model, cfg.train, num_steps, device)
+
+    run = open_run(cfg, resume=resume)  # not before: a config that cannot be trained leaves no folder behind
     resume_from_checkpoint(run, learner)
     progress = learner.progress
     logger.info("%s: %d of %d updates done, on %s", run, progress.step, num_steps, device.type)

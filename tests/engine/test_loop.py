@@ -264,8 +264,10 @@ def test_validation_holds_whole_sources_out(tiny_experiment, tiny_root, monkeypa
 def test_what_cannot_be_trained_is_refused(tiny_experiment, override, complaint):
     if override.endswith("bf16") and torch.cuda.is_available():
         pytest.skip("a GPU trains in bf16")
+    cfg = load_config(tiny_experiment, [override])
     with pytest.raises(ValueError, match=complaint):
-        train(load_config(tiny_experiment, [override]))
+        train(cfg)
+    assert not Path(cfg.runs_dir).exists()
 
 
 def test_a_folder_of_something_else_is_left_alone(tiny_experiment):
