@@ -129,14 +129,16 @@ def plan_clips(settings: RenderSettings, split: Split) -> list[tuple[Source, int
     labels = rng.permutation(np.repeat(np.arange(len(DIVING48)), class_counts(weights, total)))
     num_sources = max(4, -(-len(labels) // settings.clips_per_source))
     sources = [Source.draw(settings.seed, split, number, settings.difficulty) for number in range(num_sources)]
+    able = {
+        label: [i for i, source in enumerate(sources) if source.has_board_for(DIVING48[label])]
+        or list(range(num_sources))
+        for label in sorted(set(labels.tolist()))
+    }
     used = [0] * num_sources
     plan = []
     for label in labels.tolist():
-        able = [i for i, source in enumerate(sources) if source.has_board_for(DIVING48[label])] or list(
-            range(num_sources)
-        )
-        fewest = min(used[i] for i in able)
-        chosen = int(rng.choice([i for i in able if used[i] <= fewest + 2]))
+        fewest = min(used[i] for i in able[label])
+        chosen = int(rng.choice([i for i in able[label] if used[i] <= fewest + 2]))
         plan.append((sources[chosen], label, used[chosen]))
         used[chosen] += 1
     return plan

@@ -75,8 +75,7 @@ class Source:
         """Whether the dive is listed at this board's height; a dive that no table lists is done from any board."""
         if dive.armstand and self.springboard:
             return False
-        listed = WORLD_AQUATICS[dive.number] if dive.number in WORLD_AQUATICS.numbers else None
-        return listed is None or listed.difficulty(height_m=self.board_height_m) is not None
+        return dive not in WORLD_AQUATICS or dive.difficulty(self.board_height_m) is not None
 
 
 class RenderedClip:

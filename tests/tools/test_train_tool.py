@@ -66,7 +66,15 @@ def test_options_and_overrides_may_come_in_any_order(tiny_experiment, capsys):
 
 def run_tool(*arguments: object) -> "subprocess.Popen[str]":
     command = [sys.executable, str(TOOL), *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # a shell that runs the tests in the background has them ignore Ctrl-C, and that would be inherited
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def children_of(group: int) -> list[int]:
