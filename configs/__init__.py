@@ -22,6 +22,7 @@ from diveparse.configs.schema import (
     OptimizerKind,
     Precision,
     PretrainConfig,
+    StemKind,
     TestConfig,
     TrainConfig,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "OptimizerKind",
     "Precision",
     "PretrainConfig",
+    "StemKind",
     "TestConfig",
     "TrainConfig",
     "differing_options",

@@ -29,6 +29,11 @@ class HeadKind(Enum):
     JOINT = "joint"
 
 
+class StemKind(Enum):
+    PATCH = "patch"  # the paper's: one linear map of each patch
+    CONV = "conv"  # strided convolutions, for small networks that start from nothing
+
+
 class OptimizerKind(Enum):
     ADAM = "adam"
     ADAMW = "adamw"
@@ -71,6 +76,7 @@ class ClipConfig:
 class BackboneConfig:
     """Sizes of a TimeSformer. The frame count and picture size come from `clip`, so that they cannot disagree."""
 
+    stem: StemKind = StemKind.PATCH
     patch_size: int = 16
     embed_dim: int = 768
     depth: int = 12
@@ -83,6 +89,12 @@ class BackboneConfig:
     def __post_init__(self) -> None:
         require(self.patch_size > 0, "backbone.patch_size", "> 0 pixels", self.patch_size)
         require(self.depth > 0, "backbone.depth", "> 0", self.depth)
+        if self.stem is StemKind.CONV:
+            is_power = self.patch_size >= 4 and self.patch_size & (self.patch_size - 1) == 0
+            require(is_power, "backbone.patch_size", "4, 8, 16, ... for backbone.stem=conv", self.patch_size)
+            divisor = self.patch_size // 4
+            expected = f"a multiple of {divisor} for backbone.stem=conv of {self.patch_size}-pixel patches"
+            require(self.embed_dim % divisor == 0, "backbone.embed_dim", expected, self.embed_dim)
         require(
             self.num_heads > 0 and self.embed_dim % self.num_heads == 0,
             "backbone.num_heads",

@@ -1,6 +1,8 @@
-"""Cuts frames into square patches and embeds each as one token."""
+"""Turns frames into a grid of tokens, one a square patch."""
 
 from __future__ import annotations
+
+from math import log2
 
 import torch
 from einops import rearrange
@@ -27,6 +29,34 @@ class PatchEmbed(nn.Module):
         p = self.patch_size
         # channel, row, column: the order of a convolution's weight, so that published weights only need a reshape
         return self.proj(rearrange(clips, "b t c (h p) (w q) -> b t (h w) (c p q)", p=p, q=p))
+
+
+class ConvStem(nn.Module):
+    """Tokens on the same grid from a few strided convolutions: a small network learns to see in far fewer clips.
+
+    Source: Xiao et al., "Early convolutions help transformers see better", NeurIPS 2021; here the first convolution
+    already strides by 4, which halves the cost, and group norm replaces batch norm, as the frames of a clip are alike.
+    """
+
+    def __init__(self, patch_size: int, embed_dim: int) -> None:
+        super().__init__()
+        num_halvings = int(log2(patch_size)) - 2
+        width = embed_dim >> num_halvings
+        layers: list[nn.Module] = [*conv_norm_act(NUM_CHANNELS, width, kernel_size=7, stride=4)]
+        for _ in range(num_halvings):
+            layers += conv_norm_act(width, 2 * width, kernel_size=3, stride=2)
+            width *= 2
+        self.net = nn.Sequential(*layers, nn.Conv2d(width, embed_dim, 1))
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """clips: (batch, time, channel, height, width). Returns: (batch, time, patches, embed_dim), row after row."""
+        grid = self.net(rearrange(clips, "b t c h w -> (b t) c h w"))
+        return rearrange(grid, "(b t) d h w -> b t (h w) d", b=len(clips))
+
+
+def conv_norm_act(in_channels: int, out_channels: int, *, kernel_size: int, stride: int) -> list[nn.Module]:
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2)
+    return [conv, nn.GroupNorm(1, out_channels), nn.GELU()]
 
 
 def resize_space_embed(space_embed: Tensor, num_patches: int) -> Tensor:

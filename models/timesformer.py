@@ -16,9 +16,9 @@ from einops import rearrange, reduce, repeat
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
-from diveparse.configs.schema import BackboneConfig
+from diveparse.configs import BackboneConfig, StemKind
 from diveparse.models.attention import SelfAttention
-from diveparse.models.patch_embed import NUM_CHANNELS, PatchEmbed
+from diveparse.models.patch_embed import NUM_CHANNELS, ConvStem, PatchEmbed
 
 # b batch, t frames, n patches of one frame, d embed_dim; the tokens of a clip are the class token, then (t n)
 
@@ -102,7 +102,8 @@ class TimeSformer(nn.Module):
         self.image_size = image_size
         self.embed_dim = cfg.embed_dim
         self.num_patches = (image_size // cfg.patch_size) ** 2
-        self.patch_embed = PatchEmbed(cfg.patch_size, cfg.embed_dim)
+        stem = ConvStem if cfg.stem is StemKind.CONV else PatchEmbed
+        self.patch_embed = stem(cfg.patch_size, cfg.embed_dim)
         self.class_token = nn.Parameter(torch.empty(1, 1, cfg.embed_dim))
         self.space_embed = nn.Parameter(torch.empty(1, 1 + self.num_patches, cfg.embed_dim))
         self.time_embed = nn.Parameter(torch.empty(1, num_frames, cfg.embed_dim))

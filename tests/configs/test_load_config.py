@@ -62,6 +62,8 @@ def test_every_choice_is_written_as_its_own_word(tmp_path, override, section, op
         ("head=3", "HeadConfig"),
         ("data.val_fraction=1", "data.val_fraction must be between 0 and 1, got 1.0"),
         ("clip.image_size=100", "clip.image_size must be a multiple of backbone.patch_size=16, got 100"),
+        ("backbone={stem: conv, patch_size: 12}", "backbone.patch_size must be 4, 8, 16, ... for .*stem=conv, got 12"),
+        ("backbone={stem: conv, embed_dim: 6, num_heads: 1}", "backbone.embed_dim must be a multiple of 4 .*, got 6"),
         ("test.num_spatial_views=2", "test.num_spatial_views must be 1 or 3, got 2"),
         ("seed=-1", "seed must be >= 0, got -1"),
         ("name=../elsewhere", "name must be a plain folder name"),

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diveparse.configs import BackboneConfig, ClipConfig, Config, HeadConfig, HeadKind
+from diveparse.configs import BackboneConfig, ClipConfig, Config, HeadConfig, HeadKind, StemKind
 from diveparse.datasets.dives import ATTRIBUTES, DIVING48, DiveSet
 from diveparse.models import DiveClassifier, build_classifier
 
@@ -92,6 +92,13 @@ def test_a_saved_model_needs_no_weights_but_its_own(tmp_path: Path) -> None:
     fine_tuned.save(tmp_path / "second")
     (tmp_path / "first" / "model.safetensors").unlink()
     assert DiveClassifier.load(tmp_path / "second").dive_set == SMALL
+
+
+def test_a_convolutional_stem_is_saved_with_the_model(clips: Tensor, tmp_path: Path) -> None:
+    cfg = tiny_config()
+    model = build_classifier(replace(cfg, backbone=replace(cfg.backbone, stem=StemKind.CONV)), SMALL).eval()
+    model.save(tmp_path)
+    assert torch.equal(DiveClassifier.load(tmp_path).dive_log_probs(clips), model.dive_log_probs(clips))
 
 
 def test_a_head_that_does_not_fit_the_weights_is_refused_with_names_and_shapes(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TimesformerConfig, TimesformerModel
 
-from diveparse.configs.schema import BackboneConfig
+from diveparse.configs import BackboneConfig, StemKind
 from diveparse.models.timesformer import DividedBlock, TimeSformer
 
 NUM_FRAMES, IMAGE_SIZE, PATCH_SIZE = 4, 16, 8
@@ -128,8 +128,10 @@ def test_permuting_the_batch_permutes_the_features(backbone: TimeSformer) -> Non
     torch.testing.assert_close(backbone(clips[order]), backbone(clips)[order])
 
 
-def test_every_parameter_gets_a_gradient(backbone: TimeSformer) -> None:
-    backbone.train()
+@pytest.mark.parametrize("stem", StemKind)
+def test_every_parameter_gets_a_gradient(stem: StemKind) -> None:
+    backbone = tiny_backbone(stem=stem)
+    randomise(backbone)
     backbone(random_clips(backbone)).square().sum().backward()
     assert [name for name, p in backbone.named_parameters() if p.grad is None or not p.grad.any()] == []
 
