@@ -45,10 +45,11 @@ def evaluate_run(run: Path, overrides: list[str], *, split: str, again: bool = F
     batches = evaluation_batches(clips, batch_size=cfg.test.batch_size, num_workers=cfg.data.num_workers)
     predictions = evaluate(model, tqdm(batches, desc=f"testing {cfg.arm} on {split}"), records, cfg.train.precision)
     about = {"split": split, "name": cfg.name, "arm": cfg.arm, "seed": cfg.seed, "num_views": views[0] * views[1]}
-    metrics = {**about, **compute_metrics(predictions, DIVING48)}
+    scores = compute_metrics(predictions, DIVING48)
     write_predictions(run / f"{prefix}predictions.csv", predictions, DIVING48)
     if not prefix:
-        log_test(run, cfg, metrics, predictions, DIVING48, count_updates_done(run))
+        log_test(run, cfg, scores, predictions, DIVING48, count_updates_done(run))
+    metrics = {**about, **scores}
     write_json(metrics_path, metrics)  # the last, since it says that the split has been tested
     return metrics
 
