@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from diveparse.datasets.dives import DIVING48, WORLD_AQUATICS, Dive
-from diveparse.datasets.kinematics import Array, Moments
+from diveparse.datasets.kinematics import JOINT, Array, Moments
 from diveparse.datasets.synthetic import RenderedClip, Source, Split
 
 MARGIN = 1.17  # drawn larger than the clip by this much, and cropped at random
@@ -60,9 +60,11 @@ class MotionClips(Dataset[dict[str, Tensor]]):
             "clip": torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2))),
             "joints": as_float((joints_px - [left, top]) / self.image_size - 0.5),
             "joint_seen": torch.from_numpy(moments.joints_m[..., 2] > 0),
+            "pose": as_float(body_pose(moments)),
             "camera_axes": as_float(body_axes(around, to_camera).reshape(self.num_frames, self.moments_per_frame, -1)),
             "world_axes": as_float(body_axes(around, np.eye(3)).reshape(self.num_frames, self.moments_per_frame, -1)),
             "clip_axes": as_float(body_axes(evenly, np.eye(3))),
+            "clip_pose": as_float(body_pose(evenly)),
             "phase": torch.from_numpy(moments.phase),
         }
 
@@ -76,6 +78,11 @@ class MotionClips(Dataset[dict[str, Tensor]]):
 def body_axes(moments: Moments, frame: Array) -> Array:
     """The body's front, left and head axes along the rows of `frame` (3, 3). Returns: (num_times, 9), by axis."""
     return (frame @ moments.rotations).transpose(0, 2, 1).reshape(len(moments.rotations), -1)
+
+
+def body_pose(moments: Moments) -> Array:
+    """The joints in the body's own frame: (num_times, num_joints, 3), metres from the pelvis."""
+    return (moments.joints_m - moments.joints_m[:, [JOINT["pelvis"]]]) @ moments.rotations
 
 
 def as_float(values: Array) -> Tensor:

@@ -79,9 +79,13 @@ def test_the_diver_covers_what_the_joints_say() -> None:
 def test_motion_clips_carry_kinematics_and_no_label() -> None:
     clips = MotionClips(num_frames=4, image_size=32, seed=0, num_easy=0, moments_per_frame=3, moments_per_clip_frame=2)
     item = clips[5]
-    assert set(item) == {"clip", "joints", "joint_seen", "camera_axes", "world_axes", "clip_axes", "phase"}
+    per_frame = {"clip", "joints", "joint_seen", "pose", "camera_axes", "world_axes", "phase"}
+    assert set(item) == per_frame | {"clip_axes", "clip_pose"}
     assert item["clip"].shape == (4, 3, 32, 32)
     axes = item["world_axes"].reshape(-1, 3, 3)
     np.testing.assert_allclose(axes @ axes.transpose(1, 2), np.broadcast_to(np.eye(3), axes.shape), atol=1e-5)
+    trunk_m = item["pose"][:, JOINT["neck"]] - item["pose"][:, JOINT["pelvis"]]
+    np.testing.assert_allclose(trunk_m.norm(dim=-1), trunk_m[0].norm().expand(4), atol=1e-5)
+    assert item["pose"][:, JOINT["pelvis"]].abs().max() < 1e-6
     assert (clips[5]["clip"] == item["clip"]).all()
     assert (clips[6]["clip"] != item["clip"]).any()

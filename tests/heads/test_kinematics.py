@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from diveparse.heads.kinematics import KinematicsHead, Motion, kinematics_loss
@@ -11,9 +13,11 @@ def truth() -> Motion:
     return Motion(
         joints=torch.randn(BATCH, FRAMES, JOINTS, 2),
         joint_seen=torch.rand(BATCH, FRAMES, JOINTS) > 0.3,
+        pose=torch.randn(BATCH, FRAMES, JOINTS, 3),
         camera_axes=torch.randn(BATCH, FRAMES, MOMENTS, 9),
         world_axes=torch.randn(BATCH, FRAMES, MOMENTS, 9),
         clip_axes=torch.randn(BATCH, CLIP_MOMENTS, 9),
+        clip_pose=torch.randn(BATCH, CLIP_MOMENTS, JOINTS, 3),
         phase=torch.randint(PHASES, (BATCH, FRAMES)),
     )
 
@@ -33,7 +37,7 @@ def head() -> KinematicsHead:
 def test_the_answer_has_the_shape_of_the_truth() -> None:
     torch.manual_seed(0)
     answer, expected = head()(torch.randn(BATCH, 1 + FRAMES * PATCHES, 16)), truth()
-    for name in ("joints", "camera_axes", "world_axes", "clip_axes"):
+    for name in ("joints", "pose", "camera_axes", "world_axes", "clip_axes", "clip_pose"):
         assert getattr(answer, name).shape == getattr(expected, name).shape
     assert answer.phase.shape == (BATCH, FRAMES, PHASES)
 
@@ -42,9 +46,7 @@ def test_a_perfect_answer_costs_nothing() -> None:
     torch.manual_seed(0)
     expected = truth()
     sure = 50 * torch.nn.functional.one_hot(expected.phase, PHASES).float()
-    loss, _ = kinematics_loss(
-        Motion(expected.joints, None, expected.camera_axes, expected.world_axes, expected.clip_axes, sure), expected
-    )
+    loss, _ = kinematics_loss(replace(expected, phase=sure), expected)
     assert loss < 1e-6
 
 
@@ -54,9 +56,7 @@ def test_joints_under_water_do_not_count() -> None:
     assert expected.joint_seen is not None
     hidden_moved = expected.joints + 9 * (~expected.joint_seen).unsqueeze(-1)
     sure = 50 * torch.nn.functional.one_hot(expected.phase, PHASES).float()
-    loss, _ = kinematics_loss(
-        Motion(hidden_moved, None, expected.camera_axes, expected.world_axes, expected.clip_axes, sure), expected
-    )
+    loss, _ = kinematics_loss(replace(expected, joints=hidden_moved, phase=sure), expected)
     assert loss < 1e-6
 
 
