@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from math import log2
+from functools import partial
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation
 
 NUM_CHANNELS = 3  # red, green, blue
 
@@ -35,16 +36,23 @@ class ConvStem(nn.Module):
     """Tokens on the same grid from a few strided convolutions: a small network learns to see in far fewer clips.
 
     Source: Xiao et al., "Early convolutions help transformers see better", NeurIPS 2021; here the first convolution
-    already strides by 4, which halves the cost, and group norm replaces batch norm, as the frames of a clip are alike.
+    already strides by 4, which is cheaper, and group norm replaces batch norm, as the frames of a clip are alike.
     """
 
     def __init__(self, patch_size: int, embed_dim: int) -> None:
         super().__init__()
-        num_halvings = int(log2(patch_size)) - 2
+        num_halvings = patch_size.bit_length() - 3  # of the grid, after the first stride of 4
         width = embed_dim >> num_halvings
-        layers: list[nn.Module] = [*conv_norm_act(NUM_CHANNELS, width, kernel_size=7, stride=4)]
+        conv = partial(
+            Conv2dNormActivation,
+            norm_layer=partial(nn.GroupNorm, 1),
+            activation_layer=nn.GELU,
+            inplace=None,
+            bias=True,
+        )
+        layers: list[nn.Module] = [*conv(NUM_CHANNELS, width, kernel_size=7, stride=4)]
         for _ in range(num_halvings):
-            layers += conv_norm_act(width, 2 * width, kernel_size=3, stride=2)
+            layers += conv(width, 2 * width, kernel_size=3, stride=2)
             width *= 2
         self.net = nn.Sequential(*layers, nn.Conv2d(width, embed_dim, 1))
 
@@ -52,11 +60,6 @@ class ConvStem(nn.Module):
         """clips: (batch, time, channel, height, width). Returns: (batch, time, patches, embed_dim), row after row."""
         grid = self.net(rearrange(clips, "b t c h w -> (b t) c h w"))
         return rearrange(grid, "(b t) d h w -> b t (h w) d", b=len(clips))
-
-
-def conv_norm_act(in_channels: int, out_channels: int, *, kernel_size: int, stride: int) -> list[nn.Module]:
-    conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2)
-    return [conv, nn.GroupNorm(1, out_channels), nn.GELU()]
 
 
 def resize_space_embed(space_embed: Tensor, num_patches: int) -> Tensor:
