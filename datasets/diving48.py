@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
@@ -21,6 +20,7 @@ from torch.utils.data import Dataset, Sampler
 from diveparse.configs import ClipConfig, FrameOrder
 from diveparse.datasets.dives import DIVING48, DiveSet
 from diveparse.datasets.sampling import sample_frame_times
+from diveparse.datasets.seeding import stream_seed
 from diveparse.datasets.transforms import (
     SPATIAL_VIEWS,
     decode_size,
@@ -31,6 +31,7 @@ from diveparse.datasets.transforms import (
 from diveparse.datasets.video import VideoInfo, probe, read_frames
 
 SPLITS = ("train", "test")
+AUGMENTATION, EPOCH_ORDER = 0, 1  # what a random stream is for
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{11}_[0-9]{5}")  # the source video, and the number of the clip in it
 
 
@@ -139,7 +140,7 @@ class ClipDataset(Dataset[ClipItem]):
             self._infos[index] = probe(self.records[index].path)
         # the transforms draw from torch's default generator, which the rest of the process must not see move
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(_seed_of(self.seed, *parts))
+            torch.default_generator.manual_seed(stream_seed(self.seed, AUGMENTATION, *parts))
             clip = self._train_clip(index) if self.training else self._eval_clip(index)
         return {"clip": clip, "label": self.records[index].label, "index": index}
 
@@ -179,14 +180,9 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, first_step = divmod(self.start_step, self.steps_per_epoch)
         while True:
-            generator = torch.Generator().manual_seed(_seed_of(self.seed, epoch))
+            generator = torch.Generator().manual_seed(stream_seed(self.seed, EPOCH_ORDER, epoch))
             order = torch.randperm(self.num_clips, generator=generator).tolist()
             for step in range(first_step, self.steps_per_epoch):
                 batch = order[step * self.batch_size : (step + 1) * self.batch_size]
                 yield [(epoch, index) for index in batch]
             epoch, first_step = epoch + 1, 0
-
-
-def _seed_of(*parts: int) -> int:
-    """One well-mixed seed for each combination of whole numbers."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])

@@ -11,8 +11,10 @@ from torch.utils.data import Dataset
 
 from diveparse.datasets.dives import DIVING48, WORLD_AQUATICS, Dive
 from diveparse.datasets.kinematics import JOINT, Array, Moments
+from diveparse.datasets.seeding import stream
 from diveparse.datasets.synthetic import RenderedClip, Source, Split
 
+CHOICES = 2  # ends the seed key of what is chosen about a clip from outside
 MARGIN = 1.17  # drawn larger than the clip by this much, and cropped at random
 
 
@@ -39,7 +41,7 @@ class MotionClips(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """Returns: clip uint8 (time, channel, height, width), and a row of each tensor of `heads.kinematics.Motion`."""
-        rng = np.random.default_rng((self.seed, Split.PRETRAIN.value, index, 1))
+        rng = stream(self.seed, Split.PRETRAIN.value, index, 0, CHOICES)
         difficulty = min(1.0, index / max(self.num_easy, 1))
         source = Source.draw(self.seed, Split.PRETRAIN, index, difficulty)
         source = replace(source, body_share=source.body_share * rng.uniform(0.8, 1.0))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from diveparse.datasets.dives import DIVING48, DIVING48_TEST_COUNTS, DIVING48_TRAIN_COUNTS, Dive
 from diveparse.datasets.kinematics import JOINTS
+from diveparse.datasets.seeding import stream
 from diveparse.datasets.synthetic import RenderedClip, Source, Split
 
 SETTINGS_FILE = "rendered.json"  # marks a folder as rendered, so that no number from it passes for a Diving48 number
@@ -125,16 +126,18 @@ def plan_clips(settings: RenderSettings, split: Split) -> list[tuple[Source, int
         weights = [int(count > 0) for count in DIVING48_TRAIN_COUNTS]
     else:
         weights = list(DIVING48_TEST_COUNTS)
-    rng = np.random.default_rng((settings.seed, split.value))
+    rng = stream(settings.seed, split.value)
     labels = rng.permutation(np.repeat(np.arange(len(DIVING48)), class_counts(weights, total)))
     num_sources = max(4, -(-len(labels) // settings.clips_per_source))
-    sources = [Source.draw(settings.seed, split, number, settings.difficulty) for number in range(num_sources)]
-    able = {
-        label: [i for i, source in enumerate(sources) if source.has_board_for(DIVING48[label])]
-        or list(range(num_sources))
-        for label in sorted(set(labels.tolist()))
-    }
-    used = [0] * num_sources
+    able: dict[int, list[int]] = {label: [] for label in sorted(set(labels.tolist()))}
+    sources: list[Source] = []
+    while len(sources) < num_sources or not all(able.values()):  # further ones, until every dive has a board
+        source = Source.draw(settings.seed, split, len(sources), settings.difficulty)
+        for label in able:
+            if source.has_board_for(DIVING48[label]):
+                able[label].append(len(sources))
+        sources.append(source)
+    used = [0] * len(sources)
     plan = []
     for label in labels.tolist():
         fewest = min(used[i] for i in able[label])

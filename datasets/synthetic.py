@@ -14,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diveparse.datasets import rendering
-from diveparse.datasets.dives import WORLD_AQUATICS, Dive
+from diveparse.datasets.dives import HEIGHTS_M, Dive
 from diveparse.datasets.kinematics import JOINT, Array, Moments, Performance
+from diveparse.datasets.seeding import stream
 
 NAME_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 FRAME_RATES_HZ = (25, 30, 60)
 SPRINGBOARDS_M, PLATFORMS_M = (1.0, 3.0), (5.0, 7.5, 10.0)
+PICTURE = 1  # ends the seed key of what is random in a clip's picture but not in its motion
 
 
 class Split(Enum):
@@ -35,7 +37,7 @@ class Source:
     """One broadcast or club video: everything that its clips share."""
 
     name: str  # 11 characters, like a source of Diving48
-    entropy: tuple[int, ...]
+    seed_key: tuple[int, ...]  # of its random stream; those of its clips begin with it
     venue: rendering.Venue
     looks: tuple[rendering.Look, ...]
     frame_rate_hz: int
@@ -49,8 +51,8 @@ class Source:
 
     @classmethod
     def draw(cls, seed: int, split: Split, number: int, difficulty: float) -> Source:
-        entropy = (seed, split.value, number)
-        rng = np.random.default_rng(entropy)
+        seed_key = (seed, split.value, number)
+        rng = stream(*seed_key)
         name = "".join(NAME_ALPHABET[i] for i in rng.integers(0, len(NAME_ALPHABET), 11))
         springboard = bool(rng.random() < 0.6)
         board = float(
@@ -58,7 +60,7 @@ class Source:
         )
         return cls(
             name=name,
-            entropy=entropy,
+            seed_key=seed_key,
             venue=rendering.Venue.draw(rng, difficulty),
             looks=tuple(rendering.Look.draw(rng) for _ in range(4)),
             frame_rate_hz=int(rng.choice(FRAME_RATES_HZ, p=(0.4, 0.4, 0.2))),
@@ -72,10 +74,11 @@ class Source:
         )
 
     def has_board_for(self, dive: Dive) -> bool:
-        """Whether the dive is listed at this board's height; a dive that no table lists is done from any board."""
+        """Whether the dive has a difficulty at this board's height; one that has none anywhere is done from any."""
         if dive.armstand and self.springboard:
             return False
-        return dive not in WORLD_AQUATICS or dive.difficulty(self.board_height_m) is not None
+        heights = [height_m for height_m in HEIGHTS_M if dive.difficulty(height_m) is not None]
+        return not heights or self.board_height_m in heights
 
 
 class RenderedClip:
@@ -84,8 +87,8 @@ class RenderedClip:
     def __init__(self, source: Source, dive: Dive, number: int, difficulty: float = 1.0):
         self.source, self.dive, self.difficulty = source, dive, difficulty
         self.name = f"{source.name}_{number:05d}"
-        self._entropy = (*source.entropy, number)
-        rng = np.random.default_rng(self._entropy)
+        self.seed_key = (*source.seed_key, number)
+        rng = stream(*self.seed_key)
         self.look = source.looks[rng.integers(len(source.looks))]
         self.performance = Performance(
             dive,
@@ -110,7 +113,7 @@ class RenderedClip:
         """times_s: (num_times,) seconds from the clip's start; size: (height, width).
         Returns: frames (num_times, height, width, 3), joints on the picture (num_times, num_joints, 2) as x, y pixels,
         and what the body did."""
-        source, rng = self.source, np.random.default_rng((*self._entropy, 1))
+        source, rng = self.source, stream(*self.seed_key, PICTURE)
         moments = self.performance.at(times_s + self.start_s)
         camera = self.camera
         windows = rendering.follow(moments, camera, times_s, size, source.body_share, self.difficulty, rng)

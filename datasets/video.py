@@ -1,26 +1,31 @@
 """Reading video files with PyAV: what a file holds, and what is on screen at given times.
 
 Times are presentation times in seconds from the first frame shown, so variable frame rates, reordered frames and edit
-lists need no special care. A file is played once, forward; only the frames asked for are converted to pixels.
+lists need no special care. A file is demultiplexed to its end first, which is cheap: its packets say when each frame is
+shown. Then only what the wanted frames need is decoded, from the keyframe before each, without the frames that no other
+refers to; and only the wanted frames are converted to pixels. The result is that of decoding everything, bit for bit.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
 import torch
+from av.codec.context import CodecContext
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Disposition
-from av.video.frame import VideoFrame
+from av.video.frame import PictureType, VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
@@ -31,6 +36,8 @@ MAX_PIXELS = 8192 * 8192
 MAX_FRAMES = 1_000_000
 # A file that ends this much before its header says has lost its end; a few milliseconds are how containers round.
 MISSING_END_S = 0.1
+# Packets are kept from the first pass up to this many bytes; those of longer videos are read again where needed.
+MAX_HELD_BYTES = 64 * 2**20
 
 
 class VideoError(ValueError):
@@ -53,7 +60,11 @@ def probe(path: Path | str) -> VideoInfo:
     Raises: VideoError if the file is missing, empty, damaged or truncated, or holds no video.
     """
     with _open(path) as video:
-        return video.info(next((frame for _, frame in video.frames()), None))
+        _, first_frame = next(video.frames([0.0]))
+        height, width = _upright_size(first_frame)
+        num_frames, duration_s = len(video.shown_s), video.duration_s
+        codec = video.stream.codec_context.name
+        return VideoInfo(duration_s, num_frames, num_frames / duration_s, width, height, codec)
 
 
 def read_frames(path: Path | str, times_s: Sequence[float] | Tensor, size: tuple[int, int] | None = None) -> Tensor:
@@ -69,26 +80,18 @@ def read_frames(path: Path | str, times_s: Sequence[float] | Tensor, size: tuple
         raise ValueError(f"{path}: expected one time or more, each 0 s or later, got {times}")
     if size is not None and min(size) <= 0:
         raise ValueError(f"size must be (height, width) of 1 pixel or more, got {size}")
-    waiting = sorted(range(len(times)), key=times.__getitem__, reverse=True)  # the earliest stands last
     with _open(path) as video:
-        canvas, shown = _Canvas(len(times), size), None
-        for time_s, frame in video.frames():
-            while shown is not None and waiting and times[waiting[-1]] < time_s:
-                canvas.draw(waiting.pop(), shown)
-            if not waiting:
-                break
-            shown = frame
-        info = video.info(shown)
-        assert shown is not None  # `info` refuses a file without frames
-        if max(times) > info.duration_s:
-            raise ValueError(f"{path}: expected times up to the end at {info.duration_s:.3f} s, got {max(times):.3f} s")
-        for index in waiting:  # the last frame stays to the end
-            canvas.draw(index, shown)
+        if max(times) > video.duration_s:
+            end_s = f"{video.duration_s:.3f} s"
+            raise ValueError(f"{path}: expected times up to the end at {end_s}, got {max(times):.3f} s")
+        canvas = _Canvas(len(times), size)
+        for index, frame in video.frames(times):
+            canvas.draw(index, frame)
     return torch.from_numpy(canvas.pixels)
 
 
 @contextmanager
-def _open(path: Path | str) -> Iterator[_PlayedVideo]:
+def _open(path: Path | str) -> Iterator[_Video]:
     """Open a file and name it in whatever goes wrong with it until it is closed again."""
     path = Path(path)
     try:
@@ -100,7 +103,7 @@ def _open(path: Path | str) -> Iterator[_PlayedVideo]:
             raise VideoError(f"{path}: the file is empty (0 bytes)")
         # An absolute path cannot be taken for a URL, and what a playlist points to stays on this machine.
         with av.open(str(path.absolute()), options={"protocol_whitelist": "file"}, metadata_errors="replace") as file:
-            yield _PlayedVideo(path, file)
+            yield _Video(path, file)
     except (av.FFmpegError, OSError) as error:
         raise VideoError(f"{path}: cannot be read as a video: {error.strerror}") from error
 
@@ -120,72 +123,172 @@ def _video_stream(path: Path, file: InputContainer) -> VideoStream:
     return streams[0]
 
 
-class _PlayedVideo:
-    """One pass through an open file: frames for as long as the caller takes them, then what its packets said."""
+class _PacketInfo(NamedTuple):
+    pts: int | None  # in the stream's ticks
+    dts: int | None
+    is_keyframe: bool
+    is_shown: bool  # an edit list can hide a frame that others need
+
+
+class _Video:
+    """An open file whose packets have all been seen: it knows when which frame is shown, before it decodes any."""
 
     def __init__(self, path: Path, file: InputContainer) -> None:
         self.path, self.file, self.stream = path, file, _video_stream(path, file)
-        self.packets = self._demux()
-        self.num_packets = self.num_frames = 0
-        self.spans: dict[int, tuple[int, int]] = {}  # of each stream, its first start and last end in its own ticks
-        self.tick_s = {stream.index: stream.time_base or Fraction(1) for stream in file.streams}
+        self.decoder: CodecContext = self.stream.codec_context
+        self.tick_s = self.stream.time_base or Fraction(1)
         # AVI keeps no presentation times: its frames are evenly spaced in the order in which they come out
         self.is_avi = file.format.name == "avi"
+        self.packets: list[_PacketInfo] = []
+        self.held: list[Packet] | None = []  # the packets themselves, while they are small
+        self.spans: dict[int, tuple[int, int]] = {}  # of each stream, its first start and last end in its own ticks
+        self._see_packets()
+        self._refuse_missing_end()
+        self.first_pts, end = self.spans[self.stream.index]
+        self.duration_s = float((end - self.first_pts) * self.tick_s)
+        if self.duration_s <= 0:
+            raise VideoError(f"{path}: expected a duration above 0 s, got {self.duration_s} s")
+        self.shown_s = self._times_shown()
 
-    def _demux(self) -> Iterator[Packet]:
+    def _see_packets(self) -> None:
+        num_bytes = 0
         for packet in self.file.demux():
             is_video = packet.stream_index == self.stream.index
-            if packet.pts is not None and not packet.is_discard:  # an edit list hides what is to be discarded
+            if packet.pts is not None and not packet.is_discard:
                 end = packet.pts + (packet.duration or 0)
                 first, last = self.spans.get(packet.stream_index, (packet.pts, end))
                 self.spans[packet.stream_index] = min(first, packet.pts), max(last, end)
-                self.num_frames += is_video
-            if is_video:
-                if packet.is_corrupt:
-                    raise VideoError(f"{self.path}: truncated or damaged in frame {self.num_packets}")
-                self.num_packets += packet.size > 0  # the last one is empty and flushes the decoder
-                if self.num_packets > MAX_FRAMES:
-                    raise VideoError(f"{self.path}: expected at most {MAX_FRAMES} frames")
-                yield packet
-
-    def frames(self) -> Iterator[tuple[float, VideoFrame]]:
-        """The frames in the order in which they are shown, each with its seconds from the first."""
-        first_pts, tick_s, rate_hz = None, self.tick_s[self.stream.index], self.stream.average_rate
-        for index, frame in enumerate(frame for packet in self.packets for frame in packet.decode()):
-            if frame.is_corrupt:
-                raise VideoError(f"{self.path}: damaged in frame {index}")
-            if self.is_avi and rate_hz:
-                yield float(index / rate_hz), frame
-            elif frame.pts is None:
-                raise VideoError(f"{self.path}: the frames have no times")
-            else:
-                first_pts = frame.pts if first_pts is None else first_pts
-                yield (frame.pts - first_pts) * tick_s.numerator / tick_s.denominator, frame
-
-    def info(self, frame: VideoFrame | None) -> VideoInfo:
-        """Go on to the end and sum up. frame: any decoded frame, since only frames know how the picture is turned."""
-        for _ in self.packets:
-            pass
-        if frame is None or self.stream.index not in self.spans:
+            if not is_video or packet.size == 0:  # demuxing ends with an empty one
+                continue
+            if packet.is_corrupt:
+                raise VideoError(f"{self.path}: truncated or damaged in frame {len(self.packets)}")
+            if len(self.packets) == MAX_FRAMES:
+                raise VideoError(f"{self.path}: expected at most {MAX_FRAMES} frames")
+            self.packets.append(_PacketInfo(packet.pts, packet.dts, packet.is_keyframe, not packet.is_discard))
+            num_bytes += packet.size
+            if num_bytes > MAX_HELD_BYTES:
+                self.held = None
+            if self.held is not None:
+                self.held.append(packet)
+        if not self.packets or self.stream.index not in self.spans:
             raise VideoError(f"{self.path}: the file holds no frame that can be shown")
-        self._refuse_missing_end()
-        first, end = self.spans[self.stream.index]
-        duration_s = (end - first) * self.tick_s[self.stream.index]
-        if duration_s <= 0:
-            raise VideoError(f"{self.path}: expected a duration above 0 s, got {float(duration_s)} s")
-        height, width = _upright_size(frame)
-        codec = self.stream.codec_context.name
-        return VideoInfo(float(duration_s), self.num_frames, float(self.num_frames / duration_s), width, height, codec)
 
     def _refuse_missing_end(self) -> None:
-        spans_s = [(first * self.tick_s[index], end * self.tick_s[index]) for index, (first, end) in self.spans.items()]
+        tick_s = {stream.index: stream.time_base or Fraction(1) for stream in self.file.streams}
+        spans_s = [(first * tick_s[index], end * tick_s[index]) for index, (first, end) in self.spans.items()]
         end_s = max(end for _, end in spans_s) - min([Fraction(0), *(first for first, _ in spans_s)])
         promised_s = (self.file.duration or 0) / av.time_base
         if promised_s - end_s > MISSING_END_S:
             raise VideoError(f"{self.path}: truncated, it ends at {float(end_s):.2f} s of {promised_s:.2f} s")
         # MP4 promises a number of frames too, but counts those that an edit list cuts away
-        if self.is_avi and self.stream.frames > self.num_packets:
-            raise VideoError(f"{self.path}: truncated, it ends at frame {self.num_packets} of {self.stream.frames}")
+        if self.is_avi and self.stream.frames > len(self.packets):
+            raise VideoError(f"{self.path}: truncated, it ends at frame {len(self.packets)} of {self.stream.frames}")
+
+    def _times_shown(self) -> list[float]:
+        """When each frame comes on screen, ascending; (num_frames,) seconds from the first."""
+        shown = [packet for packet in self.packets if packet.is_shown]
+        if self.is_avi and self.stream.average_rate:
+            return [float(index / self.stream.average_rate) for index in range(len(shown))]
+        if any(packet.pts is None for packet in shown):
+            raise VideoError(f"{self.path}: the frames have no times")
+        return [self._seconds(pts) for pts in sorted(packet.pts for packet in shown if packet.pts is not None)]
+
+    def _seconds(self, pts: int) -> float:
+        return (pts - self.first_pts) * self.tick_s.numerator / self.tick_s.denominator
+
+    def frames(self, times_s: Sequence[float]) -> Iterator[tuple[int, VideoFrame]]:
+        """(index of a time, the frame on screen at it) for every time, in an order of its own."""
+        waiting: dict[float, list[int]] = {}  # by the moment at which the wanted frame comes on screen
+        for index, time_s in enumerate(times_s):
+            waiting.setdefault(self.shown_s[bisect_right(self.shown_s, time_s) - 1], []).append(index)
+        if not self.is_avi:
+            for frame in self._decode_wanted(set(waiting)):
+                if frame.pts is not None:
+                    for index in waiting.pop(self._seconds(frame.pts), ()):
+                        yield index, frame
+        if waiting:
+            # What is on screen is known only after decoding everything where packets may show nothing (AVI, VP8), and
+            # where no keyframe stands for itself.
+            yield from self._frames_the_long_way(times_s, {index for group in waiting.values() for index in group})
+
+    def _frames_the_long_way(self, times_s: Sequence[float], wanted: set[int]) -> Iterator[tuple[int, VideoFrame]]:
+        waiting = sorted(wanted, key=times_s.__getitem__, reverse=True)  # the earliest stands last
+        shown = None
+        for number, frame in enumerate(self._decode(range(len(self.packets)))):
+            if frame.pts is None and not self.is_avi:
+                raise VideoError(f"{self.path}: the frames have no times")
+            start_s = self.shown_s[min(number, len(self.shown_s) - 1)] if self.is_avi else self._seconds(frame.pts or 0)
+            while shown is not None and waiting and times_s[waiting[-1]] < start_s:
+                yield waiting.pop(), shown
+            if not waiting:
+                return
+            shown = frame
+        if shown is None:
+            raise VideoError(f"{self.path}: the file holds no frame that can be shown")
+        for index in waiting:  # the last frame stays to the end
+            yield index, shown
+
+    def _decode_wanted(self, starts_s: set[float]) -> Iterator[VideoFrame]:
+        """Decode what the frames shown from these moments on need: from the keyframe before each up to itself."""
+        wanted: set[int] = set()
+        runs: list[range] = []
+        keyframes: list[int] = []
+        for number, packet in enumerate(self.packets):
+            if packet.is_keyframe or not keyframes:
+                keyframes.append(number)
+            if packet.pts is None or not packet.is_shown or self._seconds(packet.pts) not in starts_s:
+                continue
+            wanted.add(number)
+            # frames that are shown before the keyframe that they follow refer to what was before it
+            first = next((k for k in reversed(keyframes) if _is_shown_by(self.packets[k], packet.pts)), keyframes[0])
+            if runs and first < runs[-1].stop:
+                runs[-1] = range(min(first, runs[-1].start), number + 1)
+            else:
+                runs.append(range(first, number + 1))
+        for run in runs:
+            keyframe_pts, is_checked = self.packets[run.start].pts, run.start == 0
+            for frame in self._decode(run, wanted):
+                if not is_checked and frame.pts is not None and keyframe_pts is not None and frame.pts >= keyframe_pts:
+                    if frame.pts > keyframe_pts or frame.pict_type != PictureType.I:
+                        return  # H.264 can refresh its picture stripe by stripe, and calls that a keyframe too
+                    is_checked = True
+                yield frame
+
+    def _decode(self, run: range, wanted: set[int] | None = None) -> Iterator[VideoFrame]:
+        """The frames of a run of packets, as they come out; of those that no other frame refers to, only the wanted."""
+        if self.decoder.is_open:
+            self.decoder.flush_buffers()  # whatever the last run left
+        for number, packet in zip(run, self._read_packets(run), strict=False):
+            self.decoder.skip_frame = "DEFAULT" if wanted is None or number in wanted else "NONREF"
+            yield from self._sound(packet.decode(), number)
+        yield from self._sound(self.stream.decode(None), run.stop - 1)
+
+    def _sound(self, frames: list[VideoFrame], number: int) -> list[VideoFrame]:
+        if any(frame.is_corrupt for frame in frames):
+            raise VideoError(f"{self.path}: damaged near frame {number}")
+        return frames
+
+    def _read_packets(self, run: range) -> Iterator[Packet]:
+        """The packets from the run's first on, in the file's order."""
+        if self.held is not None:
+            yield from self.held[run.start : run.stop]
+            return
+        first = self.packets[run.start]
+        start = first.pts if first.dts is None else first.dts
+        if start is None:
+            raise VideoError(f"{self.path}: the frames have no times, and the file is too large to keep in memory")
+        self.file.seek(start, stream=self.stream)
+        found = False
+        for packet in self.file.demux(self.stream):
+            found = found or packet.pts == first.pts  # after seeking, Matroska gives other decoding times
+            if found and packet.size > 0:
+                yield packet
+        if not found:
+            raise VideoError(f"{self.path}: cannot be played from frame {run.start} on")
+
+
+def _is_shown_by(packet: _PacketInfo, pts: int) -> bool:
+    return packet.pts is None or packet.pts <= pts
 
 
 def _quarter_turns(frame: VideoFrame) -> int:

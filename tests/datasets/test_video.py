@@ -47,6 +47,16 @@ VIDEOS: dict[str, dict[str, Any]] = {
 }
 
 
+SPARSELY_READ: dict[str, dict[str, Any]] = {
+    "one group of pictures": {"options": {"g": "100"}},
+    "short groups": {"options": {"g": "7", "sc_threshold": "0"}},
+    "open groups": {"options": {"g": "12", "bf": "3", "b-adapt": "0", "x264-params": "open-gop=1"}},
+    "pyramid": {"options": {"g": "30", "bf": "7", "b-pyramid": "normal", "b-adapt": "0"}},
+    "rolling refresh": {"options": {"g": "10", "x264-params": "intra-refresh=1"}},
+    "mpeg2": {"codec": "mpeg2video", "options": {"bf": "2", "g": "12"}},
+}
+
+
 @pytest.mark.parametrize("kind", VIDEOS)
 def test_frames_are_those_on_screen_at_each_time_bit_for_bit(
     kind: str, tmp_path: Path, write_video: WriteVideo
@@ -62,6 +72,48 @@ def test_frames_are_those_on_screen_at_each_time_bit_for_bit(
     random.Random(0).shuffle(times_s)
     expected = frames[[on_screen(shown_s, time_s) for time_s in times_s]]
     assert torch.equal(read_frames(path, times_s), expected)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "held_bytes"),
+    [(".mp4", video.MAX_HELD_BYTES), (".mp4", 0), (".mkv", 0), (".ts", 0)],
+    ids=["mp4", "mp4 read again", "mkv read again", "ts read again"],
+)
+@pytest.mark.parametrize("kind", SPARSELY_READ)
+def test_a_few_frames_are_the_same_as_after_decoding_everything(
+    kind: str,
+    suffix: str,
+    held_bytes: int,
+    tmp_path: Path,
+    write_video: WriteVideo,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = write_video(tmp_path / f"clip{suffix}", num_frames=60, **SPARSELY_READ[kind])
+    shown_s, frames = decode_everything(path)
+    monkeypatch.setattr(video, "MAX_HELD_BYTES", held_bytes)
+    rng = random.Random(0)
+    for num_times in (1, 1, 2, 8):
+        times_s = [rng.uniform(0, shown_s[-1]) for _ in range(num_times)]
+        expected = frames[[on_screen(shown_s, time_s) for time_s in times_s]]
+        assert torch.equal(read_frames(path, times_s), expected), times_s
+
+
+def test_only_what_the_wanted_frames_need_is_decoded(
+    tmp_path: Path, write_video: WriteVideo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_video(tmp_path / "clip.mp4", num_frames=60, options={"g": "20", "bf": "3", "b-adapt": "0"})
+    decoded: list[int] = []
+    sound = video._Video._sound
+
+    def spy(self: video._Video, frames: list[av.VideoFrame], number: int) -> list[av.VideoFrame]:
+        decoded.extend(round(frame.pts * self.tick_s * 25) for frame in frames)
+        return sound(self, frames, number)
+
+    monkeypatch.setattr(video._Video, "_sound", spy)
+    read_frames(path, [25.5 / 25, 50.5 / 25])
+    assert {25, 50} < set(decoded)
+    assert len(decoded) < 20  # of 60: two runs from a keyframe on, and in them hardly a B-frame
+    assert not set(range(20)) & set(decoded)
 
 
 @pytest.mark.parametrize("suffix", [".mkv", ".avi", ".mov", ".ts"])
@@ -265,16 +317,18 @@ def test_only_the_frames_asked_for_are_converted(
     tmp_path: Path, write_video: WriteVideo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_video(tmp_path / "clip.mp4")
-    drawn: list[float] = []
+    drawn: list[int] = []
     draw = video._Canvas.draw
 
     def spy(canvas: video._Canvas, index: int, frame: av.VideoFrame) -> None:
-        drawn.append(frame.time)
+        drawn.append(frame.pts)
         draw(canvas, index, frame)
 
     monkeypatch.setattr(video._Canvas, "draw", spy)
     read_frames(path, [0.5, 0.1, 0.3])
-    assert drawn == pytest.approx([0.08, 0.28, 0.48])
+    with av.open(str(path)) as file:
+        tick_s = float(file.streams.video[0].time_base)
+    assert [pts * tick_s for pts in drawn] == pytest.approx([0.08, 0.28, 0.48])
 
 
 REAL_VIDEOS = {  # name: frames, seconds, width and height as shown
