@@ -44,6 +44,7 @@ __all__ = [
     "differing_options",
     "load_config",
     "options",
+    "plain_values",
     "run_folder",
     "save_config",
 ]
@@ -79,7 +80,7 @@ def load_config(path: Path, overrides: list[str], schema: type[Schema] = Config)
 
 def save_config(cfg: Config | PretrainConfig, path: Path) -> None:
     """Write every option, defaults included; `load_config` gives the same `Config` back."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(_plain(asdict(cfg)))), encoding="utf-8")
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(plain_values(asdict(cfg)))), encoding="utf-8")
 
 
 def run_folder(cfg: Config) -> Path:
@@ -90,7 +91,7 @@ def run_folder(cfg: Config) -> Path:
 def options(cfg: Config) -> dict[str, Any]:
     """Every option by its dotted name, as plain values: {"train.batch_size": 2, "head.kind": "joint", …}."""
     flat: dict[str, Any] = {}
-    for name, value in _plain(asdict(cfg)).items():
+    for name, value in plain_values(asdict(cfg)).items():
         if isinstance(value, dict):
             flat.update({f"{name}.{inner}": inner_value for inner, inner_value in value.items()})
         else:
@@ -104,12 +105,12 @@ def differing_options(before: Config, now: Config) -> list[str]:
     return [f"{name}: {old[name]!r} before, {new[name]!r} now" for name in new if old[name] != new[name]]
 
 
-def _plain(section: dict[str, Any]) -> dict[str, Any]:
+def plain_values(section: dict[str, Any]) -> dict[str, Any]:
     """The same tree with each enum replaced by the word that stands for it in a YAML file."""
     plain: dict[str, Any] = {}
     for name, value in section.items():
         if isinstance(value, dict):
-            plain[name] = _plain(value)
+            plain[name] = plain_values(value)
         else:
             plain[name] = value.value if isinstance(value, Enum) else value
     return plain

@@ -14,6 +14,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from diveparse.datasets.atomic import write_json, written_atomically
 from diveparse.datasets.dives import DIVING48, DIVING48_TEST_COUNTS, DIVING48_TRAIN_COUNTS, Dive
 from diveparse.datasets.kinematics import JOINTS
 from diveparse.datasets.seeding import stream
@@ -69,25 +70,23 @@ def write_clip(clip: RenderedClip, size: tuple[int, int], video_path: Path, trut
     times = clip.frame_times_s
     frames, joints_px, moments = clip.draw(times, size)
     if truth_path is not None:
-        temporary = truth_path.with_suffix(".tmp.npz")
-        np.savez_compressed(
-            temporary,
-            times_s=times.astype(np.float32),
-            joints_px=joints_px.astype(np.float32),
-            joint_names=np.array(JOINTS),
-            rotations=moments.rotations.astype(np.float32),
-            phase=moments.phase.astype(np.uint8),
-        )
-        temporary.replace(truth_path)
-    temporary = video_path.with_suffix(".tmp.mp4")
-    encode_h264(frames, clip.source.frame_rate_hz, temporary)
-    temporary.replace(video_path)
+        with written_atomically(truth_path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(
+                file,
+                times_s=times.astype(np.float32),
+                joints_px=joints_px.astype(np.float32),
+                joint_names=np.array(JOINTS),
+                rotations=moments.rotations.astype(np.float32),
+                phase=moments.phase.astype(np.uint8),
+            )
+    with written_atomically(video_path) as temporary:
+        encode_h264(frames, clip.source.frame_rate_hz, temporary)
     return len(frames)
 
 
 def encode_h264(frames: NDArray[np.uint8], frame_rate_hz: int, path: Path) -> None:
     """frames: (num_frames, height, width, 3) RGB. One thread, so that the same frames always give the same bytes."""
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream(
             "libx264",
             rate=Fraction(frame_rate_hz),
@@ -198,9 +197,3 @@ def claim_folder(root: Path, settings: RenderSettings) -> None:
             )
     else:
         write_json(path, asdict(settings))
-
-
-def write_json(path: Path, content: object) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1))
-    temporary.replace(path)

@@ -23,7 +23,7 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from diveparse.engine.atomic import TEMPORARY_SUFFIX, sync
+from diveparse.datasets.atomic import TEMPORARY_SUFFIX, sync
 from diveparse.engine.progress import Progress
 
 WEIGHTS, STATE = "model.safetensors", "state.pt"

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from diveparse.datasets.atomic import written_atomically
 from diveparse.datasets.dives import ATTRIBUTES, DiveSet
-from diveparse.engine.atomic import written_atomically
 
 INVALID = -1  # the label of a combination of attributes that is no dive of the set
 

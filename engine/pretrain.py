@@ -17,10 +17,10 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from diveparse.configs import PretrainConfig
+from diveparse.datasets.atomic import written_atomically
 from diveparse.datasets.constants import PIXEL_MEAN, PIXEL_STD
 from diveparse.datasets.kinematics import JOINTS, PHASES
 from diveparse.datasets.motion_clips import MotionClips
-from diveparse.engine.atomic import written_atomically
 from diveparse.engine.device import autocast, choose_device
 from diveparse.engine.optim import build_optimizer, build_schedule
 from diveparse.heads.kinematics import KinematicsHead, Motion, kinematics_loss

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from diveparse.configs import Config, differing_options, load_config, run_folder, save_config
-from diveparse.engine.atomic import TEMPORARY_SUFFIX, write_json, written_atomically
+from diveparse.datasets.atomic import TEMPORARY_SUFFIX, write_json, written_atomically
 from diveparse.engine.environment import describe_environment
 
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"

@@ -8,10 +8,10 @@ from typing import Any
 from tqdm import tqdm
 
 from diveparse.configs import Config, load_config
+from diveparse.datasets.atomic import write_json
 from diveparse.datasets.dives import DIVING48
 from diveparse.datasets.diving48 import ClipDataset, read_split
 from diveparse.datasets.splits import split_by_source
-from diveparse.engine.atomic import write_json
 from diveparse.engine.checkpoint import count_updates_done
 from diveparse.engine.device import choose_device
 from diveparse.engine.evaluate import evaluate

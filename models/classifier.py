@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -12,10 +11,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
-from diveparse.configs import BackboneConfig, ClipConfig, Config, HeadConfig
+from diveparse.configs import BackboneConfig, ClipConfig, Config, HeadConfig, plain_values
+from diveparse.datasets.atomic import write_json
 from diveparse.datasets.dives import DiveSet
 from diveparse.heads import Head, build_head
-from diveparse.models.timesformer import TimeSformer
+from diveparse.models.timesformer import TimeSformer, build_backbone
 from diveparse.models.weights import (
     MODEL_FILE,
     NUM_HEADS,
@@ -98,11 +98,10 @@ class DiveClassifier(nn.Module):
     def save(self, folder: Path | str) -> None:
         """Write model.safetensors and config.json into a folder, each whole or not at all."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        content = asdict(self.config) | {"dives": {"name": self.dive_set.name, "numbers": self.dive_set.numbers}}
-        temporary = folder / (CONFIG_FILE + ".partial")
-        temporary.write_text(json.dumps(content, indent=2, default=_plain) + "\n", encoding="utf-8")
-        temporary.replace(folder / CONFIG_FILE)
+        content = plain_values(asdict(self.config)) | {
+            "dives": {"name": self.dive_set.name, "numbers": self.dive_set.numbers}
+        }
+        write_json(folder / CONFIG_FILE, content)
         # the weights last: a folder counts as a model once they are there
         write_weights(folder / MODEL_FILE, self.state_dict(), {NUM_HEADS: str(self.config.backbone.num_heads)})
 
@@ -114,7 +113,7 @@ class DiveClassifier(nn.Module):
         """
         folder = model_folder(Path(run_or_folder))
         config, dive_set = _read_config(folder / CONFIG_FILE)
-        backbone = TimeSformer(config.backbone, num_frames=config.clip.num_frames, image_size=config.clip.image_size)
+        backbone = build_backbone(config.backbone, num_frames=config.clip.num_frames, image_size=config.clip.image_size)
         model = cls(backbone, build_head(config.head, backbone.embed_dim, dive_set), config)
         state, _ = read_weights(folder / MODEL_FILE)
         load_state(model, state, folder / MODEL_FILE)
@@ -128,7 +127,7 @@ def build_classifier(cfg: Config, dive_set: DiveSet) -> DiveClassifier:
     """
     sizes = {"num_frames": cfg.clip.num_frames, "image_size": cfg.clip.image_size}
     if cfg.backbone.weights is None:
-        backbone = TimeSformer(cfg.backbone, **sizes)
+        backbone = build_backbone(cfg.backbone, **sizes)
     else:
         backbone = load_backbone(cfg.backbone.weights, cfg.backbone, **sizes)
     head = build_head(cfg.head, backbone.embed_dim, dive_set)
@@ -157,9 +156,3 @@ def _read_config(path: Path) -> tuple[ModelConfig, DiveSet]:
 def _section(schema: type[Section], values: dict[str, Any]) -> Section:
     """The values as a dataclass, with its own checks and those of OmegaConf for names and types."""
     return cast(Section, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values)))
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, Enum):
-        return value.value
-    raise TypeError(f"{type(value).__name__} has no place in {CONFIG_FILE}")

@@ -172,3 +172,8 @@ class TimeSformer(nn.Module):
     def keep_activations_of(self, block: int) -> AbstractContextManager[None]:
         """Frozen blocks need no gradient, so that nothing is kept for one: less memory, less time."""
         return torch.set_grad_enabled(torch.is_grad_enabled() and block >= self.num_frozen_blocks)
+
+
+def build_backbone(cfg: BackboneConfig, *, num_frames: int, image_size: int) -> TimeSformer:
+    """The backbone that a config describes, with fresh weights; the one place to add another."""
+    return TimeSformer(cfg, num_frames=num_frames, image_size=image_size)

@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diveparse.configs import BackboneConfig
+from diveparse.datasets.atomic import written_atomically
 from diveparse.models.patch_embed import resize_space_embed, resize_time_embed
-from diveparse.models.timesformer import TimeSformer
+from diveparse.models.timesformer import TimeSformer, build_backbone
 
 KINEMATICS = "kinematics"  # weights that ship with the package, pretrained on the joints of rendered divers
 PACKAGED_KINEMATICS = Path(__file__).parent / "kinematics.safetensors"
@@ -32,7 +33,7 @@ def load_backbone(source: str, cfg: BackboneConfig, *, num_frames: int, image_si
     Position and time embeddings are resized, and the log says so, where the picture size or frame count is another.
     Raises: ValueError naming the file if there is none, it is damaged, or other sizes were built into it.
     """
-    backbone = TimeSformer(cfg, num_frames=num_frames, image_size=image_size)
+    backbone = build_backbone(cfg, num_frames=num_frames, image_size=image_size)
     path = _backbone_file(source)
     state, metadata = read_weights(path)
     if metadata.get(NUM_HEADS) != str(cfg.num_heads):
@@ -99,11 +100,9 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file under another name and rename it, so that `path` is never half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, temporary, metadata)
-    temporary.replace(path)
+    """Write a safetensors file, whole or not at all."""
+    with written_atomically(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, temporary, metadata)
 
 
 def model_folder(run_or_folder: Path) -> Path:

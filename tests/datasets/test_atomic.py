@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from diveparse.engine.atomic import write_json, written_atomically
+from diveparse.datasets.atomic import write_json, written_atomically
 
 
 def test_the_new_content_appears_only_when_the_block_is_done(tmp_path):
