@@ -127,15 +127,17 @@ def body_joints(angles: Array) -> Array:
     joints[:, JOINT["head"]] = joints[:, JOINT["neck"]] + HEAD_M * sagittal(trunk_lean + 0.25 * hip / 2)
     joints[:, JOINT["crown"]] = joints[:, JOINT["head"]] + CROWN_M * sagittal(trunk_lean + 0.35 * hip / 2)
 
+    def arm_direction(raised: Array, spread: Array, sign: int) -> Array:
+        sideways = sign * np.sin(spread)[:, None] * left_axis
+        return np.cos(spread)[:, None] * sagittal(trunk_lean + np.pi - raised) + sideways
+
     arms = {"left": (1, left_arm, left_spread, left_elbow), "right": (-1, right_arm, right_spread, right_elbow)}
     for side, (sign, raised, spread, elbow) in arms.items():
         shoulder = 0.94 * TRUNK_M * trunk + sign * SHOULDER_HALF_WIDTH_M * left_axis
-        direction = lambda raise_, sign=sign, spread=spread: (  # noqa: E731
-            np.cos(spread)[:, None] * sagittal(trunk_lean + np.pi - raise_) + sign * np.sin(spread)[:, None] * left_axis
-        )
+        upper_arm, forearm = arm_direction(raised, spread, sign), arm_direction(raised + elbow, spread, sign)
         joints[:, JOINT[f"{side}_shoulder"]] = shoulder
-        joints[:, JOINT[f"{side}_elbow"]] = shoulder + UPPER_ARM_M * direction(raised)
-        joints[:, JOINT[f"{side}_hand"]] = joints[:, JOINT[f"{side}_elbow"]] + FOREARM_M * direction(raised + elbow)
+        joints[:, JOINT[f"{side}_elbow"]] = shoulder + UPPER_ARM_M * upper_arm
+        joints[:, JOINT[f"{side}_hand"]] = joints[:, JOINT[f"{side}_elbow"]] + FOREARM_M * forearm
 
     for side, sign, more_hip, more_knee in (("left", 1, 0.0, 0.0), ("right", -1, hip_more, knee_more)):
         thigh = np.pi - thigh_raise - more_hip
@@ -264,7 +266,10 @@ class Performance:
     def _flight(self, rng: np.random.Generator, entry: Pose) -> tuple[list[float], list[Pose]]:
         """Key times as fractions of the flight, after the takeoff, and their poses."""
         dive, shape = self.dive, SHAPES[self.dive.position]
-        jitter = lambda low, high: float(rng.uniform(low, high))  # noqa: E731
+
+        def jitter(low: float, high: float) -> float:
+            return float(rng.uniform(low, high))
+
         close = jitter(0.12, 0.18) if dive.somersault_half_turns > 1 else jitter(0.24, 0.30)
         come_out = jitter(0.72, 0.82) if dive.somersault_half_turns > 2 else jitter(0.56, 0.66)
         self.twist_window = (0.0, 0.0)

@@ -47,7 +47,9 @@ class Look:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Look:
-        pick = lambda colors: colors[rng.integers(len(colors))]  # noqa: E731
+        def pick(colors: tuple[Color, ...]) -> Color:
+            return colors[rng.integers(len(colors))]
+
         return cls(pick(SKINS), pick(HAIRS), pick(SUITS), bool(rng.integers(2)), float(rng.uniform(0.9, 1.12)))
 
 
@@ -126,17 +128,21 @@ class Capsules:
 def diver_capsules(moments: Moments, look: Look) -> Capsules:
     """The body. What tells front from back is drawn as its own primitives that the depth order hides or shows:
     face against hair, chest against back, toes against heels."""
-    joints = moments.joints_m
+    rows: list[tuple[Array, Array, float, float, Color]] = []
+
+    def at(name: str) -> Array:
+        return moments.joints_m[:, JOINT[name]]
+
+    def add(start: Array, end: Array, start_radius: float, end_radius: float, color: Color) -> None:
+        rows.append((start, end, start_radius, end_radius, color))
+
     left = moments.rotations[:, :, 1]
-    at = lambda name: joints[:, JOINT[name]]  # noqa: E731
     trunk = at("neck") - at("pelvis")
     trunk_front = np.cross(left, trunk / np.linalg.norm(trunk, axis=-1, keepdims=True))
     head_axis = at("crown") - at("neck")
     head_front = np.cross(left, head_axis / np.linalg.norm(head_axis, axis=-1, keepdims=True))
     chest = look.suit if look.suit_on_chest else look.skin
     chest_lit, back_dark = shade(chest, 1.12), shade(look.suit if look.suit_on_chest else look.skin, 0.72)
-    rows: list[tuple[Array, Array, float, float, Color]] = []
-    add = lambda start, end, start_r, end_r, color: rows.append((start, end, start_r, end_r, color))  # noqa: E731
 
     low, high = at("pelvis") + 0.10 * trunk, at("pelvis") + 0.82 * trunk
     add(low, high, 0.115, 0.135, shade(chest, 0.95))
