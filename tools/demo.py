@@ -8,14 +8,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
+
+from diveparse.datasets.dives import DIVING48
+from diveparse.datasets.diving48 import read_split
 
 TOOLS = Path(__file__).parent
 DATA, RUNS = Path("data/demo"), Path("runs/demo")
 ARMS = {"flat": "head.kind=flat", "structured": "head.kind=joint"}
-# seed 0 is the data that settings were chosen on
-CLIPS = ["--train-clips", "1500", "--test-clips", "282", "--test-counts", "balanced", "--height", "120", "--seed", "1"]
+# settings were chosen on the validation clips of seed 0; the test clips of this seed took part in no choice
+CLIPS = ["--train-clips", "1500", "--test-clips", "282", "--test-counts", "balanced", "--height", "120", "--seed", "3"]
 
 
 def main() -> int:
@@ -31,8 +36,9 @@ def main() -> int:
         side_by_side({arm: ("test.py", runs[arm]) for arm in untested})
         say("4/5  Comparing them")
         run("compare.py", *runs.values())
-        say("5/5  Reading one clip")
-        run("predict.py", runs["structured"], sorted((DATA / "rgb").glob("*.mp4"))[0])
+        unseen = read_split(DATA, "test")[0]
+        say(f"5/5  Reading one test clip, which shows {DIVING48[unseen.label].number}")
+        run("predict.py", runs["structured"], unseen.path)
     except subprocess.CalledProcessError as error:
         print(f"error: this step failed: {' '.join(map(str, error.cmd[1:]))}", file=sys.stderr)
         return 1
@@ -58,21 +64,29 @@ def run(tool: str, *args: object) -> None:
 def side_by_side(jobs: dict[str, tuple[object, ...]]) -> None:
     """Run one job an arm at the same time, each on one thread: two cores do more so than with both on each job in turn.
 
-    Raises: CalledProcessError of the first arm that failed, once both have ended.
+    The last arm's progress is shown, since two bars cannot share a line; of the others, what they say when they fail.
+    Raises: CalledProcessError of an arm that failed, at once; the others are stopped, and can go on later.
     """
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
-    children = {}
-    for arm, job in jobs.items():
-        shown = None if arm == list(ARMS)[-1] else subprocess.DEVNULL  # two bars cannot share a line
-        children[arm] = subprocess.Popen(command(*map(str, job)), env=one_thread, stderr=shown)
-    try:
-        codes = {arm: child.wait() for arm, child in children.items()}
-    finally:
-        for child in children.values():
-            child.terminate()
-    for arm, code in codes.items():
-        if code:
-            raise subprocess.CalledProcessError(code, command(*map(str, jobs[arm])))
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    with ExitStack() as opened:
+        errors = {arm: opened.enter_context(tempfile.TemporaryFile()) for arm in list(jobs)[:-1]}
+        try:
+            for arm, job in jobs.items():
+                running[arm] = subprocess.Popen(command(*job), env=one_thread, stderr=errors.get(arm))
+            while running:
+                time.sleep(0.2)
+                for arm in [arm for arm, child in running.items() if child.poll() is not None]:
+                    code = running.pop(arm).returncode
+                    if code and arm in errors:
+                        errors[arm].seek(0)
+                        print(*errors[arm].read().decode().splitlines()[-1:], file=sys.stderr)
+                    if code:
+                        raise subprocess.CalledProcessError(code, command(*jobs[arm]))
+        finally:
+            for child in running.values():
+                child.terminate()
+                child.wait()
 
 
 if __name__ == "__main__":
