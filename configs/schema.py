@@ -114,11 +114,9 @@ class BackboneConfig:
 class HeadConfig:
     kind: HeadKind = HeadKind.JOINT
     auxiliary_weight: float = 1.0  # weight of the four cross-entropies beside the joint likelihood (kind JOINT)
-    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         require(self.auxiliary_weight >= 0, "head.auxiliary_weight", ">= 0", self.auxiliary_weight)
-        require(0 <= self.label_smoothing < 1, "head.label_smoothing", "in [0, 1)", self.label_smoothing)
 
 
 @dataclass

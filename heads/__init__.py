@@ -14,13 +14,11 @@ __all__ = ["AttributeHeads", "ConstrainedHeads", "FlatHead", "Head", "JointHeads
 def build_head(cfg: HeadConfig, embed_dim: int, dive_set: DiveSet) -> Head:
     """The head that a config asks for, over features of width `embed_dim`, answering with the dives of a set."""
     if cfg.kind is HeadKind.FLAT:
-        return FlatHead(embed_dim, dive_set, label_smoothing=cfg.label_smoothing)
+        return FlatHead(embed_dim, dive_set)
     if cfg.kind is HeadKind.INDEPENDENT:
-        return AttributeHeads(embed_dim, dive_set, label_smoothing=cfg.label_smoothing)
+        return AttributeHeads(embed_dim, dive_set)
     if cfg.kind is HeadKind.CONSTRAINED:
-        return ConstrainedHeads(embed_dim, dive_set, label_smoothing=cfg.label_smoothing)
+        return ConstrainedHeads(embed_dim, dive_set)
     if cfg.kind is HeadKind.JOINT:
-        return JointHeads(
-            embed_dim, dive_set, auxiliary_weight=cfg.auxiliary_weight, label_smoothing=cfg.label_smoothing
-        )
+        return JointHeads(embed_dim, dive_set, auxiliary_weight=cfg.auxiliary_weight)
     raise ValueError(f"head.kind must be one of {', '.join(kind.value for kind in HeadKind)}, got {cfg.kind!r}")

@@ -19,9 +19,8 @@ class AttributeHeads(Head):
 
     slots: Tensor
 
-    def __init__(self, embed_dim: int, dive_set: DiveSet, *, label_smoothing: float = 0.0) -> None:
+    def __init__(self, embed_dim: int, dive_set: DiveSet) -> None:
         super().__init__(dive_set)
-        self.label_smoothing = label_smoothing
         self.linears = nn.ModuleDict({name: Readout(embed_dim, len(dive_set.values[name])) for name in ATTRIBUTES})
         self.register_buffer("slots", slot_table(dive_set), persistent=False)  # derived from the set, so not saved
 
@@ -47,7 +46,7 @@ class AttributeHeads(Head):
     def _cross_entropies(self, attribute_log_probs: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         return {
             # log-probabilities are logits that are normalised already
-            name: F.cross_entropy(attribute_log_probs[name], row[labels], label_smoothing=self.label_smoothing)
+            name: F.cross_entropy(attribute_log_probs[name], row[labels])
             for name, row in zip(ATTRIBUTES, self.slots, strict=True)
         }
 
@@ -71,10 +70,8 @@ class JointHeads(ConstrainedHeads):
     cross-entropies tie it down, so that the heads can be read out over dives that were never seen.
     """
 
-    def __init__(
-        self, embed_dim: int, dive_set: DiveSet, *, auxiliary_weight: float = 1.0, label_smoothing: float = 0.0
-    ) -> None:
-        super().__init__(embed_dim, dive_set, label_smoothing=label_smoothing)
+    def __init__(self, embed_dim: int, dive_set: DiveSet, *, auxiliary_weight: float = 1.0) -> None:
+        super().__init__(embed_dim, dive_set)
         self.auxiliary_weight = auxiliary_weight
 
     def loss(self, features: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -87,7 +84,7 @@ class JointHeads(ConstrainedHeads):
         terms = self._cross_entropies(attribute_log_probs, labels)
         auxiliary = torch.stack(list(terms.values())).sum()
         scores = score(attribute_log_probs, self.slots)
-        joint = F.cross_entropy(scores, labels, label_smoothing=self.label_smoothing)
+        joint = F.cross_entropy(scores, labels)
         return joint + self.auxiliary_weight * auxiliary, _detached({"joint": joint} | terms)
 
 

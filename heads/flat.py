@@ -16,9 +16,8 @@ class FlatHead(Head):
 
     slots: Tensor
 
-    def __init__(self, embed_dim: int, dive_set: DiveSet, *, label_smoothing: float = 0.0) -> None:
+    def __init__(self, embed_dim: int, dive_set: DiveSet) -> None:
         super().__init__(dive_set)
-        self.label_smoothing = label_smoothing
         self.linear = Readout(embed_dim, len(dive_set))
         self.register_buffer("slots", slot_table(dive_set), persistent=False)  # derived from the set, so not saved
 
@@ -36,7 +35,7 @@ class FlatHead(Head):
         return decode(self.linear(features))
 
     def loss(self, features: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = F.cross_entropy(self.linear(features), labels, label_smoothing=self.label_smoothing)
+        loss = F.cross_entropy(self.linear(features), labels)
         return loss, {"flat": loss.detach()}
 
     def _columns(self, dive_set: DiveSet) -> Tensor:

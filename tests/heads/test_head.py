@@ -106,16 +106,6 @@ def test_joint_loss_is_the_likelihood_over_the_set_plus_the_weighted_cross_entro
     torch.testing.assert_close(terms["joint"], (sum(terms[name] for name in ATTRIBUTES) + log_mass).detach())
 
 
-@pytest.mark.parametrize("kind", HeadKind)
-def test_label_smoothing_charges_for_certainty(kind: HeadKind, features: Tensor, labels: Tensor) -> None:
-    sharp, smooth = make_head(kind), make_head(kind, label_smoothing=0.2)
-    (plain, plain_terms), (smoothed, smoothed_terms) = sharp.loss(features, labels), smooth.loss(features, labels)
-    assert all(not torch.equal(plain_terms[name], smoothed_terms[name]) for name in plain_terms)
-    if kind is HeadKind.FLAT:
-        log_probs = sharp.dive_log_probs(features)
-        torch.testing.assert_close(smoothed, 0.8 * plain - 0.2 * log_probs.mean())
-
-
 def test_only_the_independent_heads_may_answer_with_no_dive(features: Tensor) -> None:
     heads = {kind: make_head(kind) for kind in STRUCTURED}
     named = heads[HeadKind.INDEPENDENT].named_labels(features)
