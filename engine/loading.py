@@ -18,6 +18,13 @@ from diveparse.datasets.diving48 import ClipDataset, EpochSampler
 Batch = dict[str, Tensor]  # "clip", "label" and "index", each with one entry a clip
 
 
+class ClipLoader(DataLoader[Any]):
+    """A DataLoader that gives a worker's complaint about a file as it was raised."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch promises its own private iterator
+        return without_worker_traceback(super().__iter__())
+
+
 class MicroBatches:
     """The sampler's batches, one an update, cut into the parts that one forward pass takes."""
 
@@ -40,13 +47,12 @@ def training_batches(
     """
     updates = EpochSampler(len(clips), cfg.batch_size * cfg.accumulation_steps, seed, start_step)
     parts = MicroBatches(updates, cfg.batch_size)
-    loader: DataLoader[Any] = DataLoader(clips, batch_sampler=parts, **_worker_options(num_workers))
-    return without_worker_traceback(iter(loader))
+    return iter(ClipLoader(clips, batch_sampler=parts, **_worker_options(num_workers)))
 
 
-def evaluation_batches(clips: ClipDataset, *, batch_size: int, num_workers: int) -> DataLoader[Any]:
-    """Every clip once, in order; the last batch may be short."""
-    return DataLoader(clips, batch_size=batch_size, shuffle=False, **_worker_options(num_workers))
+def evaluation_batches(clips: ClipDataset, *, batch_size: int, num_workers: int) -> ClipLoader:
+    """Every clip once, in order, as often as asked; the last batch may be short."""
+    return ClipLoader(clips, batch_size=batch_size, shuffle=False, **_worker_options(num_workers))
 
 
 def without_worker_traceback(batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -124,6 +124,23 @@ def test_what_a_user_gets_wrong_is_one_line_and_writes_nothing(run, capsys, argu
     assert names(run) == before
 
 
+def test_a_damaged_clip_is_one_line_that_names_it_even_from_a_worker(run, tiny_root, tmp_path, capsys):
+    root = tmp_path / "damaged"
+    (root / "rgb").mkdir(parents=True)
+    for path in (*tiny_root.glob("*.json"), *tiny_root.glob("rgb/*")):
+        (root / path.relative_to(tiny_root)).symlink_to(path)
+    damaged = root / "rgb" / f"{read_split(root, 'test')[3].name}.mp4"
+    content = damaged.read_bytes()
+    damaged.unlink()
+    damaged.write_bytes(content[:100])
+    for num_workers in (0, 1):
+        assert main([str(run), f"data.root={root}", f"data.num_workers={num_workers}"]) == 1
+        line = capsys.readouterr().err.strip().splitlines()[-1]
+        assert line.startswith(f"error: {damaged}: ")
+        assert "Traceback" not in line
+    assert not (run / "metrics.json").exists()
+
+
 def test_a_folder_without_a_trained_model_is_refused(tmp_path, capsys):
     assert main([str(tmp_path)]) == 1
     assert "holds no trained model" in capsys.readouterr().err
