@@ -14,7 +14,6 @@ import pandas as pd
 
 from diveparse.configs import Config, load_config
 from diveparse.datasets.dives import ATTRIBUTES
-from diveparse.datasets.rendered_set import SETTINGS_FILE
 from diveparse.engine.predictions import read_predictions
 from diveparse.engine.statistics import Comparison, Estimate, accuracy_over_sources, compare_arms
 
@@ -29,6 +28,8 @@ class Run:
     config: Config
     split: str
     num_views: int
+    data_root: str  # that it was tested on, which need not be the one that it was trained on
+    rendered: bool  # whether that held rendered dives
     num_classes_scored: int
     scores: dict[str, float]  # one for each of SCORES
     predictions: pd.DataFrame  # sorted by clip, so that runs pair row by row
@@ -102,6 +103,8 @@ def load_run(folder: Path) -> Run:
         config=load_config(folder / "config.yaml", []),
         split=str(metrics["split"]),
         num_views=int(metrics["num_views"]),
+        data_root=str(metrics["data_root"]),
+        rendered=bool(metrics["rendered"]),
         num_classes_scored=int(metrics["num_classes_scored"]),
         scores={name: float((metrics | metrics["attribute_accuracy"])[name]) for name in SCORES},
         predictions=read_predictions(folder / "predictions.csv").sort_values("clip", ignore_index=True),
@@ -110,7 +113,7 @@ def load_run(folder: Path) -> Run:
     if abs(accuracy - run.scores["top1"]) > 1e-6:
         raise ValueError(
             f"{folder}: predictions.csv has a top-1 of {accuracy:.6f} and metrics.json {run.scores['top1']:.6f}; "
-            f"they are of different tests, so test again: python tools/test.py {folder}"
+            f"they are of different tests, so test again: python tools/test.py {folder} --again"
         )
     return run
 
@@ -123,7 +126,8 @@ def require_comparable(runs: list[Run]) -> None:
         for what, one, two in (
             ("tested on different splits", first.split, other.split),
             ("tested with different numbers of views", first.num_views, other.num_views),
-            ("different data.root", Path(first.config.data.root).resolve(), Path(other.config.data.root).resolve()),
+            ("tested on different data", Path(first.data_root).resolve(), Path(other.data_root).resolve()),
+            ("their metrics.json differ in `rendered`", first.rendered, other.rendered),
             ("different data.val_fraction", first.config.data.val_fraction, other.config.data.val_fraction),
         ):
             if one != two:
@@ -158,13 +162,6 @@ def group_by_arm(runs: list[Run]) -> dict[str, dict[int, Run]]:
     return {arm: dict(sorted(by_seed.items())) for arm, by_seed in arms.items()}
 
 
-def describe_clips(root: Path) -> str:
-    """Say where clips come from, so that no number on rendered dives passes for one on real ones."""
-    if not root.is_dir():
-        return f"clips of {root}, which is not here, so real or rendered is not known"
-    return "rendered dives, not Diving48" if (root / SETTINGS_FILE).is_file() else f"clips of {root}"
-
-
 def _pair(arms: dict[str, dict[int, Run]], first: str, second: str, sources: list[str]) -> ArmPair:
     seeds = tuple(sorted(arms[first].keys() & arms[second].keys()))
     if not seeds:
@@ -181,9 +178,11 @@ def _correct(by_seed: dict[int, Run]) -> npt.NDArray[np.bool_]:
 
 
 def _caption(run: Run) -> str:
+    """What was tested, and on what, so that no number on rendered dives passes for one on real ones."""
     num_sources = run.predictions["source"].nunique()
     size = f"{len(run.predictions):,} clips of {num_sources} sources, {run.num_classes_scored} dives"
-    return f"{run.split} split: {size}; {describe_clips(Path(run.config.data.root))}"
+    origin = "rendered dives, not Diving48" if run.rendered else f"clips of {run.data_root}"
+    return f"{run.split} split: {size}; {origin}"
 
 
 def _read_metrics(path: Path) -> dict[str, Any]:
@@ -194,7 +193,9 @@ def _read_metrics(path: Path) -> dict[str, Any]:
     attributes = metrics.get("attribute_accuracy") if isinstance(metrics, dict) else None
     if not isinstance(attributes, dict):
         raise ValueError(f"{path}: has no attribute_accuracy; tools/test.py writes it")
-    missing = [key for key in ("split", "num_views", "num_classes_scored", *SCORES) if key not in metrics | attributes]
+    expected = ("split", "num_views", "data_root", "rendered", "num_classes_scored", *SCORES)
+    missing = [key for key in expected if key not in metrics | attributes]
     if missing:
-        raise ValueError(f"{path}: lacks {', '.join(missing)}; tools/test.py writes them")
+        again = f"python tools/test.py {path.parent} --again"
+        raise ValueError(f"{path}: lacks {', '.join(missing)}; test again: {again}")
     return metrics

@@ -11,6 +11,7 @@ from diveparse.configs import Config, load_config
 from diveparse.datasets.atomic import write_json
 from diveparse.datasets.dives import DIVING48
 from diveparse.datasets.diving48 import ClipDataset, read_split
+from diveparse.datasets.rendered_set import SETTINGS_FILE
 from diveparse.datasets.splits import split_by_source
 from diveparse.engine.checkpoint import count_updates_done
 from diveparse.engine.device import choose_device
@@ -37,7 +38,8 @@ def evaluate_run(run: Path, overrides: list[str], *, split: str, again: bool = F
     if metrics_path.exists() and not again:
         raise ValueError(f"{metrics_path} is there already, and a test is read once; --again replaces it")
     model = DiveClassifier.load(run).to(choose_device())
-    records = read_split(Path(cfg.data.root), "test" if split == "test" else "train")
+    root = Path(cfg.data.root)
+    records = read_split(root, "test" if split == "test" else "train")
     if split == "val":
         records = split_by_source(records, cfg.data.val_fraction, cfg.seed)[1]
     views = (cfg.test.num_temporal_views, cfg.test.num_spatial_views)
@@ -45,6 +47,7 @@ def evaluate_run(run: Path, overrides: list[str], *, split: str, again: bool = F
     batches = evaluation_batches(clips, batch_size=cfg.test.batch_size, num_workers=cfg.data.num_workers)
     predictions = evaluate(model, tqdm(batches, desc=f"testing {cfg.arm} on {split}"), records, cfg.train.precision)
     about = {"split": split, "name": cfg.name, "arm": cfg.arm, "seed": cfg.seed, "num_views": views[0] * views[1]}
+    about |= {"data_root": cfg.data.root, "rendered": (root / SETTINGS_FILE).is_file()}  # of this test, not of training
     scores = compute_metrics(predictions, DIVING48)
     write_predictions(run / f"{prefix}predictions.csv", predictions, DIVING48)
     if not prefix:

@@ -6,12 +6,13 @@ import pandas as pd
 import pytest
 
 from diveparse.configs import Config, DataConfig
-from diveparse.engine.comparison import SCORES, Run, compare_runs, describe_clips, group_by_arm
+from diveparse.engine.comparison import SCORES, Run, compare_runs, group_by_arm
 
 NUM_CLIPS = 24
 
 
-def a_run(arm, seed=0, *, accuracy=0.5, name="demo", data=None, split="test", num_views=1, **columns):
+def a_run(arm, seed=0, *, accuracy=0.5, name="demo", data=None, tested=None, **columns):
+    """data: what it was trained on; tested: fields of `Run` that say how it was tested."""
     hit = np.random.default_rng([seed, len(arm)]).random(NUM_CLIPS) < accuracy
     table = pd.DataFrame(
         {
@@ -24,7 +25,9 @@ def a_run(arm, seed=0, *, accuracy=0.5, name="demo", data=None, split="test", nu
     table["predicted_number"] = table["true_number"].where(hit, "407C")
     config = Config(name=name, arm=arm, seed=seed, data=data or DataConfig(root="data"))
     scores = dict.fromkeys(SCORES, 0.5) | {"top1": float(hit.mean())}
-    return Run(Path(f"runs/{name}/{arm}/seed-{seed}"), config, split, num_views, 3, scores, table)
+    how = {"split": "test", "num_views": 1, "data_root": "data", "rendered": True} | (tested or {})
+    folder = Path(f"runs/{name}/{arm}/seed-{seed}")
+    return Run(folder, config, **how, num_classes_scored=3, scores=scores, predictions=table)
 
 
 def test_arms_are_compared_with_each_earlier_one_over_the_seeds_that_both_have():
@@ -55,9 +58,10 @@ OTHER_TRUTHS = ["101B", "103B", "107B"] + ["101B", "103B", "203C"] * (NUM_CLIPS 
 @pytest.mark.parametrize(
     ("other", "reason"),
     [
-        (a_run("joint", split="validation"), "tested on different splits, test and validation"),
-        (a_run("joint", num_views=3), "tested with different numbers of views, 1 and 3"),
-        (a_run("joint", data=DataConfig(root="elsewhere")), "different data.root"),
+        (a_run("joint", tested={"split": "validation"}), "tested on different splits, test and validation"),
+        (a_run("joint", tested={"num_views": 3}), "tested with different numbers of views, 1 and 3"),
+        (a_run("joint", tested={"data_root": "elsewhere"}), "tested on different data, .*/data and .*/elsewhere"),
+        (a_run("joint", tested={"rendered": False}), "metrics.json differ in `rendered`, True and False"),
         (a_run("joint", data=DataConfig(root="data", val_fraction=0.3)), "different data.val_fraction, 0.15 and 0.3"),
         (a_run("joint", clip=[f"clip{k:02d}" for k in range(1, 25)]), "2 clips are in only one .*, such as clip00"),
         (a_run("joint", true_number=OTHER_TRUTHS), "1 clips have different truths, such as clip02: 203C, 107B"),
@@ -72,7 +76,14 @@ def test_runs_that_did_not_answer_the_same_question_are_refused_with_the_reason(
 
 
 def test_the_same_data_root_spelt_in_two_ways_is_the_same():
-    compare_runs([a_run("flat"), a_run("joint", data=DataConfig(root="./data/../data"))])
+    compare_runs([a_run("flat"), a_run("joint", tested={"data_root": "./data/../data"})])
+
+
+def test_the_caption_says_what_the_runs_were_tested_on_whatever_they_were_trained_on():
+    for rendered, origin in ((True, "rendered dives, not Diving48"), (False, "clips of real/diving48")):
+        tested = {"data_root": "real/diving48", "rendered": rendered}
+        report = compare_runs([a_run("flat", tested=tested, data=DataConfig(root="data/rendered"))])
+        assert report.caption == f"test split: 24 clips of 4 sources, 3 dives; {origin}"
 
 
 def test_an_invalid_answer_is_a_wrong_one():
@@ -80,10 +91,3 @@ def test_an_invalid_answer_is_a_wrong_one():
     invalid = run.predictions.assign(predicted_number="")
     assert run.correct.all()
     assert not replace(run, predictions=invalid).correct.any()
-
-
-def test_clips_are_called_rendered_only_where_the_renderer_says_so(tmp_path):
-    assert describe_clips(tmp_path) == f"clips of {tmp_path}"
-    (tmp_path / "rendered.json").write_text("{}")
-    assert describe_clips(tmp_path) == "rendered dives, not Diving48"
-    assert "not known" in describe_clips(tmp_path / "missing")

@@ -47,19 +47,15 @@ def write_run(folder, arm, seed, *, skill, split="test", num_clips=NUM_CLIPS):
     )
     folder = folder / arm / f"seed-{seed}"
     folder.mkdir(parents=True)
-    save_config(
-        Config(name="demo", arm=arm, seed=seed, data=DataConfig(root=str(folder.parents[1] / "data"))),
-        folder / "config.yaml",
-    )
-    metrics = {"split": split, "num_views": 1, **compute_metrics(predictions, DIVING48)}
+    save_config(Config(name="demo", arm=arm, seed=seed, data=DataConfig(root="data/demo")), folder / "config.yaml")
+    about = {"split": split, "num_views": 1, "data_root": "data/demo", "rendered": True}
+    metrics = {**about, **compute_metrics(predictions, DIVING48)}
     (folder / "metrics.json").write_text(json.dumps(metrics))
     write_predictions(folder / "predictions.csv", predictions, DIVING48)
     return folder
 
 
 def write_two_arms(folder):
-    (folder / "data").mkdir()
-    (folder / "data" / "rendered.json").write_text("{}")
     return [write_run(folder, "flat", 0, skill=1), write_run(folder, "structured", 0, skill=6)]
 
 
@@ -167,7 +163,11 @@ def test_compare_refuses_metrics_that_are_not_of_the_predictions_beside_them(mai
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [("{", "not JSON"), ("[]", "has no attribute_accuracy"), ('{"attribute_accuracy": {}}', "lacks split")],
+    [
+        ("{", "not JSON"),
+        ("[]", "has no attribute_accuracy"),
+        ('{"attribute_accuracy": {}}', "lacks split, num_views, data_root, rendered, num_classes_scored"),
+    ],
 )
 def test_compare_names_a_metrics_file_that_is_no_good(main, two_arms, capsys, content, reason):
     path = two_arms[1] / "metrics.json"

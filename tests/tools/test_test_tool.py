@@ -124,6 +124,19 @@ def test_what_a_user_gets_wrong_is_one_line_and_writes_nothing(run, capsys, argu
     assert names(run) == before
 
 
+@pytest.mark.parametrize("rendered", [True, False])
+def test_the_metrics_say_what_was_tested_on_and_whether_it_was_rendered(run, tiny_root, tmp_path, rendered):
+    other = tmp_path / "other"  # than it was trained on
+    other.mkdir()
+    for path in tiny_root.iterdir():
+        (other / path.name).symlink_to(path)
+    if rendered:
+        (other / "rendered.json").write_text("{}")
+    assert main([str(run), f"data.root={other}"]) == 0
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert (metrics["data_root"], metrics["rendered"]) == (str(other), rendered)
+
+
 def test_a_damaged_clip_is_one_line_that_names_it_even_from_a_worker(run, tiny_root, tmp_path, capsys):
     root = tmp_path / "damaged"
     (root / "rgb").mkdir(parents=True)
