@@ -94,7 +94,7 @@ def train(cfg: Config, *, resume: bool = False) -> Path:
             metrics = compute_metrics(predictions, DIVING48)
             log_scalars(writer, "val", flat_metrics(metrics), progress.step)
             log_scalars(writer, "train_epoch", progress.epoch.scalars(), progress.step)
-            log_epoch(epoch, cfg.train, progress.epoch, metrics, time.perf_counter() - start)
+            log_epoch(epoch, cfg, progress.epoch, metrics, time.perf_counter() - start)
             if progress.is_best(metrics):
                 model.save(run / "model")
                 log_confusion(writer, "val", predictions, DIVING48, progress.step)
@@ -182,12 +182,14 @@ def complaint(what: str, value: Tensor, step: int, names: Sequence[str]) -> str:
     )
 
 
-def log_epoch(epoch: int, cfg: TrainConfig, totals: Totals, metrics: dict[str, Any], validation_s: float) -> None:
+def log_epoch(epoch: int, cfg: Config, totals: Totals, metrics: dict[str, Any], validation_s: float) -> None:
+    """One line an epoch; the arm's name comes first, since arms that train side by side write to the same terminal."""
     scalars = totals.scalars()
     logger.info(
-        "epoch %d/%d: loss %.3f, train top-1 %.3f, val top-1 %.3f, val nll %.3f, waited for data %.1f %%, %.0f s",
+        "%s, epoch %d/%d: loss %.3f, train top-1 %.3f, val top-1 %.3f, val nll %.3f, waited for data %.1f %%, %.0f s",
+        cfg.arm,
         epoch + 1,
-        cfg.num_epochs,
+        cfg.train.num_epochs,
         scalars["loss"],
         scalars["accuracy"],
         metrics["top1"],

@@ -16,12 +16,12 @@ TOOL = Path(__file__).resolve().parents[2] / "tools" / "train.py"
 main = runpy.run_path(str(TOOL))["main"]
 
 
-def test_an_epoch_is_one_line_with_losses_accuracies_waiting_and_time(tiny_experiment, capsys, caplog):
+def test_an_epoch_is_one_line_with_its_arm_losses_accuracies_waiting_and_time(tiny_experiment, capsys, caplog):
     assert main([str(tiny_experiment), "train.num_epochs=1"]) == 0
-    (line,) = [message for message in caplog.messages if message.startswith("epoch")]
+    (line,) = [message for message in caplog.messages if message.startswith("joint, epoch")]
     number = r"\d+\.\d{3}"
     scores = f"loss {number}, train top-1 {number}, val top-1 {number}, val nll {number}"
-    assert re.fullmatch(rf"epoch 1/1: {scores}, waited for data \d+\.\d %, \d+ s", line)
+    assert re.fullmatch(rf"joint, epoch 1/1: {scores}, waited for data \d+\.\d %, \d+ s", line)
     captured = capsys.readouterr()
     assert "epoch 1/1" in captured.err  # the progress bar
     assert f"python tools/test.py {run_folder(load_config(tiny_experiment, []))}" in captured.out
