@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +12,11 @@ from einops import rearrange
 from torch import Tensor
 
 from diveparse.configs import Precision
+from diveparse.datasets.dives import ATTRIBUTES
 from diveparse.datasets.diving48 import ClipRecord
 from diveparse.engine.device import autocast
 from diveparse.engine.predictions import Predictions
-from diveparse.models.classifier import DiveClassifier
+from diveparse.models.classifier import ClassifierOutputs, DiveClassifier
 
 
 @torch.no_grad()
@@ -26,8 +28,8 @@ def evaluate(
 ) -> Predictions:
     """Collect a model's answers; nothing is written, and the model returns to the mode it was in.
 
-    batches: dicts of "clip" (batch, views, time, channel, height, width), "label" and "index" (batch,), where the index
-    points into `records`. The features of a clip's views are averaged before the head reads them.
+    batches: dicts of "clip" (batch, views, time, channel, height, width) and "index" (batch,), which points into
+    `records`. The features of a clip's views are averaged before the head reads them.
     Each clip counts once, in the order of `batches`, whatever the size of the last batch.
     Raises: ValueError if there are no batches, or a clip's answer is not a number.
     """
@@ -35,7 +37,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     indices: list[int] = []
-    answers: dict[str, list[Tensor]] = {}
+    answers: list[ClassifierOutputs] = []
     try:
         for batch in batches:
             clips = batch["clip"].to(device, non_blocking=True)
@@ -43,37 +45,28 @@ def evaluate(
                 features = model.features(rearrange(clips, "b v t c h w -> (b v) t c h w"))
             features = rearrange(features.float(), "(b v) d -> b v d", b=len(clips)).mean(dim=1)
             indices += batch["index"].tolist()
-            for name, answer in _answer(model, features).items():
-                answers.setdefault(name, []).append(answer.cpu())
-            answers.setdefault("labels", []).append(batch["label"])
+            answers.append(model.read_out(features))
     finally:
         model.train(was_training)
     if not indices:
         raise ValueError("evaluation needs at least one clip, got none")
-    arrays = {name: torch.cat(parts).numpy() for name, parts in answers.items()}
     clips_seen = [records[index] for index in indices]
-    _require_finite(arrays["dive_log_probs"], clips_seen)
+    dive_log_probs = _joined(each.dive_log_probs for each in answers)
+    _require_finite(dive_log_probs, clips_seen)
     return Predictions(
         clips=[record.name for record in clips_seen],
         sources=[record.source for record in clips_seen],
-        labels=arrays["labels"],
-        dive_log_probs=arrays["dive_log_probs"],
-        attribute_log_probs={name.split("/")[1]: array for name, array in arrays.items() if "/" in name},
-        named_labels=arrays["named_labels"],
-        decoded_labels=arrays["decoded_labels"],
+        labels=np.array([record.label for record in clips_seen]),
+        dive_log_probs=dive_log_probs,
+        attribute_log_probs={name: _joined(each.attribute_log_probs[name] for each in answers) for name in ATTRIBUTES},
+        named_labels=_joined(each.named_labels for each in answers),
+        decoded_labels=_joined(each.decoded_labels for each in answers),
     )
 
 
-def _answer(model: DiveClassifier, features: Tensor) -> dict[str, Tensor]:
-    """Everything that the head says about features (batch, embed_dim), each with a row a clip."""
-    head = model.head
-    attributes = head.attribute_log_probs(features)
-    return {
-        "dive_log_probs": head.dive_log_probs(features),  # (batch, num_dives)
-        **{f"attribute/{name}": log_probs for name, log_probs in attributes.items()},  # (batch, num_values)
-        "named_labels": head.named_labels(features),
-        "decoded_labels": head.decode(features),
-    }
+def _joined(batches: Iterable[Tensor]) -> npt.NDArray[Any]:
+    """One array of a row a clip."""
+    return torch.cat(list(batches)).cpu().numpy()
 
 
 def _require_finite(dive_log_probs: npt.NDArray[np.float32], clips: list[ClipRecord]) -> None:

@@ -12,8 +12,7 @@ import pandas as pd
 
 from diveparse.datasets.atomic import written_atomically
 from diveparse.datasets.dives import ATTRIBUTES, DiveSet
-
-INVALID = -1  # the label of a combination of attributes that is no dive of the set
+from diveparse.heads.recombine import INVALID
 
 TEXT_COLUMNS = ("clip", "source", "true_number", "predicted_number", "top5", "takeoff", "position", "named_number")
 FLOAT_COLUMNS = ("log_prob_true", "confidence")

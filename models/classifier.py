@@ -83,7 +83,10 @@ class DiveClassifier(nn.Module):
 
     def outputs(self, clips: Tensor) -> ClassifierOutputs:
         """All answers from one pass through the backbone."""
-        features = self.features(clips)
+        return self.read_out(self.features(clips))
+
+    def read_out(self, features: Tensor) -> ClassifierOutputs:
+        """All that the head says about features (batch, embed_dim)."""
         return ClassifierOutputs(
             dive_log_probs=self.head.dive_log_probs(features),
             attribute_log_probs=self.head.attribute_log_probs(features),

@@ -19,8 +19,8 @@ from diveparse.datasets.dives import ATTRIBUTES
 from diveparse.engine.comparison import SCORES, Report, compare_runs, load_run
 from diveparse.engine.metrics import confusion_matrix
 from diveparse.engine.plots import accuracy_figure, attribute_figure, confusion_figure, figure_image
-from diveparse.engine.predictions import INVALID
 from diveparse.engine.statistics import Estimate, spread_over_seeds
+from diveparse.heads.recombine import INVALID
 
 ROW_NAMES = {"mean_class_accuracy": "mean class accuracy", "top1": "top-1", "top5": "top-5"} | {
     "invalid_rate": "invalid before decoding",

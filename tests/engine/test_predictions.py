@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from diveparse.datasets.dives import ATTRIBUTES, DIVING48
-from diveparse.engine.predictions import COLUMNS, INVALID, Predictions, read_predictions, write_predictions
+from diveparse.engine.predictions import COLUMNS, Predictions, read_predictions, write_predictions
+from diveparse.heads.recombine import INVALID
 
 
 def random_predictions(num_clips: int = 6, seed: int = 0) -> Predictions:

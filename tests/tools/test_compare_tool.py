@@ -16,7 +16,8 @@ from diveparse.configs import Config, DataConfig, save_config
 from diveparse.datasets.dives import ATTRIBUTES, DIVING48
 from diveparse.engine.comparison import SCORES
 from diveparse.engine.metrics import compute_metrics
-from diveparse.engine.predictions import INVALID, Predictions, write_predictions
+from diveparse.engine.predictions import Predictions, write_predictions
+from diveparse.heads.recombine import INVALID
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "compare.py"
 NUM_CLIPS = 40
