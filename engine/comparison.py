@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from diveparse.configs import Config, load_config
+from diveparse.configs import Config, load_config, options
 from diveparse.datasets.dives import ATTRIBUTES
 from diveparse.engine.predictions import read_predictions
 from diveparse.engine.statistics import Comparison, Estimate, accuracy_over_sources, compare_arms
 
 SCORES = ("top1", "top5", "mean_class_accuracy", *ATTRIBUTES, "invalid_rate", "nll", "ece")
+INDIFFERENT = ("seed", "runs_dir", "data.num_workers")  # all that may differ in an arm; the last two change no weight
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class ArmPair:
     first: str
     second: str
     seeds: tuple[int, ...]
+    differing: list[str]  # the options, each with the second's value and the first's
     comparison: Comparison
 
     @property
@@ -148,7 +150,7 @@ def require_comparable(runs: list[Run]) -> None:
 def group_by_arm(runs: list[Run]) -> dict[str, dict[int, Run]]:
     """Group runs as arm -> seed -> run, seeds ascending. Runs of several experiments call their arms experiment/arm.
 
-    Raises: ValueError if two runs have the same arm and seed.
+    Raises: ValueError if two runs have the same arm and seed, or the same arm and other options.
     """
     several_experiments = len({run.config.name for run in runs}) > 1
     arms: dict[str, dict[int, Run]] = {}
@@ -158,8 +160,22 @@ def group_by_arm(runs: list[Run]) -> dict[str, dict[int, Run]]:
         if run.config.seed in by_seed:
             earlier = by_seed[run.config.seed].folder
             raise ValueError(f"{earlier} and {run.folder} are both arm {arm} with seed {run.config.seed}; give one")
+        first = next(iter(by_seed.values()), run)
+        differing = differing_values(first.config, run.config)
+        if differing:
+            raise ValueError(
+                f"{first.folder} and {run.folder} are both arm {arm}, whose runs may differ in nothing but the seed, "
+                f"but were trained with different {', '.join(differing)}"
+            )
         by_seed[run.config.seed] = run
     return {arm: dict(sorted(by_seed.items())) for arm, by_seed in arms.items()}
+
+
+def differing_values(one: Config, other: Config) -> list[str]:
+    """The options that differ, apart from those of INDIFFERENT, such as "head.kind (joint, flat)"."""
+    values, others = (options(cfg) | {"data.root": str(Path(cfg.data.root).resolve())} for cfg in (one, other))
+    names = [name for name in values if name not in INDIFFERENT and values[name] != others[name]]
+    return [f"{name} ({values[name]}, {others[name]})" for name in names]
 
 
 def _pair(arms: dict[str, dict[int, Run]], first: str, second: str, sources: list[str]) -> ArmPair:
@@ -170,7 +186,8 @@ def _pair(arms: dict[str, dict[int, Run]], first: str, second: str, sources: lis
             "arms are compared seed by seed"
         )
     corrects = [_correct({seed: arms[arm][seed] for seed in seeds}) for arm in (first, second)]
-    return ArmPair(first, second, seeds, compare_arms(corrects[0], corrects[1], sources))
+    differing = differing_values(arms[second][seeds[0]].config, arms[first][seeds[0]].config)
+    return ArmPair(first, second, seeds, differing, compare_arms(corrects[0], corrects[1], sources))
 
 
 def _correct(by_seed: dict[int, Run]) -> npt.NDArray[np.bool_]:

@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         report = compare_runs([load_run(run) for run in args.runs])
         text = f"{report.caption}\n\n{score_table(report)}\n"
         if report.pairs:
-            text += f"\n{difference_table(report)}\n"
+            text += f"\n{difference_table(report)}\n\n{option_lines(report)}\n"
         print(f"\n{text}")
         write_report(out, report, text)
     except (ValueError, OSError) as error:
@@ -81,6 +81,14 @@ def difference_table(report: Report) -> str:
             rows.append([f"{pair.name}, all seeds", *interval, "", "", f"{pair.comparison.p_value:.2g}"])
     headers = ["top-1, paired", "difference", "95 % interval", "clips won", "clips lost", "McNemar p"]
     return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
+
+
+def option_lines(report: Report) -> str:
+    """One line a pair of arms, so that a reader sees what a difference may be owed to."""
+    return "\n".join(
+        f"- options that differ between {pair.second} and {pair.first}: {', '.join(pair.differing)}"
+        for pair in report.pairs
+    )
 
 
 def tidy_table(report: Report) -> pd.DataFrame:

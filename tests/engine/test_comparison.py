@@ -5,14 +5,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from diveparse.configs import Config, DataConfig
+from diveparse.configs import Config, DataConfig, HeadConfig, HeadKind, TrainConfig
 from diveparse.engine.comparison import SCORES, Run, compare_runs, group_by_arm
 
 NUM_CLIPS = 24
 
 
-def a_run(arm, seed=0, *, accuracy=0.5, name="demo", data=None, tested=None, **columns):
-    """data: what it was trained on; tested: fields of `Run` that say how it was tested."""
+def a_run(arm, seed=0, *, accuracy=0.5, name="demo", trained=None, tested=None, **columns):
+    """trained: sections of its config; tested: fields of `Run` that say how it was tested."""
     hit = np.random.default_rng([seed, len(arm)]).random(NUM_CLIPS) < accuracy
     table = pd.DataFrame(
         {
@@ -23,7 +23,7 @@ def a_run(arm, seed=0, *, accuracy=0.5, name="demo", data=None, tested=None, **c
         | columns
     )
     table["predicted_number"] = table["true_number"].where(hit, "407C")
-    config = Config(name=name, arm=arm, seed=seed, data=data or DataConfig(root="data"))
+    config = Config(name=name, arm=arm, seed=seed, **{"data": DataConfig(root="data")} | (trained or {}))
     scores = dict.fromkeys(SCORES, 0.5) | {"top1": float(hit.mean())}
     how = {"split": "test", "num_views": 1, "data_root": "data", "rendered": True} | (tested or {})
     folder = Path(f"runs/{name}/{arm}/seed-{seed}")
@@ -62,7 +62,10 @@ OTHER_TRUTHS = ["101B", "103B", "107B"] + ["101B", "103B", "203C"] * (NUM_CLIPS 
         (a_run("joint", tested={"num_views": 3}), "tested with different numbers of views, 1 and 3"),
         (a_run("joint", tested={"data_root": "elsewhere"}), "tested on different data, .*/data and .*/elsewhere"),
         (a_run("joint", tested={"rendered": False}), "metrics.json differ in `rendered`, True and False"),
-        (a_run("joint", data=DataConfig(root="data", val_fraction=0.3)), "different data.val_fraction, 0.15 and 0.3"),
+        (
+            a_run("joint", trained={"data": DataConfig(root="data", val_fraction=0.3)}),
+            "different data.val_fraction, 0.15 and 0.3",
+        ),
         (a_run("joint", clip=[f"clip{k:02d}" for k in range(1, 25)]), "2 clips are in only one .*, such as clip00"),
         (a_run("joint", true_number=OTHER_TRUTHS), "1 clips have different truths, such as clip02: 203C, 107B"),
         (a_run("joint", source=["one"] * 12 + ["two"] * 12), "have different sources, such as clip00: source0, one"),
@@ -82,8 +85,26 @@ def test_the_same_data_root_spelt_in_two_ways_is_the_same():
 def test_the_caption_says_what_the_runs_were_tested_on_whatever_they_were_trained_on():
     for rendered, origin in ((True, "rendered dives, not Diving48"), (False, "clips of real/diving48")):
         tested = {"data_root": "real/diving48", "rendered": rendered}
-        report = compare_runs([a_run("flat", tested=tested, data=DataConfig(root="data/rendered"))])
+        report = compare_runs([a_run("flat", tested=tested, trained={"data": DataConfig(root="data/rendered")})])
         assert report.caption == f"test split: 24 clips of 4 sources, 3 dives; {origin}"
+
+
+def test_runs_of_one_arm_that_were_trained_differently_are_refused_naming_the_option():
+    other = a_run("flat", 1, trained={"train": TrainConfig(num_epochs=7, learning_rate=0.5)})
+    reason = r"^runs/demo/flat/seed-0 and runs/demo/flat/seed-1 are both arm flat, .* different train.num_epochs \("
+    with pytest.raises(ValueError, match=reason + r"\d+, 7\), train.learning_rate \([^,]*, 0\.5\)$"):
+        compare_runs([a_run("flat"), other])
+
+
+def test_seeds_of_one_arm_may_lie_elsewhere_and_be_loaded_by_more_workers():
+    elsewhere = {"runs_dir": "elsewhere", "data": DataConfig(root="./data", num_workers=7)}
+    assert list(group_by_arm([a_run("flat"), a_run("flat", 1, trained=elsewhere)])["flat"]) == [0, 1]
+
+
+def test_a_pair_of_arms_names_the_options_that_differ_and_no_others():
+    flat = a_run("flat", 3, trained={"head": HeadConfig(kind=HeadKind.FLAT)})
+    joint = a_run("joint", 3, trained={"head": HeadConfig(kind=HeadKind.JOINT)})
+    assert compare_runs([flat, joint]).pairs[0].differing == ["arm (joint, flat)", "head.kind (joint, flat)"]
 
 
 def test_an_invalid_answer_is_a_wrong_one():

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from diveparse.configs import Config, DataConfig, save_config
+from diveparse.configs import Config, DataConfig, HeadConfig, HeadKind, save_config
 from diveparse.datasets.dives import ATTRIBUTES, DIVING48
 from diveparse.engine.comparison import SCORES
 from diveparse.engine.metrics import compute_metrics
@@ -48,7 +48,9 @@ def write_run(folder, arm, seed, *, skill, split="test", num_clips=NUM_CLIPS):
     )
     folder = folder / arm / f"seed-{seed}"
     folder.mkdir(parents=True)
-    save_config(Config(name="demo", arm=arm, seed=seed, data=DataConfig(root="data/demo")), folder / "config.yaml")
+    head = HeadConfig(kind=HeadKind.FLAT if arm == "flat" else HeadKind.JOINT)
+    cfg = Config(name="demo", arm=arm, seed=seed, data=DataConfig(root="data/demo"), head=head)
+    save_config(cfg, folder / "config.yaml")
     about = {"split": split, "num_views": 1, "data_root": "data/demo", "rendered": True}
     metrics = {**about, **compute_metrics(predictions, DIVING48)}
     (folder / "metrics.json").write_text(json.dumps(metrics))
@@ -89,6 +91,13 @@ def test_compare_prints_one_table_of_the_scores_and_the_paired_difference(compar
     }.items():
         assert f"{value:.3f}" in rows[name]
     assert f"{metrics[1]['top1'] - metrics[0]['top1']:+.3f}" in rows["structured - flat"]
+
+
+def test_compare_says_which_options_differ_between_the_arms(compared):
+    folder, printed = compared
+    line = "- options that differ between structured and flat: arm (structured, flat), head.kind (joint, flat)"
+    assert line in printed.splitlines()
+    assert line in (folder / "comparison.md").read_text(encoding="utf-8").splitlines()
 
 
 def test_compare_writes_a_page_a_table_plots_and_tensorboard_images_where_the_runs_lie(compared):
