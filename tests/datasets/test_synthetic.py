@@ -1,20 +1,32 @@
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 
-from diveparse.datasets.dives import Dive
+from diveparse.datasets import synthetic
+from diveparse.datasets.dives import DIVING48, HEIGHTS_M, WORLD_AQUATICS, Dive
 from diveparse.datasets.kinematics import JOINT
 from diveparse.datasets.motion_clips import MotionClips
+from diveparse.datasets.seeding import stream
 from diveparse.datasets.synthetic import RenderedClip, Source, Split
 
 SIZE = (90, 120)
+EVERY_DIVE = sorted({*WORLD_AQUATICS, *DIVING48}, key=lambda dive: dive.number)
 
 
 def clip_of(number: str, seed: int = 0) -> RenderedClip:
     dive = Dive.from_number(number)
     sources = (Source.draw(seed, Split.TRAIN, index, 1.0) for index in range(200))
     return RenderedClip(next(source for source in sources if source.has_board_for(dive)), dive, 3)
+
+
+@pytest.fixture(scope="module")
+def boards() -> list[Source]:
+    """Of the first 1000 sources, one with each kind of board."""
+    sources = (Source.draw(0, Split.TRAIN, number, 1.0) for number in range(1000))
+    return list({(source.springboard, source.board_height_m): source for source in sources}.values())
 
 
 def test_the_same_seeds_draw_the_same_pixels() -> None:
@@ -29,6 +41,37 @@ def test_splits_and_numbers_give_sources_of_their_own() -> None:
     names = [Source.draw(0, split, number, 1.0).name for split in Split for number in range(50)]
     assert len(set(names)) == len(names)
     assert {len(name) for name in names} == {11}
+
+
+def test_a_source_its_clips_and_their_pictures_all_draw_other_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    first_draws = []
+
+    def noted_stream(*key: int) -> np.random.Generator:
+        first_draws.append(stream(*key).random())
+        return stream(*key)
+
+    monkeypatch.setattr(synthetic, "stream", noted_stream)
+    source = Source.draw(0, Split.TRAIN, 5, 1.0)
+    for number in range(4):
+        RenderedClip(source, Dive.from_number("101B"), number).draw(np.zeros(1), SIZE)
+    assert len(first_draws) == 1 + 4 + 4
+    assert len(set(first_draws)) == len(first_draws)
+
+
+def test_every_dive_has_a_board_among_the_first_sources(boards: list[Source]) -> None:
+    without = [dive.number for dive in EVERY_DIVE if not any(source.has_board_for(dive) for source in boards)]
+    assert not without
+
+
+def test_a_dive_is_done_from_where_it_has_a_difficulty_and_never_a_handstand_from_a_springboard(
+    boards: list[Source],
+) -> None:
+    assert len(boards) == 5
+    for dive, source in product(EVERY_DIVE, boards):
+        if source.has_board_for(dive):
+            listed = [height_m for height_m in HEIGHTS_M if dive.difficulty(height_m) is not None]
+            assert source.board_height_m in (listed or HEIGHTS_M), dive.number
+            assert not (dive.armstand and source.springboard), dive.number
 
 
 @pytest.mark.parametrize("number", ["101A", "109C", "1011C", "113B", "5337D", "626C", "6243D", "600A", "305A"])
