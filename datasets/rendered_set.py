@@ -14,7 +14,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from diveparse.datasets.atomic import write_json, written_atomically
+from diveparse.datasets.atomic import TEMPORARY_SUFFIX, write_json, written_atomically
 from diveparse.datasets.dives import DIVING48, DIVING48_TEST_COUNTS, DIVING48_TRAIN_COUNTS, Dive
 from diveparse.datasets.kinematics import JOINTS
 from diveparse.datasets.seeding import stream
@@ -32,12 +32,15 @@ class TestCounts(Enum):
 
 @dataclass(frozen=True)
 class RenderSettings:
-    """One rendered data set. `difficulty` scales every variation of camera, light and crowd; 0 is a plain side view."""
+    """One rendered data set. `difficulty` scales every variation of camera, light and crowd; 0 is a plain side view.
+
+    Raises: ValueError naming the first setting that is impossible.
+    """
 
     num_train_clips: int
     num_test_clips: int
     height: int = 480  # pixels; the picture is 4:3
-    difficulty: float = 1.0
+    difficulty: float = 1.0  # 0 to 1
     clips_per_source: int = 12
     test_counts: str = TestCounts.DIVING48.value
     seed: int = 0
@@ -48,10 +51,12 @@ class RenderSettings:
             ("num_test_clips", 1),
             ("height", 32),
             ("clips_per_source", 1),
-            ("difficulty", 0),
+            ("seed", 0),
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not 0 <= self.difficulty <= 1:  # nor is nan
+            raise ValueError(f"difficulty must be from 0 to 1, got {self.difficulty}")
         if self.height % 6:
             raise ValueError(f"height must be a multiple of 6, so that a 4:3 picture has even sides, got {self.height}")
 
@@ -150,12 +155,13 @@ def render_data_set(root: Path, settings: RenderSettings, num_workers: int) -> I
     """Render whatever is not there yet into `root`, then write the annotations; yields (clips done, clips in all).
 
     A second call with the same settings goes on where the first stopped.
-    Raises: ValueError if `root` holds a data set of other settings.
+    Raises: ValueError, before anything is created, if `root` holds a data set of other settings or files that were not
+    rendered, or if there are too few clips for the classes.
     """
-    (root / "rgb").mkdir(parents=True, exist_ok=True)
-    (root / "truth").mkdir(exist_ok=True)
-    claim_folder(root, settings)
     plans = {split: plan_clips(settings, split) for split in (Split.TRAIN, Split.TEST)}
+    claim_folder(root, settings)
+    (root / "rgb").mkdir(exist_ok=True)
+    (root / "truth").mkdir(exist_ok=True)
     clips = [(source, label, number) for plan in plans.values() for source, label, number in plan]
     jobs = [(source, DIVING48[label].number, number, settings, root) for source, label, number in clips]
     num_frames = {}
@@ -182,7 +188,11 @@ def _render_job(job: tuple[Source, str, int, RenderSettings, Path]) -> tuple[str
 
 
 def claim_folder(root: Path, settings: RenderSettings) -> None:
-    """Write the settings into a new folder, or check that they are the ones it was begun with."""
+    """Write the settings into a new or empty folder, or check that they are the ones it was begun with.
+
+    Raises: ValueError if they are others, or if the folder holds files but no settings: those of a real data set would
+    be written over.
+    """
     path = root / SETTINGS_FILE
     if path.exists():
         begun = json.loads(path.read_text())
@@ -195,5 +205,11 @@ def claim_folder(root: Path, settings: RenderSettings) -> None:
             raise ValueError(
                 f"{root} holds clips rendered with other settings ({'; '.join(differing)}); choose another folder"
             )
-    else:
-        write_json(path, asdict(settings))
+        return
+    begun_to_claim = path.name + TEMPORARY_SUFFIX  # what a kill in the midst of the line below leaves
+    if root.exists() and any(entry.name != begun_to_claim for entry in root.iterdir()):
+        raise ValueError(
+            f"{root} holds files but no {SETTINGS_FILE}, so they were not rendered; expected a new or empty folder, "
+            "or one that an earlier rendering began"
+        )
+    write_json(path, asdict(settings))

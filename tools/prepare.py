@@ -29,13 +29,12 @@ def main(argv: list[str] | None = None) -> int:
         if args.command == "synthetic":
             render_set(args)
         elif args.command == "dive":
-            clip = clip_of(args.number, args.seed, args.difficulty)
-            write_clip(clip, picture_size(args.height), args.out)
-            print(f"{args.out}: {clip.dive.number}, {clip.dive.name}, from {clip.source.board_height_m:g} m")
+            render_dive(args)
         else:
             contact_sheet(args)
     except KeyboardInterrupt:
-        print("stopped: the same command goes on where it was", file=sys.stderr)
+        goes_on = ": the same command goes on where it was" if args.command == "synthetic" else ""
+        print(f"stopped{goes_on}", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -69,7 +68,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     sheet.add_argument("--frames", type=int, default=12)
     for command, height in ((synthetic, 480), (dive, 480), (sheet, 120)):
         command.add_argument("--height", type=int, default=height, help="pixels; pictures are 4:3")
-        command.add_argument("--difficulty", type=float, default=1.0, help="of camera, light and crowd; 0: plain")
+        command.add_argument("--difficulty", type=float, default=1.0, help="of camera, light, crowd; 0 (plain) to 1")
         command.add_argument("--seed", type=int, default=0)
     return parser.parse_args(argv)
 
@@ -99,19 +98,36 @@ def clip_of(number: str, seed: int, difficulty: float) -> RenderedClip:
     return RenderedClip(next(source for source in sources if source.has_board_for(dive)), dive, 0, difficulty)
 
 
+def render_dive(args: argparse.Namespace) -> None:
+    size = checked_picture_size(args)
+    clip = clip_of(args.number, args.seed, args.difficulty)
+    write_clip(clip, size, args.out)
+    print(f"{args.out}: {clip.dive.number}, {clip.dive.name}, from {clip.source.board_height_m:g} m")
+
+
 def contact_sheet(args: argparse.Namespace) -> None:
+    if args.frames < 1:
+        raise ValueError(f"frames must be at least 1, got {args.frames}")
+    size = checked_picture_size(args)
     rows = []
     for index, number in enumerate(args.numbers):
         clip = clip_of(number, args.seed + index, args.difficulty)
         times = (np.arange(args.frames) + 0.5) / args.frames * clip.duration_s
-        frames, _, _ = clip.draw(times, picture_size(args.height))
+        frames, _, _ = clip.draw(times, size)
         rows.append(np.concatenate(list(frames), axis=1))
     Image.fromarray(np.concatenate(rows)).save(args.out)
     print(f"{args.out}: {', '.join(args.numbers)}, top to bottom")
 
 
-def picture_size(height: int) -> tuple[int, int]:
-    return RenderSettings(num_train_clips=1, num_test_clips=1, height=height).size
+def checked_picture_size(args: argparse.Namespace) -> tuple[int, int]:
+    """Of one picture without a data set. Raises: ValueError for an option that a data set would refuse too, or an
+    --out in a folder that does not exist."""
+    if not args.out.parent.is_dir():
+        raise ValueError(f"the folder {args.out.parent} of --out does not exist")
+    checked = RenderSettings(
+        num_train_clips=1, num_test_clips=1, height=args.height, difficulty=args.difficulty, seed=args.seed
+    )
+    return checked.size
 
 
 if __name__ == "__main__":

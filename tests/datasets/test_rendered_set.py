@@ -10,7 +10,14 @@ import pytest
 from diveparse.datasets.dives import DIVING48, DIVING48_TRAIN_COUNTS
 from diveparse.datasets.diving48 import read_split
 from diveparse.datasets.kinematics import JOINT, JOINTS
-from diveparse.datasets.rendered_set import RenderSettings, TestCounts, class_counts, plan_clips, render_data_set
+from diveparse.datasets.rendered_set import (
+    RenderSettings,
+    TestCounts,
+    claim_folder,
+    class_counts,
+    plan_clips,
+    render_data_set,
+)
 from diveparse.datasets.synthetic import Split
 from diveparse.datasets.video import probe
 
@@ -63,6 +70,30 @@ def test_other_settings_do_not_mix_into_a_folder(rendered: Path) -> None:
         next(iter(render_data_set(rendered, replace(TINY, seed=7), num_workers=1)))
 
 
+def test_a_folder_of_files_that_were_not_rendered_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    real = tmp_path / "Diving48_V2_train.json"
+    real.write_text("hours of download")
+    with pytest.raises(
+        ValueError, match=rf"{tmp_path} holds files but no rendered.json.*expected a new or empty folder"
+    ):
+        next(render_data_set(tmp_path, TINY, num_workers=1))
+    assert list(tmp_path.iterdir()) == [real]
+    assert real.read_text() == "hours of download"
+
+
+def test_a_claim_that_was_killed_half_way_can_be_made_again(tmp_path: Path) -> None:
+    (tmp_path / "rendered.json.partial").write_text('{"num_tr')
+    claim_folder(tmp_path, TINY)
+    claim_folder(tmp_path, TINY)
+    assert [path.name for path in tmp_path.iterdir()] == ["rendered.json"]
+
+
+def test_too_few_clips_are_refused_before_the_folder_is_claimed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="too few"):
+        next(render_data_set(tmp_path / "set", replace(TINY, num_train_clips=3), num_workers=1))
+    assert not (tmp_path / "set").exists()
+
+
 def test_training_clips_follow_the_long_tail() -> None:
     settings = RenderSettings(num_train_clips=1500, num_test_clips=300)
     labels = [label for _, label, _ in plan_clips(settings, Split.TRAIN)]
@@ -83,7 +114,13 @@ def test_boards_suit_their_dives() -> None:
         assert source.has_board_for(DIVING48[label])
 
 
-@pytest.mark.parametrize(("name", "value"), [("height", 100), ("num_train_clips", 0), ("difficulty", -1)])
-def test_impossible_settings_are_refused_by_name(name: str, value: int) -> None:
-    with pytest.raises(ValueError, match=name):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("height", 100), ("num_train_clips", 0), ("seed", -1)),
+        *(("difficulty", -0.1), ("difficulty", 1.1), ("difficulty", float("nan"))),
+    ],
+)
+def test_impossible_settings_are_refused_by_name(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"^{name} must be .*got {value}$"):
         replace(TINY, **{name: value})

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from diveparse.datasets.diving48 import read_split
 from diveparse.datasets.video import probe
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "prepare.py"
+main = runpy.run_path(str(TOOL))["main"]
 
 
 def prepare(*args: object) -> subprocess.CompletedProcess[str]:
@@ -49,6 +51,71 @@ def test_what_a_user_can_get_wrong_ends_in_one_line(args: tuple[str, ...], messa
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
+
+
+@pytest.mark.parametrize("command", [("dive", "101B"), ("sheet", "101B", "305C")], ids=["dive", "sheet"])
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--out", "{tmp}/missing/file.png"), "the folder {tmp}/missing of --out does not exist"),
+        (("--difficulty", "nan"), "difficulty must be from 0 to 1, got nan"),
+        (("--difficulty", "1.5"), "difficulty must be from 0 to 1, got 1.5"),
+        (("--seed", "-1"), "seed must be at least 0, got -1"),
+    ],
+)
+def test_what_is_wrong_with_an_option_is_said_before_anything_is_rendered(
+    command: tuple[str, ...],
+    option: tuple[str, str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(main.__globals__, "RenderedClip", lambda *_: pytest.fail("rendered"))
+    args = (*command, "--out", "{tmp}/file.png", *option)  # the last --out counts
+    assert main([arg.format(tmp=tmp_path) for arg in args]) == 1
+    assert capsys.readouterr().err == f"error: {message.format(tmp=tmp_path)}\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sheet_of_no_frames_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sheet", "101B", "--out", str(tmp_path / "sheet.png"), "--frames", "0"]) == 1
+    assert capsys.readouterr().err == "error: frames must be at least 1, got 0\n"
+
+
+def test_a_real_data_set_is_not_rendered_into(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "Diving48_vocab.json").write_text("[]")
+    assert main(["synthetic", "--out", str(tmp_path), "--train-clips", "47", "--test-clips", "47"]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path} holds files but no rendered.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["Diving48_vocab.json"]
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (
+            ("synthetic", "--train-clips", "47", "--test-clips", "47"),
+            "stopped: the same command goes on where it was\n",
+        ),
+        (("dive", "101B"), "stopped\n"),
+        (("sheet", "101B"), "stopped\n"),
+    ],
+    ids=["synthetic", "dive", "sheet"],
+)
+def test_only_a_stopped_set_says_that_it_goes_on(
+    command: tuple[str, ...],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for renderer in ("render_data_set", "clip_of"):
+        monkeypatch.setitem(main.__globals__, renderer, stop)
+    assert main([*command, "--out", str(tmp_path / "file.png")]) == 130
+    assert capsys.readouterr().err == said
 
 
 def test_a_sheet_is_a_picture_of_rows(tmp_path: Path) -> None:
