@@ -41,6 +41,8 @@ class ClipRecord:
     name: str
     source: str  # the video that the clip was cut from; no source may be on two sides of a split
     label: int
+    start_s: float = 0.0  # of the clip within the video
+    end_s: float | None = None  # None: the video's end
 
 
 class ClipItem(TypedDict):
@@ -125,7 +127,7 @@ class ClipDataset(Dataset[ClipItem]):
         self.records, self.clip_cfg, self.training, self.seed, self.views = records, clip_cfg, training, seed, views
         self.train_transform = train_transform(clip_cfg)
         self.eval_transforms = [eval_transform(clip_cfg, position) for position in SPATIAL_VIEWS[views[1]]]
-        self._infos: dict[int, VideoInfo] = {}  # what was probed in this process; a worker meets a clip every epoch
+        self._infos: dict[Path, VideoInfo] = {}  # what was probed in this process; a worker meets a clip every epoch
 
     def __len__(self) -> int:
         return len(self.records)
@@ -136,26 +138,32 @@ class ClipDataset(Dataset[ClipItem]):
             raise TypeError(f"key must be {'(epoch, index)' if self.training else 'an index'}, got {key!r}")
         parts = key if isinstance(key, tuple) else (key,)
         index = parts[-1]
-        if index not in self._infos:
-            self._infos[index] = probe(self.records[index].path)
         # the transforms draw from torch's default generator, which the rest of the process must not see move
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(stream_seed(self.seed, AUGMENTATION, *parts))
-            clip = self._train_clip(index) if self.training else self._eval_clip(index)
+            clip = self._train_clip(self.records[index]) if self.training else self._eval_clip(self.records[index])
         return {"clip": clip, "label": self.records[index].label, "index": index}
 
-    def _train_clip(self, index: int) -> Tensor:
-        info = self._infos[index]
-        times_s = sample_frame_times(info.duration_s, self.clip_cfg.num_frames, generator=torch.default_generator)
+    def _train_clip(self, record: ClipRecord) -> Tensor:
+        info, duration_s = self._probe(record)
+        times_s = sample_frame_times(duration_s, self.clip_cfg.num_frames, generator=torch.default_generator)
         size = decode_size(info, self.clip_cfg, area_share=random_area_share(self.clip_cfg))
-        return self._ordered(self.train_transform(read_frames(self.records[index].path, times_s, size)))
+        return self._ordered(self.train_transform(read_frames(record.path, record.start_s + times_s, size)))
 
-    def _eval_clip(self, index: int) -> Tensor:
-        info, num_frames, num_temporal = self._infos[index], self.clip_cfg.num_frames, self.views[0]
-        times_s = [sample_frame_times(info.duration_s, num_frames, view=(i, num_temporal)) for i in range(num_temporal)]
-        frames = read_frames(self.records[index].path, torch.cat(times_s), decode_size(info, self.clip_cfg))
+    def _eval_clip(self, record: ClipRecord) -> Tensor:
+        (info, duration_s), num_frames, num_temporal = self._probe(record), self.clip_cfg.num_frames, self.views[0]
+        views = [(i, num_temporal) for i in range(num_temporal)]
+        times_s = torch.cat([sample_frame_times(duration_s, num_frames, view=view) for view in views])
+        frames = read_frames(record.path, record.start_s + times_s, decode_size(info, self.clip_cfg))
         clips = [self._ordered(clip) for clip in frames.split(num_frames)]
         return torch.stack([transform(clip) for clip in clips for transform in self.eval_transforms])
+
+    def _probe(self, record: ClipRecord) -> tuple[VideoInfo, float]:
+        """The clip's video, and how long the clip is in seconds."""
+        if record.path not in self._infos:
+            self._infos[record.path] = probe(record.path)
+        info = self._infos[record.path]
+        return info, (info.duration_s if record.end_s is None else record.end_s) - record.start_s
 
     def _ordered(self, clip: Tensor) -> Tensor:
         return clip[torch.randperm(len(clip))] if self.clip_cfg.order is FrameOrder.SHUFFLED else clip

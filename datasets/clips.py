@@ -1,0 +1,158 @@
+"""Anybody's labelled clips: a CSV file with one row a clip, whose label is a dive number.
+
+Its columns are `path`, a video, absolute or from the folder of the CSV on, and `dive_number`; and, where there are any,
+`start` and `end`, in seconds, of a clip within a longer video; `split`, train, val or test (train where there is none);
+and `source`, the recording or event that a clip was cut from (its video where there is none). A file that calls them
+otherwise is read through a mapping from the names here to its own, or to a pattern of its own such as
+"{video}/{clip}.mp4".
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from diveparse.datasets.dives import Dive, DiveSet
+from diveparse.datasets.diving48 import ClipRecord
+from diveparse.datasets.video import probe
+
+COLUMNS = ("path", "dive_number", "start", "end", "split", "source")
+REQUIRED = ("path", "dive_number")
+SPLITS = ("train", "val", "test")
+FIELD = re.compile(r"\{([^{}]+)\}")
+NUM_PROBLEMS_SHOWN = 50
+
+
+@dataclass(frozen=True)
+class LabelledClips:
+    """What a file of clips holds."""
+
+    splits: dict[str, list[ClipRecord]]  # those of SPLITS that have any, each in the file's order
+    dive_set: DiveSet
+
+
+def read_clips(path: Path, columns: Mapping[str, str], dive_set: DiveSet | None) -> LabelledClips:
+    """Read a whole file and check every row of it.
+
+    columns: from names of COLUMNS to the file's own, where these differ. dive_set: the dives that labels count in; None
+    takes those that the file holds, in the order of their numbers.
+    Raises: ValueError naming the file: if it is missing, no CSV or lacks a column, and for all its bad rows at once, by
+    line number.
+    """
+    rows = _read_rows(path, columns)
+    problems: dict[int, str] = {}
+    dives: dict[int, Dive] = {}
+    clips: dict[int, tuple[Path, str, float, float | None]] = {}
+    lines: dict[str, int] = {}  # of each clip's name
+    durations_s: dict[Path, float] = {}
+    for line, row in rows.items():
+        try:
+            dives[line] = _read_dive(row["dive_number"], dive_set)
+            clips[line] = _read_window(row, path.parent, durations_s)
+            if row["split"] not in ("", *SPLITS):
+                raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {row['split']!r}")
+            if (first := lines.setdefault(clips[line][1], line)) != line:
+                raise ValueError(f"clip {clips[line][1]} is listed in line {first} already")
+        except ValueError as error:
+            problems[line] = str(error)
+    if problems:
+        shown = [f"  line {line}: {problem}" for line, problem in list(problems.items())[:NUM_PROBLEMS_SHOWN]]
+        more = [f"  and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []
+        heading = f"{path}: {len(problems)} of {len(rows)} rows cannot be used"
+        raise ValueError("\n".join([heading, *shown, *more]))
+    dive_set = dive_set or DiveSet(tuple(sorted(set(dives.values()), key=lambda dive: dive.number)), path.stem)
+    splits: dict[str, list[ClipRecord]] = {}
+    for line, (video, name, start_s, end_s) in clips.items():
+        source = rows[line]["source"] or str(video)
+        record = ClipRecord(video, name, source, dive_set.label_of(dives[line]), start_s, end_s)
+        splits.setdefault(rows[line]["split"] or "train", []).append(record)
+    return LabelledClips(splits, dive_set)
+
+
+def _read_rows(path: Path, columns: Mapping[str, str]) -> dict[int, dict[str, str]]:
+    """The rows by line number, each by the names of COLUMNS; "" where the file has no such column."""
+    unknown = sorted(columns.keys() - set(COLUMNS))
+    if unknown:
+        raise ValueError(f"data.columns must map {', '.join(COLUMNS)}, got {', '.join(unknown)}")
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file")
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            patterns = _patterns(path, reader.fieldnames or [], columns)
+            rows = {}
+            for row in reader:
+                if None in row or None in row.values():
+                    num_columns = len(reader.fieldnames or [])
+                    raise ValueError(
+                        f"{path}: line {reader.line_num}: expected {num_columns} values, as in the heading"
+                    )
+                rows[reader.line_num] = {
+                    name: FIELD.sub(lambda field, row=row: row[field[1]], pattern).strip()
+                    for name, pattern in patterns.items()
+                }
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: not a CSV file in UTF-8: {error}") from error
+    if not rows:
+        raise ValueError(f"{path}: expected one row or more below the heading")
+    return rows
+
+
+def _patterns(path: Path, fields: Sequence[str], columns: Mapping[str, str]) -> dict[str, str]:
+    """For each of COLUMNS a pattern of the file's own columns, such as "{path}"."""
+    patterns = {}
+    for name in COLUMNS:
+        written = columns.get(name, name)
+        pattern = written if FIELD.search(written) else f"{{{written}}}"
+        missing = [field for field in FIELD.findall(pattern) if field not in fields]
+        if missing and (name in columns or name in REQUIRED):
+            raise ValueError(f"{path}: no column {missing[0]!r} for {name}; the file has {', '.join(fields) or 'none'}")
+        patterns[name] = "" if missing else pattern
+    return patterns
+
+
+def _read_dive(number: str, dive_set: DiveSet | None) -> Dive:
+    dive = Dive.from_number(number)
+    if dive_set is not None:
+        dive_set.label_of(dive)  # raises where it is not one of them
+    return dive
+
+
+def _read_window(
+    row: dict[str, str], folder: Path, durations_s: dict[Path, float]
+) -> tuple[Path, str, float, float | None]:
+    """(video, name of the clip, start, end): the whole video, or a part of it that it really has."""
+    if not row["path"]:
+        raise ValueError("path is empty")
+    video = folder / row["path"]
+    if not video.is_file():
+        raise ValueError(f"there is no video {video}")
+    start_s = _read_seconds(row["start"], "start") or 0.0
+    end_s = _read_seconds(row["end"], "end")
+    if not row["start"] and not row["end"]:
+        return video, row["path"], 0.0, None
+    if video not in durations_s:
+        durations_s[video] = probe(video).duration_s
+    duration_s = durations_s[video]
+    if not start_s < (duration_s if end_s is None else end_s) <= duration_s:
+        raise ValueError(
+            f"start and end must be in order and within the {duration_s:.3f} s of {video}, got {row['start'] or 0} and "
+            f"{row['end'] or 'none'}"
+        )
+    return video, f"{row['path']}@{start_s:g}-{'end' if end_s is None else format(end_s, 'g')}", start_s, end_s
+
+
+def _read_seconds(written: str, name: str) -> float | None:
+    if not written:
+        return None
+    try:
+        seconds = float(written)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"{name} must be seconds, 0 or more, got {written!r}")
+    return seconds
