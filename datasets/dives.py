@@ -335,6 +335,7 @@ _DIFFICULTY = {
 DIVING48 = DiveSet.from_numbers((row["number"] for row in _DIVING48_ROWS), "Diving48")
 DIVING48_TRAIN_COUNTS = tuple(int(row["diving48_train"]) for row in _DIVING48_ROWS)  # V2 clips of each class
 DIVING48_TEST_COUNTS = tuple(int(row["diving48_test"]) for row in _DIVING48_ROWS)
+DIVING48_V1_TRAIN_COUNTS = tuple(int(row["diving48_v1_train"]) for row in _DIVING48_ROWS)  # not to be trained on
 WORLD_AQUATICS = DiveSet.from_numbers(
     (row["number"] for row in _ROWS if "1" in (row["fina_2017_2021"], row["usa_2026"])), "World Aquatics"
 )

@@ -54,8 +54,24 @@ class ClipItem(TypedDict):
 def read_split(root: Path, split: str, dive_set: DiveSet = DIVING48) -> list[ClipRecord]:
     """Read one split ("train" or "test") and check it against the vocabulary file and the videos on disk.
 
+    Raises: ValueError as `read_annotations`, or naming videos that are not there.
+    """
+    records = read_annotations(root, split, dive_set)
+    names = {record.name for record in records}
+    folder = root / "rgb"
+    missing = sorted(names - ({file.stem for file in folder.glob("*.mp4")} if folder.is_dir() else set()))
+    if missing:
+        listed = ", ".join(f"{name}.mp4" for name in missing[:10]) + (", …" if len(missing) > 10 else "")
+        of = f"of the {len(records)} videos of Diving48_V2_{split}.json"
+        raise ValueError(f"{folder}: {len(missing)} {of} are missing: {listed}")
+    return records
+
+
+def read_annotations(root: Path, split: str, dive_set: DiveSet = DIVING48) -> list[ClipRecord]:
+    """Read one split and check it against the vocabulary file, whether or not the videos are there.
+
     Raises: ValueError naming the file and what is wrong with it: missing, not JSON, a vocabulary that is not that of
-    `dive_set`, an entry without a proper name or label, a name that occurs twice, videos that are not there.
+    `dive_set`, an entry without a proper name or label, a name that occurs twice.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
@@ -67,11 +83,6 @@ def read_split(root: Path, split: str, dive_set: DiveSet = DIVING48) -> list[Cli
     if len(names) < len(records):
         twice = next(record.name for i, record in enumerate(records) if record.name in {r.name for r in records[:i]})
         raise ValueError(f"{path}: clip {twice} is listed twice")
-    folder = root / "rgb"
-    missing = sorted(names - ({file.stem for file in folder.glob("*.mp4")} if folder.is_dir() else set()))
-    if missing:
-        listed = ", ".join(f"{name}.mp4" for name in missing[:10]) + (", …" if len(missing) > 10 else "")
-        raise ValueError(f"{folder}: {len(missing)} of the {len(records)} videos of {path.name} are missing: {listed}")
     return records
 
 

@@ -61,10 +61,21 @@ def probe(path: Path | str) -> VideoInfo:
     """
     with _open(path) as video:
         _, first_frame = next(video.frames([0.0]))
-        height, width = _upright_size(first_frame)
-        num_frames, duration_s = len(video.shown_s), video.duration_s
-        codec = video.stream.codec_context.name
-        return VideoInfo(duration_s, num_frames, num_frames / duration_s, width, height, codec)
+        return video.info(first_frame)
+
+
+def play(path: Path | str) -> VideoInfo:
+    """Decode every frame of a video file, to know that it is sound.
+
+    Raises: VideoError as `probe`, or if any frame cannot be decoded.
+    """
+    with _open(path) as video:
+        first_frame = None
+        for frame in video.all_frames():
+            first_frame = first_frame or frame
+        if first_frame is None:
+            raise VideoError(f"{path}: the file holds no frame that can be shown")
+        return video.info(first_frame)
 
 
 def read_frames(path: Path | str, times_s: Sequence[float] | Tensor, size: tuple[int, int] | None = None) -> Tensor:
@@ -196,6 +207,15 @@ class _Video:
     def _seconds(self, pts: int) -> float:
         return (pts - self.first_pts) * self.tick_s.numerator / self.tick_s.denominator
 
+    def info(self, frame: VideoFrame) -> VideoInfo:
+        """frame: any, since only decoded frames know how the picture is turned."""
+        height, width = _upright_size(frame)
+        num_frames, codec = len(self.shown_s), self.decoder.name
+        return VideoInfo(self.duration_s, num_frames, num_frames / self.duration_s, width, height, codec)
+
+    def all_frames(self) -> Iterator[VideoFrame]:
+        return self._decode(range(len(self.packets)))
+
     def frames(self, times_s: Sequence[float]) -> Iterator[tuple[int, VideoFrame]]:
         """(index of a time, the frame on screen at it) for every time, in an order of its own."""
         waiting: dict[float, list[int]] = {}  # by the moment at which the wanted frame comes on screen
@@ -214,7 +234,7 @@ class _Video:
     def _frames_the_long_way(self, times_s: Sequence[float], wanted: set[int]) -> Iterator[tuple[int, VideoFrame]]:
         waiting = sorted(wanted, key=times_s.__getitem__, reverse=True)  # the earliest stands last
         shown = None
-        for number, frame in enumerate(self._decode(range(len(self.packets)))):
+        for number, frame in enumerate(self.all_frames()):
             if frame.pts is None and not self.is_avi:
                 raise VideoError(f"{self.path}: the frames have no times")
             start_s = self.shown_s[min(number, len(self.shown_s) - 1)] if self.is_avi else self._seconds(frame.pts or 0)

@@ -1,22 +1,28 @@
-"""Prepare data: render a labelled data set in Diving48's layout, or one clip of any dive number."""
+"""Prepare data: check a download of Diving48, or render a labelled data set in its layout, or one clip of any dive."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
+from tabulate import tabulate
 from tqdm import tqdm
 
+from diveparse.datasets.atomic import write_json
 from diveparse.datasets.dives import Dive
+from diveparse.datasets.inspection import REPORT_FILE, check_files, read_splits, report, unpack
 from diveparse.datasets.rendered_set import RenderSettings, TestCounts, render_data_set, write_clip
 from diveparse.datasets.synthetic import RenderedClip, Source, Split
 
 EPILOG = """\
 examples:
+  python tools/prepare.py diving48 data/diving48
   python tools/prepare.py synthetic --out data/demo --train-clips 1500 --test-clips 300 --height 120
   python tools/prepare.py dive 626C --out 626C.mp4
   python tools/prepare.py sheet 101B 5253B 626C --out sheet.png
@@ -30,10 +36,12 @@ def main(argv: list[str] | None = None) -> int:
             render_set(args)
         elif args.command == "dive":
             render_dive(args)
-        else:
+        elif args.command == "sheet":
             contact_sheet(args)
+        else:
+            return check_data_set(args)
     except KeyboardInterrupt:
-        goes_on = ": the same command goes on where it was" if args.command == "synthetic" else ""
+        goes_on = ": the same command goes on where it was" if args.command in ("synthetic", "diving48") else ""
         print(f"stopped{goes_on}", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
@@ -70,7 +78,52 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         command.add_argument("--height", type=int, default=height, help="pixels; pictures are 4:3")
         command.add_argument("--difficulty", type=float, default=1.0, help="of camera, light, crowd; 0 (plain) to 1")
         command.add_argument("--seed", type=int, default=0)
+    diving48 = commands.add_parser("diving48", help="check a download of Diving48, and whether it is fit to train on")
+    diving48.add_argument("root", type=Path, metavar="ROOT", help="with rgb/ or its .tar, the V2 JSONs, the vocabulary")
+    diving48.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
     return parser.parse_args(argv)
+
+
+def check_data_set(args: argparse.Namespace) -> int:
+    """Unpack what is still packed, play every file, say and write what was found. Returns: the exit code."""
+    splits = read_splits(args.root)
+    for archive in sorted([*args.root.glob("*.tar"), *args.root.glob("*.tar.gz")]):
+        follow(unpack(archive, args.root), unit="B", unit_scale=True, desc=f"unpacking {archive.name}")
+    records = [record for split in splits.values() for record in split]
+    follow(check_files(args.root, records, args.workers), unit="file", desc="playing")
+    found = report(args.root, splits)
+    write_json(args.root / REPORT_FILE, found)
+    print(in_words(found))
+    return 0 if found["fit"] else 1
+
+
+def in_words(found: dict[str, Any]) -> str:
+    rows = [
+        [
+            split,
+            f"{about['found']} of {about['clips']}",
+            about["sources"],
+            ", ".join(f"{count} at {rate}" for rate, count in about["frame_rates_hz"].items()),
+            f"{about['classes_off_the_known_counts']} of {len(about['clips_per_class'])}",
+        ]
+        for split, about in found["splits"].items()
+    ]
+    headers = ["split", "clips found", "sources", "frame rates (Hz)", "classes off V2's counts"]
+    lines = [tabulate(rows, headers=headers, tablefmt="plain"), ""]
+    lines += [f"classes without a clip (V2 has none of 30): {', '.join(found['classes_without_clips']) or 'none'}"]
+    lines += [f"warning: {warning}" for warning in found["warnings"]]
+    lines += [f"error: {error}" for error in found["errors"]]
+    kind = "rendered dives, not Diving48; " if found["rendered"] else ""
+    verdict = "fit to train on" if found["fit"] else "NOT fit to train on"
+    return "\n".join([*lines, f"{found['root']}: {kind}{verdict}; all of it is in {REPORT_FILE}"])
+
+
+def follow(progress: Iterator[tuple[int, int]], **bar_options: Any) -> None:
+    """Show a bar for an iterator of (done, in all)."""
+    done, total = next(progress)  # what is wrong from the start shows before there is a bar
+    with tqdm(initial=done, total=total, **bar_options) as bar:
+        for done, _ in progress:
+            bar.update(done - bar.n)
 
 
 def render_set(args: argparse.Namespace) -> None:
@@ -83,11 +136,7 @@ def render_set(args: argparse.Namespace) -> None:
         test_counts=args.test_counts,
         seed=args.seed,
     )
-    progress = render_data_set(args.out, settings, args.workers)
-    done, total = next(progress)  # what is wrong with the settings shows before there is a bar
-    with tqdm(initial=done, total=total, unit="clip", desc="rendering") as bar:
-        for done, _ in progress:
-            bar.update(done - bar.n)
+    follow(render_data_set(args.out, settings, args.workers), unit="clip", desc="rendering")
     print(f"{args.out}: {settings.num_train_clips} training and {settings.num_test_clips} test clips, rendered")
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import runpy
 import subprocess
 import sys
@@ -122,3 +123,31 @@ def test_a_sheet_is_a_picture_of_rows(tmp_path: Path) -> None:
     done = prepare("sheet", "101B", "305C", "--out", tmp_path / "sheet.png", "--frames", 4, "--height", 48)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "sheet.png").stat().st_size > 1000
+
+
+def test_diving48_says_in_one_screen_and_by_its_exit_code_whether_a_data_set_is_fit(tmp_path: Path) -> None:
+    rendered = ("--train-clips", 47, "--test-clips", 47, "--height", 48, "--workers", 2)
+    assert prepare("synthetic", "--out", tmp_path, *rendered).returncode == 0
+    fit = prepare("diving48", tmp_path, "--workers", 2)
+    assert fit.returncode == 0, fit.stdout + fit.stderr
+    assert "47 of 47" in fit.stdout
+    assert f"{tmp_path}: rendered dives, not Diving48; fit to train on" in fit.stdout
+    assert len(fit.stdout.splitlines()) < 25
+    assert json.loads((tmp_path / "inspection.json").read_text())["fit"]
+
+    victim = next((tmp_path / "rgb").iterdir())
+    victim.write_bytes(victim.read_bytes()[:1000])
+    unfit = prepare("diving48", tmp_path, "--workers", 2)
+    assert unfit.returncode == 1
+    assert f"error: 1 files cannot be played: {victim.stem}" in unfit.stdout
+    assert "NOT fit to train on" in unfit.stdout
+    assert str(victim) in json.loads((tmp_path / "inspection.json").read_text())["unplayable"][victim.stem]
+
+
+def test_diving48_refuses_a_folder_without_annotations(tmp_path: Path) -> None:
+    done = prepare("diving48", tmp_path)
+    assert done.returncode == 1
+    assert (
+        done.stderr
+        == f"error: {tmp_path}/Diving48_vocab.json: there is no such file; expected a folder in Diving48's layout\n"
+    )

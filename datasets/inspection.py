@@ -1,0 +1,223 @@
+"""Checking a data set in Diving48's layout before anything is trained on it: every file is played to its end once.
+
+What a file turned out to hold is appended to `inspection.jsonl` in the data set's folder, a line a file, so that a
+check that was stopped goes on where it was, and a file that has not changed is not played again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tarfile
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diveparse.datasets.atomic import written_atomically
+from diveparse.datasets.dives import (
+    DIVING48,
+    DIVING48_TEST_COUNTS,
+    DIVING48_TRAIN_COUNTS,
+    DIVING48_V1_TRAIN_COUNTS,
+)
+from diveparse.datasets.diving48 import NAME_PATTERN, SPLITS, ClipRecord, read_annotations
+from diveparse.datasets.video import VideoError, play
+
+LOG_FILE, REPORT_FILE = "inspection.jsonl", "inspection.json"
+KNOWN_COUNTS = {"train": DIVING48_TRAIN_COUNTS, "test": DIVING48_TEST_COUNTS}
+MIN_FRAMES = 25  # the shortest of the real clips
+V1_EVIDENCE_NATS = 10.0  # of a log-likelihood ratio: odds of more than 20,000 to 1
+
+
+@dataclass(frozen=True)
+class FileCheck:
+    """What playing one file showed. `problem` is None where every frame could be decoded."""
+
+    name: str
+    num_bytes: int
+    modified_ns: int
+    sha256: str
+    problem: str | None
+    num_frames: int = 0
+    frame_rate_hz: float = 0.0
+    duration_s: float = 0.0
+
+
+def check_file(path: Path) -> FileCheck:
+    status = path.stat()
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    try:
+        info = play(path)
+    except VideoError as error:
+        return FileCheck(path.stem, status.st_size, status.st_mtime_ns, digest.hexdigest(), str(error))
+    shown = (info.num_frames, info.frame_rate_hz, info.duration_s)
+    return FileCheck(path.stem, status.st_size, status.st_mtime_ns, digest.hexdigest(), None, *shown)
+
+
+def check_files(root: Path, records: Sequence[ClipRecord], num_workers: int) -> Iterator[tuple[int, int]]:
+    """Play whatever has not been played yet, and log it; yields (files done, files in all)."""
+    done = read_log(root)
+    present = [record.path for record in records if record.path.is_file()]
+    todo = [path for path in present if not _is_current(done.get(path.stem), path)]
+    yield len(present) - len(todo), len(present)
+    with ProcessPoolExecutor(num_workers) as pool, (root / LOG_FILE).open("a", encoding="utf-8") as log:
+        for number, check in enumerate(pool.map(check_file, todo, chunksize=4), start=len(present) - len(todo) + 1):
+            log.write("\n" + json.dumps(asdict(check)))  # a line that a kill cut short stays a line of its own
+            log.flush()
+            yield number, len(present)
+
+
+def read_log(root: Path) -> dict[str, FileCheck]:
+    """The newest check of each file, by clip. A line that a kill cut short is played again."""
+    path = root / LOG_FILE
+    checks = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            check = FileCheck(**json.loads(line))
+        except (ValueError, TypeError):
+            continue
+        checks[check.name] = check
+    return checks
+
+
+def _is_current(check: FileCheck | None, path: Path) -> bool:
+    status = path.stat()
+    return check is not None and (check.num_bytes, check.modified_ns) == (status.st_size, status.st_mtime_ns)
+
+
+def unpack(archive: Path, root: Path) -> Iterator[tuple[int, int]]:
+    """Unpack the videos of a tar file into `rgb/`; yields (bytes read, bytes in all). What is there already is skipped.
+
+    Only regular files named as clips are, wherever they lie in it. Raises: ValueError if it is damaged or holds none.
+    """
+    num_bytes, num_videos = archive.stat().st_size, 0
+    try:
+        with archive.open("rb") as file, tarfile.open(fileobj=file) as tar:
+            for member in tar:
+                name = Path(member.name)
+                if member.isfile() and name.suffix == ".mp4" and NAME_PATTERN.fullmatch(name.stem):
+                    num_videos += 1
+                    path = root / "rgb" / name.name
+                    content = tar.extractfile(member)
+                    assert content is not None  # a regular file has some
+                    if not path.is_file() or path.stat().st_size != member.size:
+                        with written_atomically(path) as temporary, temporary.open("wb") as target:
+                            shutil.copyfileobj(content, target)
+                yield file.tell(), num_bytes
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise ValueError(f"{archive}: not a whole tar file: {error}") from error
+    if not num_videos:
+        raise ValueError(f"{archive}: holds no video named as a clip, such as _8Vy3dlHg2w_00000.mp4")
+
+
+def read_splits(root: Path) -> dict[str, list[ClipRecord]]:
+    """Both splits' annotations, whether or not their videos are there. Raises: ValueError if one is not V2's."""
+    for split in SPLITS:
+        if not (root / f"Diving48_V2_{split}.json").is_file() and (root / f"Diving48_{split}.json").is_file():
+            raise ValueError(
+                f"{root}: Diving48_{split}.json holds the first labels (V1), which are wrong for many clips; get "
+                f"Diving48_V2_{split}.json, the labels of October 2020"
+            )
+    return {split: read_annotations(root, split) for split in SPLITS}
+
+
+def report(root: Path, splits: dict[str, list[ClipRecord]]) -> dict[str, Any]:
+    """All that is known about the data set, as plain values: "errors" make it unfit to train on, "warnings" do not."""
+    checks = read_log(root)
+    found = {record.name for records in splits.values() for record in records if record.path.is_file()}
+    problems = {name: checks[name].problem for name in sorted(found) if name in checks and checks[name].problem}
+    about = {split: _about_split(split, records, found, checks) for split, records in splits.items()}
+    duplicates = _duplicates(checks, found)
+    shared = sorted(set.intersection(*({record.source for record in records} for records in splits.values())))
+    twice = sorted(set.intersection(*({record.name for record in records} for records in splits.values())))
+    split_of = {record.name: split for split, records in splits.items() for record in records}
+    across = [names for names in duplicates if len({split_of[name] for name in names}) > 1]
+    missing = sorted(name for split in about.values() for name in split["missing"])
+    short = sorted(name for name in found if name in checks and 0 < checks[name].num_frames < MIN_FRAMES)
+    strangers = sorted({path.stem for path in (root / "rgb").glob("*.mp4")} - found)
+    v1 = _evidence_of_v1(about["train"]["clips_per_class"])
+
+    errors = _counted("clips are missing", missing) + _counted("files cannot be played", list(problems))
+    errors += _counted("sources are in both training and test", shared)
+    errors += _counted("clips are in both training and test", twice)
+    errors += _counted("files are in both training and test under two names", [", ".join(names) for names in across])
+    errors += [f"the training labels are the first ones (V1), not V2: {v1}"] if v1 else []
+    warnings = _counted(f"clips are shorter than {MIN_FRAMES} frames", short)
+    warnings += _counted("files are there under two names", [", ".join(n) for n in duplicates if n not in across])
+    warnings += _counted("videos are in neither split", strangers)
+    return {
+        "root": str(root),
+        "rendered": (root / "rendered.json").is_file(),
+        "fit": not errors,
+        "errors": errors,
+        "warnings": warnings,
+        "splits": about,
+        "unplayable": problems,
+        "short": short,
+        "duplicates": duplicates,
+        "shared_sources": shared,
+        "in_neither_split": strangers,
+        "classes_without_clips": [
+            f"{label} ({dive.number})"
+            for label, dive in enumerate(DIVING48)
+            if not any(split["clips_per_class"][label] for split in about.values())
+        ],
+    }
+
+
+def _about_split(
+    split: str, records: Sequence[ClipRecord], found: set[str], checks: dict[str, FileCheck]
+) -> dict[str, Any]:
+    counts = Counter(record.label for record in records)
+    rates = Counter(
+        round(checks[record.name].frame_rate_hz)
+        for record in records
+        if record.name in found and record.name in checks and not checks[record.name].problem
+    )
+    per_class, known = [counts[label] for label in range(len(DIVING48))], list(KNOWN_COUNTS[split])
+    return {
+        "clips": len(records),
+        "found": sum(record.name in found for record in records),
+        "missing": sorted(record.name for record in records if record.name not in found),
+        "sources": len({record.source for record in records}),
+        "frame_rates_hz": {str(rate): count for rate, count in sorted(rates.items())},
+        "clips_per_class": per_class,
+        "known_clips_per_class": known,
+        "classes_off_the_known_counts": sum(n != expected for n, expected in zip(per_class, known, strict=True)),
+    }
+
+
+def _duplicates(checks: dict[str, FileCheck], found: set[str]) -> list[list[str]]:
+    same: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(found & checks.keys()):
+        same[checks[name].sha256].append(name)
+    return sorted(names for names in same.values() if len(names) > 1)
+
+
+def _evidence_of_v1(clips_per_class: Sequence[int]) -> str | None:
+    """Why the labels look like V1's, or None. V2 left class 30 (101A) without a clip, and moved many others."""
+    counts = np.array(clips_per_class)
+    dead = [label for label, known in enumerate(DIVING48_TRAIN_COUNTS) if known == 0 and counts[label]]
+    if dead:
+        return f"class {dead[0]} ({DIVING48[dead[0]].number}) has {counts[dead[0]]} clips, and none in V2"
+    log_shares = [
+        np.log((np.array(known) + 0.5) / (np.array(known) + 0.5).sum())
+        for known in (DIVING48_V1_TRAIN_COUNTS, DIVING48_TRAIN_COUNTS)
+    ]
+    nats = float(counts @ (log_shares[0] - log_shares[1]))
+    return f"their clips per class speak for V1 by {nats:.0f} nats" if nats > V1_EVIDENCE_NATS else None
+
+
+def _counted(what: str, names: Sequence[str]) -> list[str]:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return [f"{len(names)} {what}: {'; '.join(names[:3])}{more}"] if names else []
