@@ -19,9 +19,12 @@ from diveparse.configs.schema import (
     FrameOrder,
     HeadConfig,
     HeadKind,
+    OptimConfig,
     OptimizerKind,
     Precision,
+    PretrainClipConfig,
     PretrainConfig,
+    PretrainTrainConfig,
     StemKind,
     TestConfig,
     TrainConfig,
@@ -35,9 +38,12 @@ __all__ = [
     "FrameOrder",
     "HeadConfig",
     "HeadKind",
+    "OptimConfig",
     "OptimizerKind",
     "Precision",
+    "PretrainClipConfig",
     "PretrainConfig",
+    "PretrainTrainConfig",
     "StemKind",
     "TestConfig",
     "TrainConfig",
@@ -79,16 +85,21 @@ def load_config(path: Path, overrides: list[str], schema: type[Schema] = Config)
 
 
 def save_config(cfg: Config | PretrainConfig, path: Path) -> None:
-    """Write every option, defaults included; `load_config` gives the same `Config` back."""
+    """Write every option, defaults included; `load_config` gives the same config back."""
     path.write_text(OmegaConf.to_yaml(OmegaConf.create(plain_values(asdict(cfg)))), encoding="utf-8")
 
 
-def run_folder(cfg: Config) -> Path:
-    """`runs_dir/name/arm/seed-K`, so that TensorBoard lays the arms and seeds of one experiment over each other."""
+def run_folder(cfg: Config | PretrainConfig) -> Path:
+    """`runs_dir/name/arm/seed-K`, so that TensorBoard lays the arms and seeds of one experiment over each other.
+
+    Of a pretraining, which has no arms, `runs_dir/name`.
+    """
+    if isinstance(cfg, PretrainConfig):
+        return Path(cfg.runs_dir) / cfg.name
     return Path(cfg.runs_dir) / cfg.name / cfg.arm / f"seed-{cfg.seed}"
 
 
-def options(cfg: Config) -> dict[str, Any]:
+def options(cfg: Config | PretrainConfig) -> dict[str, Any]:
     """Every option by its dotted name, as plain values: {"train.batch_size": 2, "head.kind": "joint", …}."""
     flat: dict[str, Any] = {}
     for name, value in plain_values(asdict(cfg)).items():
@@ -99,7 +110,7 @@ def options(cfg: Config) -> dict[str, Any]:
     return flat
 
 
-def differing_options(before: Config, now: Config) -> list[str]:
+def differing_options(before: Schema, now: Schema) -> list[str]:
     """One line an option that differs, such as "train.batch_size: 2 before, 4 now"."""
     old, new = options(before), options(now)
     return [f"{name}: {old[name]!r} before, {new[name]!r} now" for name in new if old[name] != new[name]]

@@ -17,6 +17,11 @@ def require(condition: bool, name: str, expected: str, value: object) -> None:
         raise ValueError(f"{name} must be {expected}, got {value!r}")
 
 
+def require_folder_name(name: str, value: str) -> None:
+    is_plain = value == MISSING or FOLDER_NAME.fullmatch(value) is not None
+    require(is_plain, name, "a plain folder name, without / and spaces", value)
+
+
 class FrameOrder(Enum):
     TIME = "time"
     SHUFFLED = "shuffled"  # the control experiment: the same frames with their order destroyed
@@ -109,6 +114,14 @@ class BackboneConfig:
             self.num_frozen_blocks,
         )
 
+    def require_whole_patches(self, image_size: int) -> None:
+        require(
+            image_size % self.patch_size == 0,
+            "clip.image_size",
+            f"a multiple of backbone.patch_size={self.patch_size}",
+            image_size,
+        )
+
 
 @dataclass
 class HeadConfig:
@@ -120,22 +133,21 @@ class HeadConfig:
 
 
 @dataclass
-class TrainConfig:
+class OptimConfig:
+    """How weights are updated: the part of `train` that training and pretraining share."""
+
     num_epochs: int = 3
     batch_size: int = 2  # clips in one forward pass
-    accumulation_steps: int = 1  # forward passes to one update
     optimizer: OptimizerKind = OptimizerKind.ADAMW
     learning_rate: float = 1e-4  # at the peak, after the warm-up
     head_learning_rate_factor: float = 1.0  # the head's learning rate over the backbone's
     weight_decay: float = 0.05
     warmup_fraction: float = 0.05  # share of all updates
     max_grad_norm: float = 1.0
-    precision: Precision = Precision.FP32
-    checkpoint_every: int = 100  # updates between checkpoints; every epoch ends with one too
     log_every: int = 10  # updates between TensorBoard points
 
     def __post_init__(self) -> None:
-        for name in ("num_epochs", "batch_size", "accumulation_steps", "checkpoint_every", "log_every"):
+        for name in ("num_epochs", "batch_size", "log_every"):
             require(getattr(self, name) > 0, f"train.{name}", "> 0", getattr(self, name))
         require(self.learning_rate > 0, "train.learning_rate", "> 0", self.learning_rate)
         require(
@@ -144,6 +156,18 @@ class TrainConfig:
         require(self.weight_decay >= 0, "train.weight_decay", ">= 0", self.weight_decay)
         require(0 <= self.warmup_fraction < 1, "train.warmup_fraction", "in [0, 1)", self.warmup_fraction)
         require(self.max_grad_norm > 0, "train.max_grad_norm", "> 0", self.max_grad_norm)
+
+
+@dataclass
+class TrainConfig(OptimConfig):
+    accumulation_steps: int = 1  # forward passes to one update
+    precision: Precision = Precision.FP32
+    checkpoint_every: int = 100  # updates between checkpoints; every epoch ends with one too
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("accumulation_steps", "checkpoint_every"):
+            require(getattr(self, name) > 0, f"train.{name}", "> 0", getattr(self, name))
 
 
 @dataclass
@@ -174,17 +198,33 @@ class Config:
     test: TestConfig = field(default_factory=TestConfig)
 
     def __post_init__(self) -> None:
-        for option in ("name", "arm"):
-            value = getattr(self, option)
-            is_plain = value == MISSING or FOLDER_NAME.fullmatch(value) is not None
-            require(is_plain, option, "a plain folder name, without / and spaces", value)
+        require_folder_name("name", self.name)
+        require_folder_name("arm", self.arm)
         require(self.seed >= 0, "seed", ">= 0", self.seed)
-        require(
-            self.clip.image_size % self.backbone.patch_size == 0,
-            "clip.image_size",
-            f"a multiple of backbone.patch_size={self.backbone.patch_size}",
-            self.clip.image_size,
-        )
+        self.backbone.require_whole_patches(self.clip.image_size)
+
+
+@dataclass
+class PretrainClipConfig:
+    """What pretraining shows; all else about a clip follows from its item number and the seed."""
+
+    num_frames: int = 24
+    image_size: int = 64  # height and width of what the backbone sees, pixels
+    color_jitter: float = 0.2  # each colour's gain differs from 1, and its offset from 0, by up to this and half this
+
+    def __post_init__(self) -> None:
+        require(self.num_frames > 0, "clip.num_frames", "> 0", self.num_frames)
+        require(self.image_size > 0, "clip.image_size", "> 0 pixels", self.image_size)
+        require(0 <= self.color_jitter <= 1, "clip.color_jitter", "in [0, 1]", self.color_jitter)
+
+
+@dataclass
+class PretrainTrainConfig(OptimConfig):
+    num_epochs: int = 20
+    batch_size: int = 4  # of each process
+    learning_rate: float = 1.5e-3
+    warmup_fraction: float = 0.03
+    log_every: int = 20
 
 
 @dataclass
@@ -194,9 +234,18 @@ class PretrainConfig:
     name: str = MISSING
     seed: int = 0
     runs_dir: str = "runs"
-    clips_per_epoch: int = 20_000  # an epoch is only a report and a checkpoint: no clip comes twice
+    clips_per_epoch: int = 2000  # an epoch is only a report and a checkpoint: no clip comes twice
     num_easy_clips: int = 0  # over these first clips, the rendering's difficulty rises from 0 to 1
-    num_workers: int = 2
-    clip: ClipConfig = field(default_factory=ClipConfig)
+    num_workers: int = 1  # of each process
+    clip: PretrainClipConfig = field(default_factory=PretrainClipConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
+    train: PretrainTrainConfig = field(default_factory=PretrainTrainConfig)
+
+    def __post_init__(self) -> None:
+        require_folder_name("name", self.name)
+        require(self.seed >= 0, "seed", ">= 0", self.seed)
+        enough = f"at least train.batch_size={self.train.batch_size}"
+        require(self.clips_per_epoch >= self.train.batch_size, "clips_per_epoch", enough, self.clips_per_epoch)
+        require(self.num_easy_clips >= 0, "num_easy_clips", ">= 0", self.num_easy_clips)
+        require(self.num_workers >= 0, "num_workers", ">= 0", self.num_workers)
+        self.backbone.require_whole_patches(self.clip.image_size)

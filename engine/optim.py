@@ -8,12 +8,12 @@ from torch import nn
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from diveparse.configs import OptimizerKind, TrainConfig
+from diveparse.configs import OptimConfig, OptimizerKind
 
 WEIGHT_MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Bilinear)
 
 
-def build_optimizer(model: nn.Module, head: nn.Module, cfg: TrainConfig) -> Optimizer:
+def build_optimizer(model: nn.Module, head: nn.Module, cfg: OptimConfig) -> Optimizer:
     """AdamW or Adam over what is not frozen: the backbone's parameters first, then the head's at their own rate.
 
     Weight decay touches the weight matrices of linear and convolutional layers only: no norm, bias, embedding or token.
@@ -31,7 +31,7 @@ def build_optimizer(model: nn.Module, head: nn.Module, cfg: TrainConfig) -> Opti
     return kind(groups, lr=cfg.learning_rate)
 
 
-def build_schedule(optimizer: Optimizer, cfg: TrainConfig, num_steps: int) -> LambdaLR:
+def build_schedule(optimizer: Optimizer, cfg: OptimConfig, num_steps: int) -> LambdaLR:
     """Scale every group's learning rate by `learning_rate_factor`, one step an update."""
     warmup_steps = round(cfg.warmup_fraction * num_steps)
     return LambdaLR(optimizer, lambda step: learning_rate_factor(step, num_steps, warmup_steps))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
-from collections.abc import Iterator
-from dataclasses import fields
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -13,22 +14,25 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.utils.data import DataLoader
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from diveparse.configs import PretrainConfig
-from diveparse.datasets.atomic import written_atomically
+from diveparse.configs import PretrainConfig, run_folder, save_config
+from diveparse.datasets.atomic import write_json, written_atomically
 from diveparse.datasets.constants import PIXEL_MEAN, PIXEL_STD
 from diveparse.datasets.kinematics import JOINTS, PHASES
 from diveparse.datasets.motion_clips import MotionClips
-from diveparse.engine.device import autocast, choose_device
+from diveparse.engine.checkpoint import UNREADABLE
+from diveparse.engine.device import choose_device
+from diveparse.engine.logging import flush, log_scalars, open_writer
 from diveparse.engine.optim import build_optimizer, build_schedule
+from diveparse.engine.run import CONFIG, ENVIRONMENT, open_run, record_environment
 from diveparse.heads.kinematics import KinematicsHead, Motion, kinematics_loss
 from diveparse.models.timesformer import TimeSformer
 from diveparse.models.weights import load_backbone, save_backbone
 
 MOMENTS_PER_FRAME = 3  # the axes half a step before a frame, at it and half a step after
 MOMENTS_PER_CLIP_FRAME = 2  # the class token recalls the whole clip, twice as finely as it saw it
+CHECKPOINT = "checkpoint.pt"
 
 logger = logging.getLogger(__name__)
 
@@ -38,16 +42,71 @@ def pretrain(cfg: PretrainConfig, *, resume: bool) -> Path:
 
     With `resume`, go on from the last checkpoint with the clips that follow. Under `torchrun`, `train.batch_size` is
     each process's share: on a CPU, one process a core uses the cores better than one process with a thread a core.
+    Raises: ValueError for what a user can get wrong; FloatingPointError, before the weights change, naming the clips.
     """
-    folder = Path(cfg.runs_dir) / cfg.name
     device = choose_device()
+    rank, world_size = 0, 1
     if dist.is_torchelastic_launched():
-        dist.init_process_group()
+        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         torch.set_num_threads(1)
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    if rank > 0:
+        dist.init_process_group()  # waits for the first process, which alone complains of what all would find wrong
     torch.manual_seed(cfg.seed)
     backbone = start_backbone(cfg)
-    head = KinematicsHead(
+    head = build_readout(backbone)
+    model = nn.ModuleDict({"backbone": backbone, "head": head}).to(device)
+    optimizer = build_optimizer(model, head, cfg.train)
+    clips_per_step = cfg.train.batch_size * world_size
+    steps_per_epoch = count_steps(cfg, world_size)
+    num_steps = steps_per_epoch * cfg.train.num_epochs
+    schedule = build_schedule(optimizer, cfg.train, num_steps)
+    folder = open_folder(cfg, resume=resume) if rank == 0 else run_folder(cfg)
+    start_step = load_checkpoint(folder, model, optimizer, schedule, world_size) if resume else 0
+    if rank == 0:
+        record_environment(folder, cfg.seed)
+        if dist.is_torchelastic_launched():
+            dist.init_process_group()
+
+    indices = range(start_step * clips_per_step, num_steps * clips_per_step)
+    batches = motion_batches(cfg, indices[rank::world_size], device)
+    steps = tqdm(
+        range(start_step, num_steps), initial=start_step, total=num_steps, unit="step", mininterval=5, disable=rank > 0
+    )
+    started = time.monotonic()
+    with open_writer(folder, start_step) if rank == 0 else nullcontext() as writer:
+        for step in steps:
+            clips, truth = next(batches)
+            loss, terms = kinematics_loss(head(backbone.tokens(clips)), truth)
+            items = range(step * clips_per_step, (step + 1) * clips_per_step)
+            require_finite({"loss": loss.detach(), **terms}, step, items, world_size)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            if world_size > 1:
+                average_gradients(model, world_size)
+            grad_norm = nn.utils.clip_grad_norm_(model.parameters(), cfg.train.max_grad_norm)
+            if not torch.isfinite(grad_norm):
+                raise FloatingPointError(complaint(f"the gradient's norm is {grad_norm.item()}", step, items))
+            optimizer.step()
+            schedule.step()
+            if writer is None:
+                continue
+            clips_per_second = (step + 1 - start_step) * clips_per_step / (time.monotonic() - started)
+            if (step + 1) % cfg.train.log_every == 0:
+                losses = {f"loss_{name}": term.item() for name, term in terms.items()}
+                log_scalars(writer, "pretrain", losses | {"clips_per_second": clips_per_second}, step + 1)
+            if (step + 1) % steps_per_epoch == 0:
+                summary = " ".join(f"{name} {term.item():.3f}" for name, term in terms.items())
+                logger.info("step %d of %d: %s (%.0f clips/s)", step + 1, num_steps, summary, clips_per_second)
+                flush(writer)
+                save_checkpoint(folder, step + 1, model, optimizer, schedule, world_size)
+    path = folder / "backbone.safetensors"
+    if rank == 0:
+        save_backbone(path, backbone, dtype=torch.float16)  # small enough to ship
+    return path
+
+
+def build_readout(backbone: TimeSformer) -> KinematicsHead:
+    return KinematicsHead(
         backbone.embed_dim,
         num_frames=backbone.num_frames,
         num_patches=backbone.num_patches,
@@ -56,51 +115,33 @@ def pretrain(cfg: PretrainConfig, *, resume: bool) -> Path:
         moments_per_frame=MOMENTS_PER_FRAME,
         num_clip_moments=MOMENTS_PER_CLIP_FRAME * backbone.num_frames,
     )
-    model = nn.ModuleDict({"backbone": backbone, "head": head}).to(device)
-    optimizer = build_optimizer(model, head, cfg.train)
-    clips_per_step = cfg.train.batch_size * world_size
-    steps_per_epoch = cfg.clips_per_epoch // clips_per_step
-    num_steps = steps_per_epoch * cfg.train.num_epochs
-    schedule = build_schedule(optimizer, cfg.train, num_steps)
-    start_step = load_checkpoint(folder, model, optimizer, schedule) if resume else 0
-    writer = SummaryWriter(str(folder), purge_step=start_step) if rank == 0 else None
-    indices = range(start_step * clips_per_step, num_steps * clips_per_step)
-    batches = motion_batches(cfg, indices[rank::world_size], device)
 
-    started = time.monotonic()
-    for step in tqdm(
-        range(start_step, num_steps), initial=start_step, total=num_steps, unit="step", mininterval=5, disable=rank > 0
-    ):
-        clips, truth = next(batches)
-        with autocast(cfg.train.precision, device):
-            answer = head(backbone.tokens(clips))
-        loss, terms = kinematics_loss(in_float(answer), truth)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"loss is {loss.item()} at step {step}; terms: {terms}")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if world_size > 1:
-            average_gradients(model, world_size)
-        nn.utils.clip_grad_norm_(model.parameters(), cfg.train.max_grad_norm)
-        optimizer.step()
-        schedule.step()
-        if writer is None:
-            continue
-        if (step + 1) % cfg.train.log_every == 0:
-            for name, term in terms.items():
-                writer.add_scalar(f"pretrain/loss_{name}", term.item(), step + 1)
-            clips_per_second = (step + 1 - start_step) * clips_per_step / (time.monotonic() - started)
-            writer.add_scalar("pretrain/clips_per_second", clips_per_second, step + 1)
-        if (step + 1) % steps_per_epoch == 0:
-            summary = " ".join(f"{name} {term.item():.3f}" for name, term in terms.items())
-            logger.info("step %d of %d: %s (%.0f clips/s)", step + 1, num_steps, summary, clips_per_second)
-            save_checkpoint(folder, step + 1, model, optimizer, schedule)
-    if writer is not None:
-        writer.close()
-    path = folder / "backbone.safetensors"
-    if rank == 0:
-        save_backbone(path, backbone, dtype=torch.float16)  # small enough to ship
-    return path
+
+def count_steps(cfg: PretrainConfig, world_size: int) -> int:
+    """Steps in an epoch. Raises: ValueError if the clips do not fill one."""
+    clips_per_step = cfg.train.batch_size * world_size
+    if cfg.clips_per_epoch < clips_per_step:
+        raise ValueError(
+            f"clips_per_epoch must be at least train.batch_size x processes = {clips_per_step}, "
+            f"got {cfg.clips_per_epoch}"
+        )
+    return cfg.clips_per_epoch // clips_per_step
+
+
+def open_folder(cfg: PretrainConfig, *, resume: bool) -> Path:
+    """Begin the run's folder, or with `resume` go on in it, also where it was begun before configs were saved.
+
+    Raises: ValueError as `open_run`, and if there is nothing to resume.
+    """
+    folder = run_folder(cfg)
+    if resume and not (folder / CONFIG).is_file():
+        if not (folder / CHECKPOINT).is_file():
+            raise ValueError(f"{folder / CHECKPOINT}: no checkpoint to resume from")
+        logger.warning("%s was begun before configs were saved: its options are taken to be those given now", folder)
+        write_json(folder / ENVIRONMENT, {})  # what it began with is not known
+        with written_atomically(folder / CONFIG) as temporary:
+            save_config(cfg, temporary)
+    return open_run(cfg, resume=resume)
 
 
 def start_backbone(cfg: PretrainConfig) -> TimeSformer:
@@ -113,6 +154,32 @@ def start_backbone(cfg: PretrainConfig) -> TimeSformer:
     for places in (backbone.space_embed, backbone.time_embed):
         nn.init.trunc_normal_(places, std=0.3)
     return backbone
+
+
+def require_finite(terms: dict[str, Tensor], step: int, items: range, world_size: int) -> None:
+    """Stop all processes together. Raises: FloatingPointError if a term is not finite in any of them.
+
+    items: the clips of the step, dealt out to the processes in turn.
+    """
+    own = torch.stack(list(terms.values()))
+    of_process = [own]
+    if world_size > 1:
+        of_process = [torch.empty_like(own) for _ in range(world_size)]
+        dist.all_gather(of_process, own)
+    values = torch.stack(of_process)  # (process, term)
+    broken = ~values.isfinite()
+    if broken.any():
+        columns = zip(terms, values.T, broken.T, strict=True)
+        what = ", ".join(f"{name} is {column[wrong][0].item()}" for name, column, wrong in columns if wrong.any())
+        suspects = [item for item in items if broken[(item - items.start) % world_size].any()]
+        raise FloatingPointError(complaint(what, step, suspects))
+
+
+def complaint(what: str, step: int, items: Sequence[int]) -> str:
+    return (
+        f"{what} in update {step + 1}; the weights are as the update before left them. "
+        f"Clips: items {', '.join(map(str, items))} of MotionClips. A lower train.learning_rate may help"
+    )
 
 
 def average_gradients(model: nn.Module, world_size: int) -> None:
@@ -159,38 +226,51 @@ def normalise(clips: Tensor) -> Tensor:
     return (clips - mean) / std
 
 
-def in_float(answer: Motion) -> Motion:
-    """Out of half precision, since the loss needs the whole range."""
-    predicted = {field.name: getattr(answer, field.name) for field in fields(Motion) if field.name != "joint_seen"}
-    return Motion(joint_seen=None, **{name: values.float() for name, values in predicted.items()})
-
-
 def save_checkpoint(
     folder: Path,
     step: int,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LambdaLR,
+    world_size: int,
 ) -> None:
     state = {
         "step": step,
+        "world_size": world_size,
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "schedule": schedule.state_dict(),
     }
-    with written_atomically(folder / "checkpoint.pt") as path:
+    with written_atomically(folder / CHECKPOINT) as path:
         torch.save(state, path)
 
 
 def load_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LambdaLR
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LambdaLR,
+    world_size: int,
 ) -> int:
-    """Put everything back and return the number of steps done. Raises: ValueError if there is no checkpoint."""
-    path = folder / "checkpoint.pt"
+    """Put everything back and return the number of steps done, 0 where there is no checkpoint yet.
+
+    Raises: ValueError naming the file if it is damaged, of another model or of another number of processes.
+    """
+    path = folder / CHECKPOINT
     if not path.is_file():
-        raise ValueError(f"{path}: no checkpoint to resume from")
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
-    return int(state["step"])
+        return 0
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        step, processes = int(state["step"]), state.get("world_size", world_size)  # older ones do not say
+    except UNREADABLE as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{path}: not a checkpoint that this run can go on from: {reason}") from error
+    if processes != world_size:
+        raise ValueError(
+            f"{path}: begun by {processes} process(es) and must go on with as many, got {world_size}: "
+            "an update takes train.batch_size clips from each"
+        )
+    return step

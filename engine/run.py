@@ -6,7 +6,7 @@ import json
 import logging
 from pathlib import Path
 
-from diveparse.configs import Config, differing_options, load_config, run_folder, save_config
+from diveparse.configs import Config, Schema, differing_options, load_config, run_folder, save_config
 from diveparse.datasets.atomic import TEMPORARY_SUFFIX, write_json, written_atomically
 from diveparse.engine.environment import describe_environment
 
@@ -15,7 +15,7 @@ CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 logger = logging.getLogger(__name__)
 
 
-def open_run(cfg: Config, *, resume: bool) -> Path:
+def open_run(cfg: Schema, *, resume: bool) -> Path:
     """Begin a run's folder, or with `resume` go on in it; where there is nothing to resume, the run begins.
 
     Raises: ValueError if a run is there already and is not to be resumed, or was begun with other options.
@@ -24,10 +24,9 @@ def open_run(cfg: Config, *, resume: bool) -> Path:
     config = folder / CONFIG
     if config.is_file():
         if not resume:
-            raise ValueError(
-                f"{folder} already holds a run: add --resume to go on with it, or change name, arm or seed"
-            )
-        differing = differing_options(load_config(config, []), cfg)
+            names = "name, arm or seed" if isinstance(cfg, Config) else "name"
+            raise ValueError(f"{folder} already holds a run: add --resume to go on with it, or change {names}")
+        differing = differing_options(load_config(config, [], type(cfg)), cfg)
         if differing:
             raise ValueError(
                 f"{folder} was begun with other options and cannot go on with these: {'; '.join(differing)}"
