@@ -1,0 +1,120 @@
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from diveparse.engine import pretrain as engine_pretrain
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "pretrain.py"
+main = runpy.run_path(str(TOOL))["main"]
+
+TINY_PRETRAINING = """\
+name: tiny
+runs_dir: {runs}
+clips_per_epoch: 4
+num_easy_clips: 4
+num_workers: 0
+clip: {{num_frames: 2, image_size: 16}}
+backbone: {{embed_dim: 8, depth: 1, num_heads: 2}}
+train: {{num_epochs: 2, batch_size: 2}}
+"""
+
+
+@pytest.fixture
+def tiny_pretraining(tmp_path: Path) -> Path:
+    """A config file of a pretraining into `tmp_path/runs/tiny`: two epochs of two updates."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY_PRETRAINING.format(runs=tmp_path / "runs"))
+    return path
+
+
+def the_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that stands on its own, without the progress bar's."""
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("error: ", "stopped: "))]
+    return line
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, update: int, error: BaseException | None = None) -> None:
+    """Have update `update`, counted from 1, raise `error`; without one, have its loss be nan."""
+    kinematics_loss, calls = engine_pretrain.kinematics_loss, []
+
+    def broken(answer, truth):
+        calls.append(1)
+        loss, terms = kinematics_loss(answer, truth)
+        if len(calls) != update:
+            return loss, terms
+        if error is not None:
+            raise error
+        return loss * torch.nan, terms | {"pose": terms["pose"] * torch.nan}
+
+    monkeypatch.setattr(engine_pretrain, "kinematics_loss", broken)
+
+
+def test_it_runs_end_to_end_and_resuming_goes_on_where_it_was_interrupted(tiny_pretraining, monkeypatch, capsys):
+    run = tiny_pretraining.parent / "runs" / "tiny"
+    assert main([str(tiny_pretraining), "name=whole"]) == 0
+    whole = run.with_name("whole")
+    assert capsys.readouterr().out.splitlines()[-1] == f"weights: {whole / 'backbone.safetensors'}"
+
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, update=4, error=KeyboardInterrupt())
+        assert main([str(tiny_pretraining)]) == 130
+    assert the_line(capsys) == "stopped: the same command with --resume goes on from the last checkpoint"
+    assert torch.load(run / "checkpoint.pt", weights_only=True)["step"] == 2
+    assert not (run / "backbone.safetensors").exists()
+
+    assert main(["--resume", str(tiny_pretraining), "seed=0"]) == 0  # options and overrides in any order
+    assert (run / "backbone.safetensors").read_bytes() == (whole / "backbone.safetensors").read_bytes()
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["seed"] == 0
+    assert len(environment["resumed"]) == 1
+
+
+def test_a_run_interrupted_before_its_first_checkpoint_begins_again(tiny_pretraining, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, update=1, error=KeyboardInterrupt())
+        assert main([str(tiny_pretraining)]) == 130
+    assert main([str(tiny_pretraining), "--resume"]) == 0
+
+
+def test_a_loss_that_is_not_finite_is_one_line_that_names_the_clips(tiny_pretraining, monkeypatch, capsys):
+    interrupt_at(monkeypatch, update=4)
+    assert main([str(tiny_pretraining)]) == 1
+    line = the_line(capsys)
+    assert line.startswith("error: loss is nan, pose is nan in update 4; ")
+    assert "items 6, 7 of MotionClips" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["train.precision=fp16"], "train.precision"),
+        (["clips_per_epoch=1"], "clips_per_epoch must be at least train.batch_size=2, got 1"),
+        (["backbone.weights=/nowhere"], "/nowhere"),
+        (["--resume"], "no checkpoint to resume from"),
+        (["runs_dir=/dev/null"], "/dev/null"),  # no folder: an OSError
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_line_and_exit_code_1(tiny_pretraining, capsys, arguments, complaint):
+    assert main([str(tiny_pretraining), *arguments]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ")
+    assert complaint in line
+    assert not (tiny_pretraining.parent / "runs").exists()
+
+
+def test_a_damaged_checkpoint_is_one_line_that_names_it(tiny_pretraining, capsys):
+    assert main([str(tiny_pretraining), "train.num_epochs=1"]) == 0
+    checkpoint = tiny_pretraining.parent / "runs" / "tiny" / "checkpoint.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    assert main([str(tiny_pretraining), "train.num_epochs=1", "--resume"]) == 1
+    assert f"{checkpoint}: not a checkpoint that this run can go on from" in the_line(capsys)
+
+
+def test_help_shows_an_example_at_once():
+    done = subprocess.run([sys.executable, str(TOOL), "--help"], capture_output=True, text=True, check=True)
+    assert "torchrun --standalone --nproc-per-node 2 tools/pretrain.py configs/kinematics.yaml" in done.stdout
