@@ -14,6 +14,7 @@ from torch.amp import GradScaler
 from tqdm import tqdm
 
 from diveparse.configs import Config, Precision, TrainConfig
+from diveparse.datasets.atomic import write_json
 from diveparse.datasets.dives import DIVING48
 from diveparse.datasets.diving48 import ClipDataset, ClipRecord, read_split
 from diveparse.datasets.splits import split_by_source
@@ -25,7 +26,7 @@ from diveparse.engine.logging import flat_metrics, flush, log_confusion, log_sca
 from diveparse.engine.metrics import compute_metrics
 from diveparse.engine.optim import build_optimizer, build_schedule
 from diveparse.engine.progress import Progress, Totals
-from diveparse.engine.run import open_run, record_environment
+from diveparse.engine.run import MODEL_UPDATE, TRAINED, open_run, record_environment
 from diveparse.models.classifier import DiveClassifier, build_classifier
 
 SMALLEST_LOSS_SCALE = 1.0  # fp16 gradients that overflow even at this scale do not overflow because of it
@@ -57,7 +58,9 @@ def train(cfg: Config, *, resume: bool = False) -> Path:
     progress = learner.progress
     logger.info("%s: %d of %d updates done, on %s", run, progress.step, num_steps, device.type)
     if progress.step == num_steps:
+        write_json(run / TRAINED, {"num_updates": num_steps})  # a kill may have come just before it
         return run
+    (run / TRAINED).unlink(missing_ok=True)  # there where the run had ended and now has more epochs
     record_environment(run, cfg.seed)
     clips = ClipDataset(records, cfg.clip, training=True, seed=cfg.seed)
     val_clips = ClipDataset(val_records, cfg.clip, training=False, seed=cfg.seed)
@@ -97,10 +100,12 @@ def train(cfg: Config, *, resume: bool = False) -> Path:
             log_epoch(epoch, cfg, progress.epoch, metrics, time.perf_counter() - start)
             if progress.is_best(metrics):
                 model.save(run / "model")
+                write_json(run / MODEL_UPDATE, {"update": progress.step})
                 log_confusion(writer, "val", predictions, DIVING48, progress.step)
             progress.epoch = Totals()
             flush(writer)
             save_checkpoint(run, learner)
+    write_json(run / TRAINED, {"num_updates": num_steps})
     return run
 
 

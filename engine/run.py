@@ -11,6 +11,8 @@ from diveparse.datasets.atomic import TEMPORARY_SUFFIX, write_json, written_atom
 from diveparse.engine.environment import describe_environment
 
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
+TRAINED = "trained.json"  # only of a run that has ended: how many updates that took
+MODEL_UPDATE = "model/update.json"  # how many of them are behind the model that is kept, the best on validation
 
 logger = logging.getLogger(__name__)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from diveparse.engine.loading import evaluation_batches
 from diveparse.engine.logging import log_test
 from diveparse.engine.metrics import compute_metrics
 from diveparse.engine.predictions import write_predictions
-from diveparse.engine.run import CONFIG
+from diveparse.engine.run import CONFIG, MODEL_UPDATE, TRAINED
 from diveparse.models.classifier import DiveClassifier
 
 CHANGEABLE = ("data.root", "data.num_workers", "test.", "clip.order")  # by testing; the rest is the run's own
@@ -31,13 +32,15 @@ def evaluate_run(run: Path, overrides: list[str], *, split: str, again: bool = F
 
     Nothing is fitted or chosen here. The files are metrics.json and predictions.csv; for "val" their names begin with
     validation_, and with shuffled_ where clip.order=shuffled makes it the control of a run trained in order.
-    Raises: ValueError if there is no trained model, an option is not for testing, or the metrics are there already.
+    Raises: ValueError if training has not ended, an option is not for testing, or the metrics are there already.
     """
     cfg, prefix = read_test_config(run, overrides, split)
     metrics_path = run / f"{prefix}metrics.json"
     if metrics_path.exists() and not again:
         raise ValueError(f"{metrics_path} is there already, and a test is read once; --again replaces it")
     model = DiveClassifier.load(run).to(choose_device())
+    num_updates = json.loads((run / TRAINED).read_text(encoding="utf-8"))["num_updates"]
+    model_update = json.loads((run / MODEL_UPDATE).read_text(encoding="utf-8"))["update"]
     root = Path(cfg.data.root)
     records = read_split(root, "test" if split == "test" else "train")
     if split == "val":
@@ -48,10 +51,11 @@ def evaluate_run(run: Path, overrides: list[str], *, split: str, again: bool = F
     predictions = evaluate(model, tqdm(batches, desc=f"testing {cfg.arm} on {split}"), records, cfg.train.precision)
     about = {"split": split, "name": cfg.name, "arm": cfg.arm, "seed": cfg.seed, "num_views": views[0] * views[1]}
     about |= {"data_root": cfg.data.root, "rendered": (root / SETTINGS_FILE).is_file()}  # of this test, not of training
+    about |= {"model_update": model_update, "num_updates": num_updates}
     scores = compute_metrics(predictions, DIVING48)
     write_predictions(run / f"{prefix}predictions.csv", predictions, DIVING48)
     if not prefix:
-        log_test(run, cfg, scores, predictions, DIVING48, count_updates_done(run))
+        log_test(run, cfg, scores, predictions, DIVING48, num_updates)
     metrics = {**about, **scores}
     write_json(metrics_path, metrics)  # the last, since it says that the split has been tested
     return metrics
@@ -62,6 +66,11 @@ def read_test_config(run: Path, overrides: list[str], split: str) -> tuple[Confi
     config = run / CONFIG
     if not config.is_file() or not (run / "model").is_dir():
         raise ValueError(f"{run} holds no trained model: tools/train.py writes {CONFIG} and model/ into a run folder")
+    if not (run / TRAINED).is_file():
+        raise ValueError(
+            f"{run} has not been trained to its end, {count_updates_done(run)} updates are done; "
+            f"go on with: python tools/train.py {config} --resume"
+        )
     for override in overrides:
         if not override.startswith(CHANGEABLE):
             raise ValueError(f"testing can change {', '.join(CHANGEABLE)} only, got {override!r}")

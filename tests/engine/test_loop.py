@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from diveparse.configs import HeadKind, Precision, load_config
+from diveparse.configs import HeadKind, Precision, load_config, save_config
 from diveparse.datasets.diving48 import read_split
 from diveparse.datasets.splits import split_by_source
 from diveparse.engine import logging as engine_logging
@@ -65,6 +65,7 @@ def test_a_run_leaves_its_config_environment_checkpoint_model_and_curves(tiny_ex
     assert json.loads((run / "environment.json").read_text())["seed"] == 0
     assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{NUM_STEPS:08d}"]
     assert DiveClassifier.load(run).config.clip == cfg.clip
+    assert json.loads((run / "trained.json").read_text()) == {"num_updates": NUM_STEPS}
     drawn = curves(run)
     assert set(drawn["train/loss"]) == {3, 6}  # every third update
     assert set(drawn["val/top1"]) == {4, 8}  # every epoch
@@ -123,6 +124,27 @@ def test_resuming_a_finished_run_changes_nothing(tiny_experiment):
     cfg = load_config(tiny_experiment, [])
     before = contents(train(cfg))
     assert contents(train(cfg, resume=True)) == before
+
+
+def test_a_run_that_goes_on_for_more_epochs_has_not_ended_until_they_are_done(tiny_experiment, monkeypatch):
+    run = train(load_config(tiny_experiment, ["train.num_epochs=1"]))
+    longer = load_config(tiny_experiment, ["train.num_epochs=2"])
+    save_config(longer, run / "config.yaml")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "compute_loss", at_update(1, interrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(longer, resume=True)
+    assert not (run / "trained.json").exists()
+    train(longer, resume=True)
+    assert json.loads((run / "trained.json").read_text()) == {"num_updates": NUM_STEPS}
+
+
+def test_a_run_killed_just_before_it_says_that_it_has_ended_says_so_when_resumed(tiny_experiment):
+    cfg = load_config(tiny_experiment, ["train.num_epochs=1"])
+    run = train(cfg)
+    (run / "trained.json").unlink()
+    train(cfg, resume=True)
+    assert json.loads((run / "trained.json").read_text()) == {"num_updates": NUM_STEPS // 2}
 
 
 def test_resuming_where_there_is_no_run_begins_one(tiny_experiment, assert_same_run):
@@ -234,6 +256,7 @@ def test_the_model_kept_is_the_best_on_validation(tiny_experiment, monkeypatch):
     run = train(load_config(tiny_experiment, ["train.num_epochs=4", "train.checkpoint_every=99"]))
     best = load_file(run / "model" / "model.safetensors")
     assert [all(torch.equal(best[name], epoch[name]) for name in best) for epoch in kept] == [False, False, True, False]
+    assert json.loads((run / "model" / "update.json").read_text()) == {"update": 12}
 
 
 def test_validation_holds_whole_sources_out(tiny_experiment, tiny_root, monkeypatch):

@@ -7,10 +7,11 @@ import pytest
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from diveparse.configs import load_config
+from diveparse.configs import load_config, run_folder
 from diveparse.datasets.dives import ATTRIBUTES, DIVING48
 from diveparse.datasets.diving48 import read_split
 from diveparse.engine import logging as engine_logging
+from diveparse.engine import loop
 from diveparse.engine.loop import train
 from diveparse.engine.predictions import read_predictions
 
@@ -157,6 +158,35 @@ def test_a_damaged_clip_is_one_line_that_names_it_even_from_a_worker(run, tiny_r
 def test_a_folder_without_a_trained_model_is_refused(tmp_path, capsys):
     assert main([str(tmp_path)]) == 1
     assert "holds no trained model" in capsys.readouterr().err
+
+
+def test_a_run_whose_training_has_not_ended_is_refused_with_how_to_go_on(tiny_experiment, monkeypatch, capsys):
+    cfg = load_config(tiny_experiment, [])
+    honest_save = loop.save_checkpoint
+
+    def stop_after_an_epoch(run, learner):
+        honest_save(run, learner)
+        if learner.progress.step == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_checkpoint", stop_after_an_epoch)
+        with pytest.raises(KeyboardInterrupt):
+            train(cfg)
+    run = run_folder(cfg)
+    assert (run / "model").is_dir()
+    before = names(run)
+    for split in ("test", "val"):
+        assert main([str(run), "--split", split]) == 1
+        line = capsys.readouterr().err.strip().splitlines()[-1]
+        assert f"{run} has not been trained to its end, 4 updates are done" in line
+        assert f"python tools/train.py {run / 'config.yaml'} --resume" in line
+    assert names(run) == before
+    assert train(load_config(run / "config.yaml", []), resume=True) == run
+    assert main([str(run)]) == 0
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["num_updates"] == 8
+    assert metrics["model_update"] in (4, 8)
 
 
 def test_a_damaged_model_is_refused_by_name(run, capsys):
