@@ -91,10 +91,7 @@ def _read_rows(path: Path, columns: Mapping[str, str]) -> dict[int, dict[str, st
                     raise ValueError(
                         f"{path}: line {reader.line_num}: expected {num_columns} values, as in the heading"
                     )
-                rows[reader.line_num] = {
-                    name: FIELD.sub(lambda field, row=row: row[field[1]], pattern).strip()
-                    for name, pattern in patterns.items()
-                }
+                rows[reader.line_num] = {name: _fill(pattern, row).strip() for name, pattern in patterns.items()}
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: not a CSV file in UTF-8: {error}") from error
     if not rows:
@@ -113,6 +110,10 @@ def _patterns(path: Path, fields: Sequence[str], columns: Mapping[str, str]) -> 
             raise ValueError(f"{path}: no column {missing[0]!r} for {name}; the file has {', '.join(fields) or 'none'}")
         patterns[name] = "" if missing else pattern
     return patterns
+
+
+def _fill(pattern: str, row: dict[str, str]) -> str:
+    return FIELD.sub(lambda field: row[field[1]], pattern)
 
 
 def _read_dive(number: str, dive_set: DiveSet | None) -> Dive:

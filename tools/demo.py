@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def run(tool: str, *args: object) -> None:
     subprocess.run(command(tool, *args), check=True)
 
 
-def side_by_side(jobs: dict[str, tuple[object, ...]]) -> None:
+def side_by_side(jobs: Mapping[str, tuple[object, ...]]) -> None:
     """Run one job an arm at the same time, each on one thread: two cores do more so than with both on each job in turn.
 
     The last arm's progress is shown, since two bars cannot share a line; of the others, what they say when they fail.
@@ -73,7 +74,7 @@ def side_by_side(jobs: dict[str, tuple[object, ...]]) -> None:
         errors = {arm: opened.enter_context(tempfile.TemporaryFile()) for arm in list(jobs)[:-1]}
         try:
             for arm, job in jobs.items():
-                running[arm] = subprocess.Popen(command(*job), env=one_thread, stderr=errors.get(arm))
+                running[arm] = subprocess.Popen(command(*map(str, job)), env=one_thread, stderr=errors.get(arm))
             while running:
                 time.sleep(0.2)
                 for arm in [arm for arm, child in running.items() if child.poll() is not None]:
@@ -82,7 +83,7 @@ def side_by_side(jobs: dict[str, tuple[object, ...]]) -> None:
                         errors[arm].seek(0)
                         print(*errors[arm].read().decode().splitlines()[-1:], file=sys.stderr)
                     if code:
-                        raise subprocess.CalledProcessError(code, command(*jobs[arm]))
+                        raise subprocess.CalledProcessError(code, command(*map(str, jobs[arm])))
         finally:
             for child in running.values():
                 child.terminate()
