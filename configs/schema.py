@@ -50,9 +50,18 @@ class Precision(Enum):
     FP16 = "fp16"
 
 
+class Dives(Enum):
+    DIVING48 = "diving48"
+    WORLD_AQUATICS = "world-aquatics"
+
+
 @dataclass
 class DataConfig:
-    root: str = MISSING  # a folder in Diving48's layout: rgb/*.mp4, the two V2 JSONs, the vocabulary
+    root: str = (
+        MISSING  # a folder in Diving48's layout (rgb/*.mp4, the two V2 JSONs, the vocabulary), or a CSV of clips
+    )
+    columns: dict[str, str] = field(default_factory=dict)  # of a CSV with other names: see datasets/clips.py
+    dives: Dives | None = None  # that a CSV's labels count in; None takes those that it holds
     val_fraction: float = 0.15  # share of the training clips to hold out, as whole sources
     num_workers: int = 2
 

@@ -1,4 +1,4 @@
-"""Holding whole sources out for validation.
+"""Which clips train, validate and test; validation holds whole sources out.
 
 Clips of one source share its venue, camera and light. A validation split that divides a source is answered by
 recognising the source, and promises far more than the test will keep.
@@ -7,13 +7,68 @@ recognising the source, and promises far more than the test will keep.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diveparse.datasets.diving48 import ClipRecord
+from diveparse.configs import DataConfig, Dives
+from diveparse.datasets.clips import LabelledClips, read_clips
+from diveparse.datasets.dives import DIVING48, WORLD_AQUATICS, DiveSet
+from diveparse.datasets.diving48 import ClipRecord, read_split
+from diveparse.datasets.rendered_set import SETTINGS_FILE
 
 NUM_STARTS = 64
+DIVE_SETS = {Dives.DIVING48: DIVING48, Dives.WORLD_AQUATICS: WORLD_AQUATICS}
+
+
+def training_clips(data: DataConfig, seed: int) -> tuple[list[ClipRecord], list[ClipRecord], DiveSet]:
+    """(training, validation, the dives that their labels count in). A CSV may name its own validation clips.
+
+    Raises: ValueError if the data cannot be read, or there is nothing to train on.
+    """
+    if not _is_csv(data):
+        return *split_by_source(read_split(Path(data.root), "train"), data.val_fraction, seed), DIVING48
+    clips = _read_csv(data, DIVE_SETS[data.dives] if data.dives else None)
+    if "train" not in clips.splits:
+        raise ValueError(f"{data.root}: no row has the split train")
+    train, val = clips.splits["train"], clips.splits.get("val")
+    return *((train, val) if val else split_by_source(train, data.val_fraction, seed)), clips.dive_set
+
+
+def evaluation_clips(data: DataConfig, split: str, seed: int, dive_set: DiveSet) -> list[ClipRecord]:
+    """The clips of "val" or "test", labelled in `dive_set`, that of the model.
+
+    Raises: ValueError if the data cannot be read, hold no such clips, or show dives that are not in the set.
+    """
+    if not _is_csv(data):
+        if dive_set != DIVING48:
+            raise ValueError(f"{data.root} is labelled in the dives of Diving48, but the model in {dive_set.name}")
+        records = read_split(Path(data.root), "test" if split == "test" else "train")
+        return records if split == "test" else split_by_source(records, data.val_fraction, seed)[1]
+    splits = _read_csv(data, dive_set).splits
+    if split == "val" and "val" not in splits and "train" in splits:
+        return split_by_source(splits["train"], data.val_fraction, seed)[1]
+    if split not in splits:
+        raise ValueError(f"{data.root}: no row has the split {split}")
+    return splits[split]
+
+
+def is_rendered(data: DataConfig) -> bool:
+    """Whether the videos are rendered dives, so that no number on them passes for one on real ones."""
+    root = Path(data.root)
+    return ((root.parent if _is_csv(data) else root) / SETTINGS_FILE).is_file()
+
+
+def _is_csv(data: DataConfig) -> bool:
+    is_csv = Path(data.root).suffix.lower() == ".csv"
+    if not is_csv and (data.columns or data.dives):
+        raise ValueError(f"data.columns and data.dives are for a CSV of clips, but data.root is {data.root}")
+    return is_csv
+
+
+def _read_csv(data: DataConfig, dive_set: DiveSet | None) -> LabelledClips:
+    return read_clips(Path(data.root), data.columns, dive_set)
 
 
 def split_by_source(

@@ -15,9 +15,8 @@ from tqdm import tqdm
 
 from diveparse.configs import Config, Precision, TrainConfig
 from diveparse.datasets.atomic import write_json
-from diveparse.datasets.dives import DIVING48
-from diveparse.datasets.diving48 import ClipDataset, ClipRecord, read_split
-from diveparse.datasets.splits import split_by_source
+from diveparse.datasets.diving48 import ClipDataset, ClipRecord
+from diveparse.datasets.splits import training_clips
 from diveparse.engine.checkpoint import Learner, resume_from_checkpoint, save_checkpoint
 from diveparse.engine.device import autocast, choose_device, require_trainable, seed_everything
 from diveparse.engine.evaluate import evaluate
@@ -46,11 +45,11 @@ def train(cfg: Config, *, resume: bool = False) -> Path:
     """
     device = choose_device()
     require_trainable(cfg.train.precision, device)
-    records, val_records = split_by_source(read_split(Path(cfg.data.root), "train"), cfg.data.val_fraction, cfg.seed)
+    records, val_records, dive_set = training_clips(cfg.data, cfg.seed)
     steps_per_epoch = count_updates(len(records), cfg.train)
     num_steps = steps_per_epoch * cfg.train.num_epochs
     seed_everything(cfg.seed, device)
-    model = build_classifier(cfg, DIVING48).to(device)
+    model = build_classifier(cfg, dive_set).to(device)
     learner = build_learner(model, cfg.train, num_steps, device)
 
     run = open_run(cfg, resume=resume)  # not before: a config that cannot be trained leaves no folder behind
@@ -69,7 +68,7 @@ def train(cfg: Config, *, resume: bool = False) -> Path:
 
     with open_writer(run, progress.step) as writer:
         if progress.step == 0:
-            log_start(writer, cfg, DIVING48, {"train": records, "val": val_records}, clips)
+            log_start(writer, cfg, dive_set, {"train": records, "val": val_records}, clips)
         for epoch in range(progress.step // steps_per_epoch, cfg.train.num_epochs):
             last_step = steps_per_epoch * (epoch + 1)
             bar = tqdm(
@@ -94,14 +93,14 @@ def train(cfg: Config, *, resume: bool = False) -> Path:
             predictions = evaluate(
                 model, tqdm(val_batches, desc="validation", leave=False), val_records, cfg.train.precision
             )
-            metrics = compute_metrics(predictions, DIVING48)
+            metrics = compute_metrics(predictions, dive_set)
             log_scalars(writer, "val", flat_metrics(metrics), progress.step)
             log_scalars(writer, "train_epoch", progress.epoch.scalars(), progress.step)
             log_epoch(epoch, cfg, progress.epoch, metrics, time.perf_counter() - start)
             if progress.is_best(metrics):
                 model.save(run / "model")
                 write_json(run / MODEL_UPDATE, {"update": progress.step})
-                log_confusion(writer, "val", predictions, DIVING48, progress.step)
+                log_confusion(writer, "val", predictions, dive_set, progress.step)
             progress.epoch = Totals()
             flush(writer)
             save_checkpoint(run, learner)

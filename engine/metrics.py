@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from diveparse.datasets.dives import ATTRIBUTES, DiveSet
-from diveparse.engine.predictions import INVALID, Predictions
+from diveparse.engine.predictions import Predictions
+from diveparse.heads.recombine import INVALID
 
 NUM_CALIBRATION_BINS = 15
 

@@ -10,10 +10,8 @@ from tqdm import tqdm
 
 from diveparse.configs import Config, load_config
 from diveparse.datasets.atomic import write_json
-from diveparse.datasets.dives import DIVING48
-from diveparse.datasets.diving48 import ClipDataset, read_split
-from diveparse.datasets.rendered_set import SETTINGS_FILE
-from diveparse.datasets.splits import split_by_source
+from diveparse.datasets.diving48 import ClipDataset
+from diveparse.datasets.splits import evaluation_clips, is_rendered
 from diveparse.engine.checkpoint import count_updates_done
 from diveparse.engine.device import choose_device
 from diveparse.engine.evaluate import evaluate
@@ -41,21 +39,19 @@ def evaluate_run(run: Path, overrides: list[str], *, split: str, again: bool = F
     model = DiveClassifier.load(run).to(choose_device())
     num_updates = json.loads((run / TRAINED).read_text(encoding="utf-8"))["num_updates"]
     model_update = json.loads((run / MODEL_UPDATE).read_text(encoding="utf-8"))["update"]
-    root = Path(cfg.data.root)
-    records = read_split(root, "test" if split == "test" else "train")
-    if split == "val":
-        records = split_by_source(records, cfg.data.val_fraction, cfg.seed)[1]
+    dive_set = model.dive_set
+    records = evaluation_clips(cfg.data, split, cfg.seed, dive_set)
     views = (cfg.test.num_temporal_views, cfg.test.num_spatial_views)
     clips = ClipDataset(records, cfg.clip, training=False, seed=cfg.seed, views=views)
     batches = evaluation_batches(clips, batch_size=cfg.test.batch_size, num_workers=cfg.data.num_workers)
     predictions = evaluate(model, tqdm(batches, desc=f"testing {cfg.arm} on {split}"), records, cfg.train.precision)
     about = {"split": split, "name": cfg.name, "arm": cfg.arm, "seed": cfg.seed, "num_views": views[0] * views[1]}
-    about |= {"data_root": cfg.data.root, "rendered": (root / SETTINGS_FILE).is_file()}  # of this test, not of training
+    about |= {"data_root": cfg.data.root, "rendered": is_rendered(cfg.data)}  # of this test, not of training
     about |= {"model_update": model_update, "num_updates": num_updates}
-    scores = compute_metrics(predictions, DIVING48)
-    write_predictions(run / f"{prefix}predictions.csv", predictions, DIVING48)
+    scores = compute_metrics(predictions, dive_set)
+    write_predictions(run / f"{prefix}predictions.csv", predictions, dive_set)
     if not prefix:
-        log_test(run, cfg, scores, predictions, DIVING48, num_updates)
+        log_test(run, cfg, scores, predictions, dive_set, num_updates)
     metrics = {**about, **scores}
     write_json(metrics_path, metrics)  # the last, since it says that the split has been tested
     return metrics

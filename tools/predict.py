@@ -19,7 +19,7 @@ from diveparse.datasets.sampling import sample_frame_times
 from diveparse.datasets.transforms import decode_size, eval_transform
 from diveparse.datasets.video import probe, read_frames
 from diveparse.engine.device import choose_device
-from diveparse.engine.predictions import INVALID
+from diveparse.heads.recombine import INVALID
 from diveparse.models.classifier import DiveClassifier
 
 NUM_CANDIDATES = 5

@@ -4,8 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from diveparse.configs import DataConfig, Dives
+from diveparse.datasets.dives import WORLD_AQUATICS
 from diveparse.datasets.diving48 import ClipRecord
-from diveparse.datasets.splits import split_by_source
+from diveparse.datasets.splits import evaluation_clips, is_rendered, split_by_source, training_clips
 
 
 def make_records(num_sources: int, num_clips: int, num_classes: int, seed: int = 0) -> list[ClipRecord]:
@@ -80,3 +82,57 @@ def test_one_source_cannot_be_divided() -> None:
 def test_a_share_that_leaves_one_side_empty_is_refused(val_fraction: float) -> None:
     with pytest.raises(ValueError, match="val_fraction must be between 0 and 1"):
         split_by_source(make_records(5, 50, num_classes=2), val_fraction, seed=0)
+
+
+@pytest.fixture
+def club(tmp_path: Path) -> Path:
+    """A CSV of eight clips from four days."""
+    rows = ["path,dive_number,split,source"]
+    for k in range(8):
+        (tmp_path / f"{k}.mp4").touch()
+        rows.append(f"{k}.mp4,{('107B', '626C')[k % 2]},{'test' if k >= 6 else 'train'},day {k // 2}")
+    (tmp_path / "club.csv").write_text("\n".join(rows) + "\n")
+    return tmp_path / "club.csv"
+
+
+def test_clips_of_a_csv_are_held_out_by_source_for_validation(club: Path) -> None:
+    train, val, dive_set = training_clips(DataConfig(root=str(club), val_fraction=0.3), seed=0)
+    assert dive_set.numbers == ("107B", "626C")
+    assert (len(train), len(val)) == (4, 2)
+    assert not {record.source for record in train} & {record.source for record in val}
+    assert len(evaluation_clips(DataConfig(root=str(club)), "test", 0, dive_set)) == 2
+    assert evaluation_clips(DataConfig(root=str(club), val_fraction=0.3), "val", 0, dive_set) == val
+
+
+def test_a_csv_can_name_its_own_validation_clips(club: Path) -> None:
+    club.write_text(club.read_text().replace("5.mp4,626C,train", "5.mp4,626C,val"))
+    train, val, dive_set = training_clips(DataConfig(root=str(club)), seed=0)
+    assert (len(train), [record.name for record in val]) == (5, ["5.mp4"])
+    assert evaluation_clips(DataConfig(root=str(club)), "val", 0, dive_set) == val
+
+
+def test_labels_can_count_in_a_set_that_the_user_names(club: Path) -> None:
+    *_, dive_set = training_clips(DataConfig(root=str(club), dives=Dives.WORLD_AQUATICS), seed=0)
+    assert dive_set is WORLD_AQUATICS
+    with pytest.raises(ValueError, match=r"dive 626C .* is not one of the 48 dives of Diving48"):
+        training_clips(DataConfig(root=str(club), dives=Dives.DIVING48), seed=0)
+
+
+def test_a_split_that_a_csv_lacks_is_refused(club: Path) -> None:
+    club.write_text(club.read_text().replace(",test,", ",train,"))
+    with pytest.raises(ValueError, match=r"club\.csv: no row has the split test"):
+        evaluation_clips(DataConfig(root=str(club)), "test", 0, WORLD_AQUATICS)
+    club.write_text(club.read_text().replace(",train,", ",test,"))
+    with pytest.raises(ValueError, match=r"club\.csv: no row has the split train"):
+        training_clips(DataConfig(root=str(club)), seed=0)
+
+
+def test_options_of_a_csv_are_refused_for_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data\.columns and data\.dives are for a CSV of clips, but data\.root is"):
+        training_clips(DataConfig(root=str(tmp_path), columns={"path": "file"}), seed=0)
+
+
+def test_a_csv_beside_rendered_clips_says_so(club: Path) -> None:
+    assert not is_rendered(DataConfig(root=str(club)))
+    (club.parent / "rendered.json").touch()
+    assert is_rendered(DataConfig(root=str(club)))

@@ -8,7 +8,8 @@ from diveparse.configs import load_config
 from diveparse.datasets.dives import DIVING48
 from diveparse.datasets.diving48 import ClipDataset, read_split
 from diveparse.engine.logging import flat_metrics, flush, log_confusion, log_scalars, log_start, open_writer
-from diveparse.engine.predictions import INVALID, Predictions
+from diveparse.engine.predictions import Predictions
+from diveparse.heads.recombine import INVALID
 
 
 def read(run):

@@ -5,7 +5,8 @@ import pytest
 
 from diveparse.datasets.dives import ATTRIBUTES, DIVING48, DiveSet
 from diveparse.engine.metrics import calibration_error, compute_metrics, confusion_matrix
-from diveparse.engine.predictions import INVALID, Predictions
+from diveparse.engine.predictions import Predictions
+from diveparse.heads.recombine import INVALID
 
 DIVES = DiveSet.from_numbers(["101B", "103B", "103C", "201B", "203C", "5132D", "5331D"], "seven dives")
 

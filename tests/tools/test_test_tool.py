@@ -193,3 +193,29 @@ def test_a_damaged_model_is_refused_by_name(run, capsys):
     (run / "model" / "model.safetensors").write_bytes(b"half")
     assert main([str(run)]) == 1
     assert "model.safetensors" in capsys.readouterr().err
+
+
+def test_anybodys_clips_are_trained_on_and_tested(tiny_experiment, tiny_root, tmp_path, capsys):
+    """A club's CSV, whose first kind of dive is an armstand dive."""
+    first = read_split(tiny_root, "train")[0].label
+    rows = ["file,dive,part,day"]
+    for split in ("train", "test"):
+        for record in read_split(tiny_root, split):
+            number = "626C" if record.label == first else DIVING48[record.label].number
+            rows.append(f"{record.path},{number},{split},{record.source}")
+    table = tmp_path / "club.csv"
+    table.write_text("\n".join(rows) + "\n")
+    columns = "data.columns={path: file, dive_number: dive, split: part, source: day}"
+    run = train(load_config(tiny_experiment, ["train.num_epochs=1", f"data.root={table}", columns]))
+    assert main([str(run)]) == 0
+    predictions = read_predictions(run / "predictions.csv")
+    assert len(predictions) == len(read_split(tiny_root, "test"))
+    assert "626C" in set(predictions.true_number)
+    known = {row.split(",")[1] for row in rows[1:] if row.split(",")[2] == "train"}
+    assert set(predictions.predicted_number) <= known
+    assert json.loads((run / "metrics.json").read_text())["data_root"] == str(table)
+    capsys.readouterr()
+
+    table.write_text(table.read_text().replace(f",{rows[-1].split(',')[1]},test", ",5355B,test"))
+    assert main([str(run), "--again"]) == 1
+    assert "dive 5355B" in capsys.readouterr().err
