@@ -23,7 +23,7 @@ from diveparse.datasets.synthetic import RenderedClip, Source, Split
 SETTINGS_FILE = "rendered.json"  # marks a folder as rendered, so that no number from it passes for a Diving48 number
 
 
-class TestCounts(Enum):
+class ClassCounts(Enum):
     """How many test clips each class gets."""
 
     BALANCED = "balanced"  # the same for every class that has training clips
@@ -42,7 +42,7 @@ class RenderSettings:
     height: int = 480  # pixels; the picture is 4:3
     difficulty: float = 1.0  # 0 to 1
     clips_per_source: int = 12
-    test_counts: str = TestCounts.DIVING48.value
+    test_counts: str = ClassCounts.DIVING48.value
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -126,7 +126,7 @@ def plan_clips(settings: RenderSettings, split: Split) -> list[tuple[Source, int
     total = settings.num_train_clips if split is Split.TRAIN else settings.num_test_clips
     if split is Split.TRAIN:
         weights = list(DIVING48_TRAIN_COUNTS)
-    elif TestCounts(settings.test_counts) is TestCounts.BALANCED:
+    elif ClassCounts(settings.test_counts) is ClassCounts.BALANCED:
         weights = [int(count > 0) for count in DIVING48_TRAIN_COUNTS]
     else:
         weights = list(DIVING48_TEST_COUNTS)

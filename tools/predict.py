@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from diveparse.configs import ClipConfig
-from diveparse.datasets.dives import ATTRIBUTES, HEIGHTS_M, Dive
+from diveparse.datasets.dives import ATTRIBUTES, DIVING48, HEIGHTS_M, WORLD_AQUATICS, Dive, DiveSet
 from diveparse.datasets.sampling import sample_frame_times
 from diveparse.datasets.transforms import decode_size, eval_transform
 from diveparse.datasets.video import probe, read_frames
@@ -23,10 +24,15 @@ from diveparse.heads.recombine import INVALID
 from diveparse.models.classifier import DiveClassifier
 
 NUM_CANDIDATES = 5
+DIVE_SETS = {"diving48": DIVING48, "world-aquatics": WORLD_AQUATICS}
+VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".ts", ".webm")
+CSV_COLUMNS = ("video", "number", "name", "height_m", "difficulty", "probability", *ATTRIBUTES)
 EPILOG = """\
 examples:
   python tools/predict.py runs/demo/structured/seed-0 data/demo/rgb/*_00000.mp4
   python tools/predict.py runs/demo/structured/seed-0 dive.mp4 --height-m 3 --json
+  python tools/predict.py runs/demo/structured/seed-0 final.mp4 --start 61.2 --end 65
+  python tools/predict.py runs/demo/structured/seed-0 clips/ --dives world-aquatics --csv > answers.csv
 """
 
 
@@ -35,44 +41,88 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a trained run, or a folder with a saved model")
-    parser.add_argument("videos", nargs="+", type=Path, metavar="VIDEO", help="a video of one dive")
+    parser.add_argument(
+        "videos", nargs="+", type=Path, metavar="VIDEO", help="a video of one dive, or a folder of them"
+    )
+    parser.add_argument("--start", type=float, default=0.0, metavar="S", help="of the dive in each video, seconds (0)")
+    parser.add_argument("--end", type=float, metavar="S", help="of the dive in each video, seconds (the video's end)")
+    parser.add_argument(
+        "--dives",
+        choices=sorted(DIVE_SETS),
+        help="answer with these dives instead of those that the model was trained on",
+    )
     parser.add_argument(
         "--height-m", type=float, choices=HEIGHTS_M, default=10, help="board or platform, for the difficulty (10)"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object a video instead of text")
+    formats = parser.add_mutually_exclusive_group()
+    formats.add_argument("--json", action="store_true", help="print one JSON object a video instead of text")
+    formats.add_argument("--csv", action="store_true", help="print one row a video instead of text")
     args = parser.parse_args(argv)
     try:
+        videos = [video for path in args.videos for video in videos_in(path)]
         model = DiveClassifier.load(args.run).to(choose_device())
+        dive_set = DIVE_SETS[args.dives].expressible(model.dive_set.values) if args.dives else model.dive_set
     except (ValueError, OSError) as error:
         return _complain(error)
+    table = csv.DictWriter(sys.stdout, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
+    if args.csv:
+        table.writeheader()
     exit_code = 0
-    for video in args.videos:
+    for video in videos:
         try:
-            answer = predict(model, video, args.height_m)
+            answer = predict(model, video, args.height_m, dive_set, (args.start, args.end))
         except (ValueError, OSError) as error:
             exit_code = _complain(error)
+            continue
+        if args.csv:
+            table.writerow(answer | {name: best["value"] for name, best in answer["attributes"].items()})
         else:
-            print(json.dumps(answer, ensure_ascii=False) if args.json else in_words(answer), flush=True)
+            print(json.dumps(answer, ensure_ascii=False) if args.json else in_words(answer))
+        sys.stdout.flush()
     return exit_code
 
 
+def videos_in(path: Path) -> list[Path]:
+    """The video itself, or those of a folder. Raises: ValueError if a folder holds none."""
+    if not path.is_dir():
+        return [path]
+    videos = sorted(file for file in path.iterdir() if file.suffix.lower() in VIDEO_SUFFIXES)
+    if not videos:
+        raise ValueError(f"{path}: holds no video ({', '.join(VIDEO_SUFFIXES)})")
+    return videos
+
+
 @torch.no_grad()
-def predict(model: DiveClassifier, video: Path, height_m: float) -> dict[str, Any]:
+def predict(
+    model: DiveClassifier,
+    video: Path,
+    height_m: float,
+    dive_set: DiveSet | None = None,
+    window_s: tuple[float, float | None] = (0.0, None),
+) -> dict[str, Any]:
     """All that the model says about one video, as plain values. See `in_words` for what it looks like.
 
+    dive_set: what to answer with, by default the model's own; another must be one that its heads can express.
+    window_s: start and end of the dive in the video; None is the video's end.
     "number" is None where the answer spells no dive of the model's set, which only independent heads can do.
-    Raises: VideoError naming the video if it cannot be read.
+    Raises: VideoError naming the video if it cannot be read; ValueError if the window is not in it, or a head cannot
+    answer with these dives.
     """
     device = next(model.parameters()).device
-    outputs = model.outputs(read_clip(video, model.config.clip)[None].to(device))  # a batch of one
+    features = model.features(read_clip(video, model.config.clip, window_s)[None].to(device))  # a batch of one
+    outputs = model.read_out(features)
     log_probs, label = outputs.dive_log_probs[0].cpu(), int(outputs.decoded_labels[0])
+    dive_set = dive_set or model.dive_set
+    if dive_set != model.dive_set:
+        log_probs = model.head.dive_log_probs(features, dive_set)[0].cpu()
+        label = int(log_probs.argmax())
     candidates = [
-        {**describe(model.dive_set[int(k)], height_m), "probability": float(log_probs[k].exp())}
+        {**describe(dive_set[int(k)], height_m), "probability": float(log_probs[k].exp())}
         for k in log_probs.argsort(descending=True, stable=True)[:NUM_CANDIDATES]
     ]
     answer = {"number": None, "name": None, "difficulty": None, "probability": 0.0}
     if label != INVALID:
-        answer = {**describe(model.dive_set[label], height_m), "probability": float(log_probs[label].exp())}
+        answer = {**describe(dive_set[label], height_m), "probability": float(log_probs[label].exp())}
     attributes = {}
     for attribute in ATTRIBUTES:
         probability, slot = outputs.attribute_log_probs[attribute][0].exp().max(dim=0)
@@ -81,13 +131,18 @@ def predict(model: DiveClassifier, video: Path, height_m: float) -> dict[str, An
     return {"video": str(video), "height_m": height_m, **answer, "candidates": candidates, "attributes": attributes}
 
 
-def read_clip(video: Path, clip_cfg: ClipConfig) -> Tensor:
-    """Read a video as a test does: frames evenly over all of it, the middle square.
+def read_clip(video: Path, clip_cfg: ClipConfig, window_s: tuple[float, float | None] = (0.0, None)) -> Tensor:
+    """Read a video, or its part from window_s[0] to window_s[1], as a test does: frames evenly over it, middle square.
 
     Returns: (time, 3, image_size, image_size), normalised.
     """
     info = probe(video)
-    times_s = sample_frame_times(info.duration_s, clip_cfg.num_frames)
+    start_s, end_s = window_s[0], info.duration_s if window_s[1] is None else window_s[1]
+    if not 0 <= start_s < end_s <= info.duration_s:
+        raise ValueError(
+            f"{video}: expected start and end in order within its {info.duration_s:.3f} s, got {start_s} and {end_s}"
+        )
+    times_s = start_s + sample_frame_times(end_s - start_s, clip_cfg.num_frames)
     return eval_transform(clip_cfg)(read_frames(video, times_s, decode_size(info, clip_cfg)))
 
 

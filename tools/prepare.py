@@ -17,7 +17,7 @@ from tqdm import tqdm
 from diveparse.datasets.atomic import write_json
 from diveparse.datasets.dives import Dive
 from diveparse.datasets.inspection import REPORT_FILE, check_files, read_splits, report, unpack
-from diveparse.datasets.rendered_set import RenderSettings, TestCounts, render_data_set, write_clip
+from diveparse.datasets.rendered_set import ClassCounts, RenderSettings, render_data_set, write_clip
 from diveparse.datasets.synthetic import RenderedClip, Source, Split
 
 EPILOG = """\
@@ -61,8 +61,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     synthetic.add_argument("--test-clips", type=int, required=True)
     synthetic.add_argument(
         "--test-counts",
-        choices=[counts.value for counts in TestCounts],
-        default=TestCounts.DIVING48.value,
+        choices=[counts.value for counts in ClassCounts],
+        default=ClassCounts.DIVING48.value,
         help="test clips in proportion to the V2 test split, or the same number of every class with training clips",
     )
     synthetic.add_argument("--clips-per-source", type=int, default=12)

@@ -11,8 +11,8 @@ from diveparse.datasets.dives import DIVING48, DIVING48_TRAIN_COUNTS
 from diveparse.datasets.diving48 import read_split
 from diveparse.datasets.kinematics import JOINT, JOINTS
 from diveparse.datasets.rendered_set import (
+    ClassCounts,
     RenderSettings,
-    TestCounts,
     claim_folder,
     class_counts,
     plan_clips,
@@ -21,7 +21,7 @@ from diveparse.datasets.rendered_set import (
 from diveparse.datasets.synthetic import Split
 from diveparse.datasets.video import probe
 
-TINY = RenderSettings(num_train_clips=47, num_test_clips=47, height=48, test_counts=TestCounts.BALANCED.value)
+TINY = RenderSettings(num_train_clips=47, num_test_clips=47, height=48, test_counts=ClassCounts.BALANCED.value)
 
 
 @pytest.fixture(scope="module")

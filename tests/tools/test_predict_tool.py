@@ -1,3 +1,4 @@
+import csv
 import json
 import runpy
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from diveparse.configs import BackboneConfig, ClipConfig, Config, DataConfig, HeadConfig, HeadKind
-from diveparse.datasets.dives import ATTRIBUTES, DIVING48
+from diveparse.datasets.dives import ATTRIBUTES, DIVING48, WORLD_AQUATICS
 from diveparse.datasets.diving48 import ClipDataset, ClipRecord
 from diveparse.models.classifier import DiveClassifier, build_classifier
 
@@ -145,3 +146,50 @@ def test_a_height_without_a_board_is_refused(run, video, capsys):
     with pytest.raises(SystemExit, match="2"):
         main([str(run), str(video), "--height-m", "4"])
     assert "invalid choice: 4.0 (choose from 1, 3, 5, 7.5, 10)" in capsys.readouterr().err
+
+
+def test_a_folder_is_read_video_by_video_into_a_table(run, tmp_path, capsys):
+    for name in ("b.mp4", "a.MP4"):
+        write_video(tmp_path / "c.mp4").rename(tmp_path / name)
+    (tmp_path / "notes.txt").touch()
+    assert main([str(run), str(tmp_path), "--csv"]) == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert [row["video"] for row in rows] == [str(tmp_path / "a.MP4"), str(tmp_path / "b.mp4")]
+    answer = predict(DiveClassifier.load(run), tmp_path / "b.mp4", 10)
+    assert rows[1]["number"] == answer["number"]
+    assert float(rows[1]["probability"]) == pytest.approx(answer["probability"])
+    assert rows[1]["twist"] == answer["attributes"]["twist"]["value"]
+
+
+def test_a_folder_without_videos_is_refused(run, tmp_path, capsys):
+    assert main([str(run), str(tmp_path)]) == 1
+    assert f"error: {tmp_path}: holds no video" in capsys.readouterr().err
+
+
+def test_a_window_is_read_as_if_it_were_the_whole_video(video):
+    whole = read_clip(video, ClipConfig(num_frames=8, image_size=16), (0.0, 0.32))
+    assert torch.equal(read_clip(video, CLIP, (0.16, 0.32)), whole[4:])
+
+
+@pytest.mark.parametrize("window", [("0.3", "0.2"), ("0", "9"), ("-1", "0.2"), ("0.2", "nan")])
+def test_a_window_outside_the_video_is_refused(window, run, video, capsys):
+    assert main([str(run), str(video), f"--start={window[0]}", f"--end={window[1]}"]) == 1
+    assert "dive.mp4: expected start and end in order within its 0.480 s" in capsys.readouterr().err
+
+
+def test_a_structured_model_answers_with_dives_that_it_never_saw(run, video, capsys):
+    assert main([str(run), str(video), "--dives", "world-aquatics", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    model = DiveClassifier.load(run)
+    listed = WORLD_AQUATICS.expressible(DIVING48.values)
+    assert len(listed) > len(DIVING48)
+    with torch.no_grad():
+        log_probs = model.dive_log_probs(read_clip(video, CLIP)[None], listed)[0]
+    assert answer["number"] == listed[int(log_probs.argmax())].number
+    assert answer["probability"] == pytest.approx(float(log_probs.max().exp()))
+
+
+def test_a_flat_model_says_that_it_knows_no_other_dives(tmp_path, video, capsys):
+    save_model(tmp_path, HeadKind.FLAT)
+    assert main([str(tmp_path), str(video), "--dives", "world-aquatics"]) == 1
+    assert "a flat head answers only with its own 48 dives of Diving48" in capsys.readouterr().err

@@ -1,0 +1,34 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "benchmark.py"
+
+
+def benchmark(*args: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(TOOL), *map(str, args)], capture_output=True, text=True, check=False)
+
+
+def test_loading_measures_every_installed_reader_and_names_the_others(tiny_root: Path) -> None:
+    videos = sorted((tiny_root / "rgb").iterdir())[:2]
+    done = benchmark("loading", *videos, "--frames", 4, "--size", 32, "--repeats", 2)
+    assert done.returncode == 0, done.stderr
+    assert "2 videos, 4 frames of 32 x 32, 2 repeats, one core" in done.stdout
+    assert "| diveparse (av " in done.stdout
+    assert "bit for bit, on 2 of 2 videos" in done.stdout
+    for peer in ("torchcodec", "decord", "opencv"):
+        assert f"| {peer} (" in done.stdout or peer in done.stdout.partition("not installed:")[2]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [(("nowhere.mp4",), "nowhere.mp4: there is no such file"), (("x.mp4", "--repeats", 0), "must be at least 1")],
+)
+def test_what_cannot_be_measured_is_one_line(args: tuple[object, ...], message: str) -> None:
+    done = benchmark("loading", *args)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1

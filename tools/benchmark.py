@@ -1,0 +1,177 @@
+"""Measure speed and memory beside peers, in one run: `loading` reads frames of videos with several readers.
+
+Peers come with `pip install -e '.[bench]'`; one that is not installed is left out, and the table says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import multiprocessing
+import os
+import sys
+import time
+from bisect import bisect_right
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from tabulate import tabulate
+from torch import Tensor
+from tqdm import tqdm
+
+from diveparse.datasets.sampling import sample_frame_times
+from diveparse.datasets.video import probe, read_frames
+
+Reader = Callable[[Path, Tensor, tuple[int, int]], Tensor]
+OURS, MAIN_PEER = "diveparse", "torchcodec"
+EPILOG = """\
+examples:
+  python tools/benchmark.py loading data/diving48/rgb/*_00000.mp4 --repeats 9
+"""
+
+
+def read_with_torchcodec(path: Path, times_s: Tensor, size: tuple[int, int]) -> Tensor:
+    resize = importlib.import_module("torchcodec.transforms").Resize(size)
+    video_decoder = importlib.import_module("torchcodec.decoders").VideoDecoder
+    decoder = video_decoder(str(path), num_ffmpeg_threads=1, transforms=[resize])
+    frames: Tensor = decoder.get_frames_played_at((times_s + decoder.metadata.begin_stream_seconds).tolist()).data
+    return frames
+
+
+def read_with_decord(path: Path, times_s: Tensor, size: tuple[int, int]) -> Tensor:
+    decord = importlib.import_module("decord")
+    video = decord.VideoReader(str(path), width=size[1], height=size[0], num_threads=1)
+    numbers = (times_s * video.get_avg_fps()).long().clamp(max=len(video) - 1)
+    return torch.from_numpy(video.get_batch(numbers.tolist()).asnumpy()).permute(0, 3, 1, 2)
+
+
+def read_with_opencv(path: Path, times_s: Tensor, size: tuple[int, int]) -> Tensor:
+    cv2 = importlib.import_module("cv2")
+    cv2.setNumThreads(1)
+    video = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+    wanted = (times_s * video.get(cv2.CAP_PROP_FPS)).long().tolist()
+    frames, number = [], -1
+    for want in wanted:
+        while number < want and video.grab():
+            number += 1
+        _, frame = video.retrieve()
+        frames.append(cv2.cvtColor(cv2.resize(frame, size[::-1]), cv2.COLOR_BGR2RGB))
+    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+
+
+READERS: dict[str, tuple[Reader, str]] = {  # each with the package it needs
+    OURS: (read_frames, "av"),
+    MAIN_PEER: (read_with_torchcodec, "torchcodec"),
+    "decord": (read_with_decord, "decord"),
+    "opencv": (read_with_opencv, "opencv-python-headless"),
+}
+MODULES = {"av": "av", "torchcodec": "torchcodec.decoders", "decord": "decord", "opencv-python-headless": "cv2"}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    loading = commands.add_parser("loading", help="frames of videos, on one core, beside torchcodec, decord and OpenCV")
+    loading.add_argument("videos", nargs="+", type=Path, metavar="VIDEO")
+    loading.add_argument("--frames", type=int, default=24, help="evenly timed over each video (24)")
+    loading.add_argument("--size", type=int, default=224, help="height and width of what is read, pixels (224)")
+    loading.add_argument("--repeats", type=int, default=9, help="of every reader, in rotated order (9)")
+    args = parser.parse_args(argv)
+    try:
+        if min(args.frames, args.size, args.repeats) < 1:
+            raise ValueError("frames, size and repeats must be at least 1")
+        print(measure_loading(args.videos, args.frames, (args.size, args.size), args.repeats))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def measure_loading(videos: list[Path], num_frames: int, size: tuple[int, int], num_repeats: int) -> str:
+    """Time and memory of every installed reader, as a table.
+
+    A repeat reads all videos with every reader, each time beginning with another, on one core; the ratio is the median
+    of the repeats' own ratios. Memory is what reading one video adds to a fresh process at its peak; the largest.
+    """
+    times_s = {video: sample_frame_times(probe(video).duration_s, num_frames) for video in videos}
+    names = [name for name, (_, package) in READERS.items() if is_installed(package)]
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    torch.set_num_threads(1)
+    seconds = np.zeros((num_repeats, len(names)))
+    for name in names:  # imports and file caches
+        read_all(name, times_s, size)
+    for repeat in tqdm(range(num_repeats), desc="reading", unit="repeat"):
+        for k in range(len(names)):
+            column = (repeat + k) % len(names)
+            begun = time.perf_counter()
+            read_all(names[column], times_s, size)
+            seconds[repeat, column] = time.perf_counter() - begun
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1, maxtasksperchild=1) as pool:
+        jobs = [(name, video, times_s[video], size) for name in names for video in videos]
+        extra = np.array(pool.map(extra_memory_mib, jobs, chunksize=1)).reshape(len(names), len(videos)).max(1)
+    rows = []
+    for column, name in enumerate(names):
+        ratio = np.median(seconds[:, column] / seconds[:, 0])
+        milliseconds = 1000 * seconds[:, column] / len(videos)
+        spread = f"{np.median(milliseconds):.1f} ({milliseconds.min():.1f} to {milliseconds.max():.1f})"
+        version = importlib.metadata.version(READERS[name][1])
+        rows.append([f"{name} ({READERS[name][1]} {version})", spread, f"{ratio:.2f}", f"{extra[column]:.1f}"])
+    headers = ["reader", "ms a clip: median (range)", f"time / {OURS}'s", "extra memory, MiB"]
+    missing = [name for name in READERS if name not in names]
+    note = f"\n\nnot installed: {', '.join(missing)}" if missing else ""
+    about = f"{len(videos)} videos, {num_frames} frames of {size[0]} x {size[1]}, {num_repeats} repeats, one core"
+    num_equal = sum(equals_full_decode(video, times) for video, times in times_s.items())
+    note += f"\n\n{OURS} gives what decoding every frame gives, bit for bit, on {num_equal} of {len(videos)} videos"
+    return f"{about}\n\n{tabulate(rows, headers=headers, tablefmt='github', disable_numparse=True)}{note}"
+
+
+def equals_full_decode(video: Path, times_s: Tensor) -> bool:
+    """Whether the frames, in their own size, are those that PyAV gives when it decodes everything."""
+    with av.open(str(video)) as file:
+        frames = list(file.decode(video=0))
+    shown_s = [float((frame.pts - frames[0].pts) * frame.time_base) for frame in frames]
+    wanted = [frames[bisect_right(shown_s, time_s) - 1].to_ndarray(format="rgb24") for time_s in times_s.tolist()]
+    return torch.equal(read_frames(video, times_s), torch.from_numpy(np.stack(wanted)).permute(0, 3, 1, 2))
+
+
+def is_installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def read_all(name: str, times_s: dict[Path, Tensor], size: tuple[int, int]) -> None:
+    for video, times in times_s.items():
+        frames = READERS[name][0](video, times, size)
+        if frames.shape != (len(times), 3, *size):
+            raise ValueError(f"{video}: {name} gave {tuple(frames.shape)} instead of {(len(times), 3, *size)}")
+
+
+def extra_memory_mib(job: tuple[str, Path, Tensor, tuple[int, int]]) -> float:
+    """How far the process's memory rises while it reads one video, above what its imports took (Linux)."""
+    name, video, times_s, size = job
+    read, package = READERS[name]
+    importlib.import_module(MODULES[package])
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak counts from here on
+    before = memory_kib("VmRSS")
+    read(video, times_s, size)
+    return (memory_kib("VmHWM") - before) / 1024
+
+
+def memory_kib(field: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
