@@ -12,12 +12,12 @@ def benchmark(*args: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_loading_measures_every_installed_reader_and_names_the_others(tiny_root: Path) -> None:
-    videos = sorted((tiny_root / "rgb").iterdir())[:2]
+    videos = sorted((tiny_root / "rgb").iterdir())[:1]
     done = benchmark("loading", *videos, "--frames", 4, "--size", 32, "--repeats", 2)
     assert done.returncode == 0, done.stderr
-    assert "2 videos, 4 frames of 32 x 32, 2 repeats, one core" in done.stdout
+    assert "1 videos, 4 frames of 32 x 32, 2 repeats, one core" in done.stdout
     assert "| diveparse (av " in done.stdout
-    assert "bit for bit, on 2 of 2 videos" in done.stdout
+    assert "bit for bit, on 1 of 1 videos" in done.stdout
     for peer in ("torchcodec", "decord", "opencv"):
         assert f"| {peer} (" in done.stdout or peer in done.stdout.partition("not installed:")[2]
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import io
 import json
 import runpy
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,14 @@ def prepare(*args: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, str(TOOL), *map(str, args)], capture_output=True, text=True, check=False)
 
 
+def call(*args: object) -> subprocess.CompletedProcess[str]:
+    """As `prepare`, in this process: what imports cost is then paid once."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = main([str(arg) for arg in args])
+    return subprocess.CompletedProcess(args, code, out.getvalue(), err.getvalue())
+
+
 def test_synthetic_renders_a_set_and_a_second_call_finds_it_done(tmp_path: Path) -> None:
     command = ("synthetic", "--out", tmp_path, "--train-clips", 47, "--test-clips", 47, "--height", 48, "--workers", 2)
     first = prepare(*command)
@@ -32,7 +42,7 @@ def test_synthetic_renders_a_set_and_a_second_call_finds_it_done(tmp_path: Path)
 
 @pytest.mark.parametrize("number", ["626C", "6243D", "113B", "1011C"])
 def test_dive_renders_any_number(number: str, tmp_path: Path) -> None:
-    done = prepare("dive", number, "--out", tmp_path / "dive.mp4", "--height", 60)
+    done = call("dive", number, "--out", tmp_path / "dive.mp4", "--height", 60)
     assert done.returncode == 0, done.stderr
     assert number in done.stdout
     assert probe(tmp_path / "dive.mp4").height == 60
@@ -47,7 +57,7 @@ def test_dive_renders_any_number(number: str, tmp_path: Path) -> None:
     ],
 )
 def test_what_a_user_can_get_wrong_ends_in_one_line(args: tuple[str, ...], message: str, tmp_path: Path) -> None:
-    done = prepare(*(arg.format(tmp=tmp_path / "set") for arg in args))
+    done = call(*(arg.format(tmp=tmp_path / "set") for arg in args))
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: ")
@@ -120,7 +130,7 @@ def test_only_a_stopped_set_says_that_it_goes_on(
 
 
 def test_a_sheet_is_a_picture_of_rows(tmp_path: Path) -> None:
-    done = prepare("sheet", "101B", "305C", "--out", tmp_path / "sheet.png", "--frames", 4, "--height", 48)
+    done = call("sheet", "101B", "305C", "--out", tmp_path / "sheet.png", "--frames", 4, "--height", 48)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "sheet.png").stat().st_size > 1000
 
@@ -137,7 +147,7 @@ def test_diving48_says_in_one_screen_and_by_its_exit_code_whether_a_data_set_is_
 
     victim = next((tmp_path / "rgb").iterdir())
     victim.write_bytes(victim.read_bytes()[:1000])
-    unfit = prepare("diving48", tmp_path, "--workers", 2)
+    unfit = call("diving48", tmp_path, "--workers", 2)
     assert unfit.returncode == 1
     assert f"error: 1 files cannot be played: {victim.stem}" in unfit.stdout
     assert "NOT fit to train on" in unfit.stdout
@@ -145,7 +155,7 @@ def test_diving48_says_in_one_screen_and_by_its_exit_code_whether_a_data_set_is_
 
 
 def test_diving48_refuses_a_folder_without_annotations(tmp_path: Path) -> None:
-    done = prepare("diving48", tmp_path)
+    done = call("diving48", tmp_path)
     assert done.returncode == 1
     assert (
         done.stderr
