@@ -57,9 +57,7 @@ class Dives(Enum):
 
 @dataclass
 class DataConfig:
-    root: str = (
-        MISSING  # a folder in Diving48's layout (rgb/*.mp4, the two V2 JSONs, the vocabulary), or a CSV of clips
-    )
+    root: str = MISSING  # a folder in Diving48's layout, or a CSV of clips: see datasets/diving48.py and clips.py
     columns: dict[str, str] = field(default_factory=dict)  # of a CSV with other names: see datasets/clips.py
     dives: Dives | None = None  # that a CSV's labels count in; None takes those that it holds
     val_fraction: float = 0.15  # share of the training clips to hold out, as whole sources

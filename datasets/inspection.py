@@ -28,6 +28,7 @@ from diveparse.datasets.dives import (
     DIVING48_V1_TRAIN_COUNTS,
 )
 from diveparse.datasets.diving48 import NAME_PATTERN, SPLITS, ClipRecord, read_annotations
+from diveparse.datasets.rendered_set import is_rendered
 from diveparse.datasets.video import VideoError, play
 
 LOG_FILE, REPORT_FILE = "inspection.jsonl", "inspection.json"
@@ -157,7 +158,7 @@ def report(root: Path, splits: dict[str, list[ClipRecord]]) -> dict[str, Any]:
     warnings += _counted("videos are in neither split", strangers)
     return {
         "root": str(root),
-        "rendered": (root / "rendered.json").is_file(),
+        "rendered": is_rendered(record.path for records in splits.values() for record in records),
         "fit": not errors,
         "errors": errors,
         "warnings": warnings,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from enum import Enum
@@ -185,6 +185,12 @@ def _render_job(job: tuple[Source, str, int, RenderSettings, Path]) -> tuple[str
     if not (video.exists() and truth.exists()):
         write_clip(clip, settings.size, video, truth)
     return clip.name, len(clip.frame_times_s)
+
+
+def is_rendered(videos: Iterable[Path]) -> bool:
+    """Whether any video lies in a rendered data set, so that no number on it passes for one on real dives."""
+    folders = {folder for video in videos for folder in video.absolute().parents[:2]}  # rgb/ and the data set's own
+    return any((folder / SETTINGS_FILE).is_file() for folder in folders)
 
 
 def claim_folder(root: Path, settings: RenderSettings) -> None:

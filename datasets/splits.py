@@ -16,7 +16,6 @@ from diveparse.configs import DataConfig, Dives
 from diveparse.datasets.clips import LabelledClips, read_clips
 from diveparse.datasets.dives import DIVING48, WORLD_AQUATICS, DiveSet
 from diveparse.datasets.diving48 import ClipRecord, read_split
-from diveparse.datasets.rendered_set import SETTINGS_FILE
 
 NUM_STARTS = 64
 DIVE_SETS = {Dives.DIVING48: DIVING48, Dives.WORLD_AQUATICS: WORLD_AQUATICS}
@@ -33,7 +32,12 @@ def training_clips(data: DataConfig, seed: int) -> tuple[list[ClipRecord], list[
     if "train" not in clips.splits:
         raise ValueError(f"{data.root}: no row has the split train")
     train, val = clips.splits["train"], clips.splits.get("val")
-    return *((train, val) if val else split_by_source(train, data.val_fraction, seed)), clips.dive_set
+    if val is None:
+        return *split_by_source(train, data.val_fraction, seed), clips.dive_set
+    shared = sorted({record.source for record in train} & {record.source for record in val})
+    if shared:
+        raise ValueError(f"{data.root}: sources must not be in both train and val, got {', '.join(shared[:10])}")
+    return train, val, clips.dive_set
 
 
 def evaluation_clips(data: DataConfig, split: str, seed: int, dive_set: DiveSet) -> list[ClipRecord]:
@@ -52,12 +56,6 @@ def evaluation_clips(data: DataConfig, split: str, seed: int, dive_set: DiveSet)
     if split not in splits:
         raise ValueError(f"{data.root}: no row has the split {split}")
     return splits[split]
-
-
-def is_rendered(data: DataConfig) -> bool:
-    """Whether the videos are rendered dives, so that no number on them passes for one on real ones."""
-    root = Path(data.root)
-    return ((root.parent if _is_csv(data) else root) / SETTINGS_FILE).is_file()
 
 
 def _is_csv(data: DataConfig) -> bool:

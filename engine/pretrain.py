@@ -27,7 +27,7 @@ from diveparse.engine.logging import flush, log_scalars, open_writer
 from diveparse.engine.optim import build_optimizer, build_schedule
 from diveparse.engine.run import CONFIG, ENVIRONMENT, open_run, record_environment
 from diveparse.heads.kinematics import KinematicsHead, Motion, kinematics_loss
-from diveparse.models.timesformer import TimeSformer
+from diveparse.models.timesformer import TimeSformer, build_backbone
 from diveparse.models.weights import load_backbone, save_backbone
 
 MOMENTS_PER_FRAME = 3  # the axes half a step before a frame, at it and half a step after
@@ -149,7 +149,7 @@ def start_backbone(cfg: PretrainConfig) -> TimeSformer:
     sizes = {"num_frames": cfg.clip.num_frames, "image_size": cfg.clip.image_size}
     if cfg.backbone.weights is not None:
         return load_backbone(cfg.backbone.weights, cfg.backbone, **sizes)
-    backbone = TimeSformer(cfg.backbone, **sizes)
+    backbone = build_backbone(cfg.backbone, **sizes)
     # from nothing and in so few steps, the network must be told from the start where and when a patch is
     for places in (backbone.space_embed, backbone.time_embed):
         nn.init.trunc_normal_(places, std=0.3)

@@ -11,7 +11,8 @@ from tqdm import tqdm
 from diveparse.configs import Config, load_config
 from diveparse.datasets.atomic import write_json
 from diveparse.datasets.diving48 import ClipDataset
-from diveparse.datasets.splits import evaluation_clips, is_rendered
+from diveparse.datasets.rendered_set import is_rendered
+from diveparse.datasets.splits import evaluation_clips
 from diveparse.engine.checkpoint import count_updates_done
 from diveparse.engine.device import choose_device
 from diveparse.engine.evaluate import evaluate
@@ -46,7 +47,10 @@ def evaluate_run(run: Path, overrides: list[str], *, split: str, again: bool = F
     batches = evaluation_batches(clips, batch_size=cfg.test.batch_size, num_workers=cfg.data.num_workers)
     predictions = evaluate(model, tqdm(batches, desc=f"testing {cfg.arm} on {split}"), records, cfg.train.precision)
     about = {"split": split, "name": cfg.name, "arm": cfg.arm, "seed": cfg.seed, "num_views": views[0] * views[1]}
-    about |= {"data_root": cfg.data.root, "rendered": is_rendered(cfg.data)}  # of this test, not of training
+    about |= {
+        "data_root": cfg.data.root,
+        "rendered": is_rendered(record.path for record in records),
+    }  # of this test, not of training
     about |= {"model_update": model_update, "num_updates": num_updates}
     scores = compute_metrics(predictions, dive_set)
     write_predictions(run / f"{prefix}predictions.csv", predictions, dive_set)

@@ -14,9 +14,10 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from diveparse.configs import ClipConfig
-from diveparse.datasets.dives import ATTRIBUTES, DIVING48, HEIGHTS_M, WORLD_AQUATICS, Dive, DiveSet
+from diveparse.configs import ClipConfig, Dives
+from diveparse.datasets.dives import ATTRIBUTES, HEIGHTS_M, Dive, DiveSet
 from diveparse.datasets.sampling import sample_frame_times
+from diveparse.datasets.splits import DIVE_SETS
 from diveparse.datasets.transforms import decode_size, eval_transform
 from diveparse.datasets.video import probe, read_frames
 from diveparse.engine.device import choose_device
@@ -24,7 +25,6 @@ from diveparse.heads.recombine import INVALID
 from diveparse.models.classifier import DiveClassifier
 
 NUM_CANDIDATES = 5
-DIVE_SETS = {"diving48": DIVING48, "world-aquatics": WORLD_AQUATICS}
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".ts", ".webm")
 CSV_COLUMNS = ("video", "number", "name", "height_m", "difficulty", "probability", *ATTRIBUTES)
 EPILOG = """\
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--end", type=float, metavar="S", help="of the dive in each video, seconds (the video's end)")
     parser.add_argument(
         "--dives",
-        choices=sorted(DIVE_SETS),
+        choices=[dives.value for dives in Dives],
         help="answer with these dives instead of those that the model was trained on",
     )
     parser.add_argument(
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         videos = [video for path in args.videos for video in videos_in(path)]
         model = DiveClassifier.load(args.run).to(choose_device())
-        dive_set = DIVE_SETS[args.dives].expressible(model.dive_set.values) if args.dives else model.dive_set
+        dive_set = DIVE_SETS[Dives(args.dives)].expressible(model.dive_set.values) if args.dives else model.dive_set
     except (ValueError, OSError) as error:
         return _complain(error)
     table = csv.DictWriter(sys.stdout, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")

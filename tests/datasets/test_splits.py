@@ -7,7 +7,8 @@ import pytest
 from diveparse.configs import DataConfig, Dives
 from diveparse.datasets.dives import WORLD_AQUATICS
 from diveparse.datasets.diving48 import ClipRecord
-from diveparse.datasets.splits import evaluation_clips, is_rendered, split_by_source, training_clips
+from diveparse.datasets.rendered_set import is_rendered
+from diveparse.datasets.splits import evaluation_clips, split_by_source, training_clips
 
 
 def make_records(num_sources: int, num_clips: int, num_classes: int, seed: int = 0) -> list[ClipRecord]:
@@ -105,9 +106,11 @@ def test_clips_of_a_csv_are_held_out_by_source_for_validation(club: Path) -> Non
 
 
 def test_a_csv_can_name_its_own_validation_clips(club: Path) -> None:
-    club.write_text(club.read_text().replace("5.mp4,626C,train", "5.mp4,626C,val"))
+    club.write_text(
+        club.read_text().replace("4.mp4,107B,train", "4.mp4,107B,val").replace("5.mp4,626C,train", "5.mp4,626C,val")
+    )
     train, val, dive_set = training_clips(DataConfig(root=str(club)), seed=0)
-    assert (len(train), [record.name for record in val]) == (5, ["5.mp4"])
+    assert (len(train), [record.name for record in val]) == (4, ["4.mp4", "5.mp4"])
     assert evaluation_clips(DataConfig(root=str(club)), "val", 0, dive_set) == val
 
 
@@ -132,7 +135,14 @@ def test_options_of_a_csv_are_refused_for_a_folder(tmp_path: Path) -> None:
         training_clips(DataConfig(root=str(tmp_path), columns={"path": "file"}), seed=0)
 
 
-def test_a_csv_beside_rendered_clips_says_so(club: Path) -> None:
-    assert not is_rendered(DataConfig(root=str(club)))
+def test_clips_of_a_rendered_set_are_known_wherever_their_csv_lies(club: Path) -> None:
+    train, *_ = training_clips(DataConfig(root=str(club)), seed=0)
+    assert not is_rendered(record.path for record in train)
     (club.parent / "rendered.json").touch()
-    assert is_rendered(DataConfig(root=str(club)))
+    assert is_rendered(record.path for record in train)
+
+
+def test_named_validation_clips_of_a_training_source_are_refused(club: Path) -> None:
+    club.write_text(club.read_text().replace("1.mp4,626C,train", "1.mp4,626C,val"))
+    with pytest.raises(ValueError, match=r"club\.csv: sources must not be in both train and val, got day 0"):
+        training_clips(DataConfig(root=str(club)), seed=0)
