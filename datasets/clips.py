@@ -27,6 +27,10 @@ FIELD = re.compile(r"\{([^{}]+)\}")
 NUM_PROBLEMS_SHOWN = 50
 
 
+class BadRowsError(ValueError):
+    """Rows of a file cannot be used; the message has a line for each, below one that names the file."""
+
+
 @dataclass(frozen=True)
 class LabelledClips:
     """What a file of clips holds."""
@@ -40,8 +44,7 @@ def read_clips(path: Path, columns: Mapping[str, str], dive_set: DiveSet | None)
 
     columns: from names of COLUMNS to the file's own, where these differ. dive_set: the dives that labels count in; None
     takes those that the file holds, in the order of their numbers.
-    Raises: ValueError naming the file: if it is missing, no CSV or lacks a column, and for all its bad rows at once, by
-    line number.
+    Raises: ValueError naming the file, if it is missing, no CSV or lacks a column; BadRowsError for all its bad rows.
     """
     rows = _read_rows(path, columns)
     problems: dict[int, str] = {}
@@ -63,7 +66,7 @@ def read_clips(path: Path, columns: Mapping[str, str], dive_set: DiveSet | None)
         shown = [f"  line {line}: {problem}" for line, problem in list(problems.items())[:NUM_PROBLEMS_SHOWN]]
         more = [f"  and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []
         heading = f"{path}: {len(problems)} of {len(rows)} rows cannot be used"
-        raise ValueError("\n".join([heading, *shown, *more]))
+        raise BadRowsError("\n".join([heading, *shown, *more]))
     dive_set = dive_set or DiveSet(tuple(sorted(set(dives.values()), key=lambda dive: dive.number)), path.stem)
     splits: dict[str, list[ClipRecord]] = {}
     for line, (video, name, start_s, end_s) in clips.items():

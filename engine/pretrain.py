@@ -16,16 +16,17 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from diveparse.configs import PretrainConfig, run_folder, save_config
-from diveparse.datasets.atomic import write_json, written_atomically
+from diveparse.configs import PretrainConfig, run_folder
+from diveparse.datasets.atomic import written_atomically
 from diveparse.datasets.constants import PIXEL_MEAN, PIXEL_STD
 from diveparse.datasets.kinematics import JOINTS, PHASES
 from diveparse.datasets.motion_clips import MotionClips
 from diveparse.engine.checkpoint import UNREADABLE
 from diveparse.engine.device import choose_device
 from diveparse.engine.logging import flush, log_scalars, open_writer
+from diveparse.engine.loop import NonFiniteError
 from diveparse.engine.optim import build_optimizer, build_schedule
-from diveparse.engine.run import CONFIG, ENVIRONMENT, open_run, record_environment
+from diveparse.engine.run import open_run, record_environment
 from diveparse.heads.kinematics import KinematicsHead, Motion, kinematics_loss
 from diveparse.models.timesformer import TimeSformer, build_backbone
 from diveparse.models.weights import load_backbone, save_backbone
@@ -42,7 +43,7 @@ def pretrain(cfg: PretrainConfig, *, resume: bool) -> Path:
 
     With `resume`, go on from the last checkpoint with the clips that follow. Under `torchrun`, `train.batch_size` is
     each process's share: on a CPU, one process a core uses the cores better than one process with a thread a core.
-    Raises: ValueError for what a user can get wrong; FloatingPointError, before the weights change, naming the clips.
+    Raises: ValueError for what a user can get wrong; NonFiniteError, before the weights change, naming the clips.
     """
     device = choose_device()
     rank, world_size = 0, 1
@@ -60,7 +61,7 @@ def pretrain(cfg: PretrainConfig, *, resume: bool) -> Path:
     steps_per_epoch = count_steps(cfg, world_size)
     num_steps = steps_per_epoch * cfg.train.num_epochs
     schedule = build_schedule(optimizer, cfg.train, num_steps)
-    folder = open_folder(cfg, resume=resume) if rank == 0 else run_folder(cfg)
+    folder = open_run(cfg, resume=resume) if rank == 0 else run_folder(cfg)
     start_step = load_checkpoint(folder, model, optimizer, schedule, world_size) if resume else 0
     if rank == 0:
         record_environment(folder, cfg.seed)
@@ -85,7 +86,7 @@ def pretrain(cfg: PretrainConfig, *, resume: bool) -> Path:
                 average_gradients(model, world_size)
             grad_norm = nn.utils.clip_grad_norm_(model.parameters(), cfg.train.max_grad_norm)
             if not torch.isfinite(grad_norm):
-                raise FloatingPointError(complaint(f"the gradient's norm is {grad_norm.item()}", step, items))
+                raise NonFiniteError(complaint(f"the gradient's norm is {grad_norm.item()}", step, items))
             optimizer.step()
             schedule.step()
             if writer is None:
@@ -128,22 +129,6 @@ def count_steps(cfg: PretrainConfig, world_size: int) -> int:
     return cfg.clips_per_epoch // clips_per_step
 
 
-def open_folder(cfg: PretrainConfig, *, resume: bool) -> Path:
-    """Begin the run's folder, or with `resume` go on in it, also where it was begun before configs were saved.
-
-    Raises: ValueError as `open_run`, and if there is nothing to resume.
-    """
-    folder = run_folder(cfg)
-    if resume and not (folder / CONFIG).is_file():
-        if not (folder / CHECKPOINT).is_file():
-            raise ValueError(f"{folder / CHECKPOINT}: no checkpoint to resume from")
-        logger.warning("%s was begun before configs were saved: its options are taken to be those given now", folder)
-        write_json(folder / ENVIRONMENT, {})  # what it began with is not known
-        with written_atomically(folder / CONFIG) as temporary:
-            save_config(cfg, temporary)
-    return open_run(cfg, resume=resume)
-
-
 def start_backbone(cfg: PretrainConfig) -> TimeSformer:
     """From the weights that the config names, or from nothing."""
     sizes = {"num_frames": cfg.clip.num_frames, "image_size": cfg.clip.image_size}
@@ -157,7 +142,7 @@ def start_backbone(cfg: PretrainConfig) -> TimeSformer:
 
 
 def require_finite(terms: dict[str, Tensor], step: int, items: range, world_size: int) -> None:
-    """Stop all processes together. Raises: FloatingPointError if a term is not finite in any of them.
+    """Stop all processes together. Raises: NonFiniteError if a term is not finite in any of them.
 
     items: the clips of the step, dealt out to the processes in turn.
     """
@@ -172,7 +157,7 @@ def require_finite(terms: dict[str, Tensor], step: int, items: range, world_size
         columns = zip(terms, values.T, broken.T, strict=True)
         what = ", ".join(f"{name} is {column[wrong][0].item()}" for name, column, wrong in columns if wrong.any())
         suspects = [item for item in items if broken[(item - items.start) % world_size].any()]
-        raise FloatingPointError(complaint(what, step, suspects))
+        raise NonFiniteError(complaint(what, step, suspects))
 
 
 def complaint(what: str, step: int, items: Sequence[int]) -> str:
@@ -264,7 +249,7 @@ def load_checkpoint(
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
-        step, processes = int(state["step"]), state.get("world_size", world_size)  # older ones do not say
+        step, processes = int(state["step"]), int(state["world_size"])
     except UNREADABLE as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{path}: not a checkpoint that this run can go on from: {reason}") from error

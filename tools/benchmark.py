@@ -27,7 +27,7 @@ from diveparse.datasets.sampling import sample_frame_times
 from diveparse.datasets.video import probe, read_frames
 
 Reader = Callable[[Path, Tensor, tuple[int, int]], Tensor]
-OURS, MAIN_PEER = "diveparse", "torchcodec"
+OURS = "diveparse"
 EPILOG = """\
 examples:
   python tools/benchmark.py loading data/diving48/rgb/*_00000.mp4 --repeats 9
@@ -63,13 +63,12 @@ def read_with_opencv(path: Path, times_s: Tensor, size: tuple[int, int]) -> Tens
     return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
 
 
-READERS: dict[str, tuple[Reader, str]] = {  # each with the package it needs
-    OURS: (read_frames, "av"),
-    MAIN_PEER: (read_with_torchcodec, "torchcodec"),
-    "decord": (read_with_decord, "decord"),
-    "opencv": (read_with_opencv, "opencv-python-headless"),
+READERS: dict[str, tuple[Reader, str, str]] = {  # each with the package it needs and the module that it imports
+    OURS: (read_frames, "av", "av"),
+    "torchcodec": (read_with_torchcodec, "torchcodec", "torchcodec.decoders"),
+    "decord": (read_with_decord, "decord", "decord"),
+    "opencv": (read_with_opencv, "opencv-python-headless", "cv2"),
 }
-MODULES = {"av": "av", "torchcodec": "torchcodec.decoders", "decord": "decord", "opencv-python-headless": "cv2"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -100,9 +99,10 @@ def measure_loading(videos: list[Path], num_frames: int, size: tuple[int, int], 
     of the repeats' own ratios. Memory is what reading one video adds to a fresh process at its peak; the largest.
     """
     times_s = {video: sample_frame_times(probe(video).duration_s, num_frames) for video in videos}
-    names = [name for name, (_, package) in READERS.items() if is_installed(package)]
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    names = [name for name, (_, package, _) in READERS.items() if is_installed(package)]
+    if sys.platform != "linux":
+        raise ValueError("measuring on one core, and memory, needs Linux")
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
     seconds = np.zeros((num_repeats, len(names)))
     for name in names:  # imports and file caches
@@ -160,8 +160,8 @@ def read_all(name: str, times_s: dict[Path, Tensor], size: tuple[int, int]) -> N
 def extra_memory_mib(job: tuple[str, Path, Tensor, tuple[int, int]]) -> float:
     """How far the process's memory rises while it reads one video, above what its imports took (Linux)."""
     name, video, times_s, size = job
-    read, package = READERS[name]
-    importlib.import_module(MODULES[package])
+    read, _, module = READERS[name]
+    importlib.import_module(module)
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak counts from here on
     before = memory_kib("VmRSS")
     read(video, times_s, size)

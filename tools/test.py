@@ -29,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_intermixed_args(argv)
 
     # imported here, since data workers import this file again and need none of it; --help is quick, too
+    from diveparse.datasets.clips import BadRowsError
     from diveparse.engine.testing import evaluate_run
 
     try:
@@ -36,6 +37,9 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped before the metrics were written", file=sys.stderr)
         return 130
+    except BadRowsError as error:
+        print(f"error: {error}", file=sys.stderr)  # a line for each row
+        return 1
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

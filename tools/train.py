@@ -31,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from diveparse.configs import load_config
+    from diveparse.datasets.clips import BadRowsError
     from diveparse.engine.loop import train
 
     logging.basicConfig(stream=sys.stdout, format="%(message)s")
@@ -42,6 +43,9 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped: the same command with --resume goes on from the last checkpoint", file=sys.stderr)
         return 130
+    except BadRowsError as error:
+        print(f"error: {error}", file=sys.stderr)  # a line for each row
+        return 1
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

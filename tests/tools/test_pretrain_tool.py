@@ -95,7 +95,6 @@ def test_a_loss_that_is_not_finite_is_one_line_that_names_the_clips(tiny_pretrai
         (["train.precision=fp16"], "train.precision"),
         (["clips_per_epoch=1"], "clips_per_epoch must be at least train.batch_size=2, got 1"),
         (["backbone.weights=/nowhere"], "/nowhere"),
-        (["--resume"], "no checkpoint to resume from"),
         (["runs_dir=/dev/null"], "/dev/null"),  # no folder: an OSError
     ],
 )

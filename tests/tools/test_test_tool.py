@@ -218,4 +218,7 @@ def test_anybodys_clips_are_trained_on_and_tested(tiny_experiment, tiny_root, tm
 
     table.write_text(table.read_text().replace(f",{rows[-1].split(',')[1]},test", ",5355B,test"))
     assert main([str(run), "--again"]) == 1
-    assert "dive 5355B" in capsys.readouterr().err
+    heading, *lines = capsys.readouterr().err.splitlines()
+    assert heading.startswith(f"error: {table}: ")
+    assert lines
+    assert all(line.startswith("  line ") and "dive 5355B" in line for line in lines)
