@@ -55,6 +55,11 @@ class Dives(Enum):
     WORLD_AQUATICS = "world-aquatics"
 
 
+class DamagedClips(Enum):
+    STOP = "stop"
+    SKIP = "skip"  # report each once, and go on without it
+
+
 @dataclass
 class DataConfig:
     root: str = MISSING  # a folder in Diving48's layout, or a CSV of clips: see datasets/diving48.py and clips.py
@@ -62,6 +67,8 @@ class DataConfig:
     dives: Dives | None = None  # that a CSV's labels count in; None takes those that it holds
     val_fraction: float = 0.15  # share of the training clips to hold out, as whole sources
     num_workers: int = 2
+    cache: bool = True  # read clips from the cache that tools/prepare.py made, where it suits; else from the videos
+    damaged: DamagedClips = DamagedClips.STOP  # what to do about a clip that cannot be read
 
     def __post_init__(self) -> None:
         require(0 < self.val_fraction < 1, "data.val_fraction", "between 0 and 1", self.val_fraction)
@@ -76,12 +83,17 @@ class ClipConfig:
     crop_scale_min: float = 0.7  # smallest share of the largest square that a random training crop keeps
     flip: bool = True
     color_jitter: float = 0.2
+    rand_augment_magnitude: int = 0  # of two random operations on a training clip, 1 to 30; 0 leaves them out
+    erasing_probability: float = 0.0  # that a random box is erased from all frames of a training clip
 
     def __post_init__(self) -> None:
         require(self.num_frames > 0, "clip.num_frames", "> 0", self.num_frames)
         require(self.image_size > 0, "clip.image_size", "> 0 pixels", self.image_size)
         require(0 < self.crop_scale_min <= 1, "clip.crop_scale_min", "in (0, 1]", self.crop_scale_min)
         require(self.color_jitter >= 0, "clip.color_jitter", ">= 0", self.color_jitter)
+        magnitude, probability = self.rand_augment_magnitude, self.erasing_probability
+        require(0 <= magnitude <= 30, "clip.rand_augment_magnitude", "between 0 and 30", magnitude)
+        require(0 <= probability <= 1, "clip.erasing_probability", "in [0, 1]", probability)
 
 
 @dataclass
@@ -95,7 +107,7 @@ class BackboneConfig:
     num_heads: int = 12
     mlp_ratio: float = 4.0
     drop_path_rate: float = 0.0
-    weights: str | None = None  # "kinematics" (ships with the package), or a folder; None starts from nothing
+    weights: str | None = None  # "kinematics" (ships with the package), or what `read_source` reads; None: from nothing
     num_frozen_blocks: int = 0  # the embeddings and this many blocks keep the weights they start from
 
     def __post_init__(self) -> None:
@@ -148,6 +160,7 @@ class OptimConfig:
     optimizer: OptimizerKind = OptimizerKind.ADAMW
     learning_rate: float = 1e-4  # at the peak, after the warm-up
     head_learning_rate_factor: float = 1.0  # the head's learning rate over the backbone's
+    layer_decay: float = 1.0  # a block's learning rate over that of the layer above it; 1 trains all layers alike
     weight_decay: float = 0.05
     warmup_fraction: float = 0.05  # share of all updates
     max_grad_norm: float = 1.0
@@ -160,6 +173,7 @@ class OptimConfig:
         require(
             self.head_learning_rate_factor > 0, "train.head_learning_rate_factor", "> 0", self.head_learning_rate_factor
         )
+        require(0 < self.layer_decay <= 1, "train.layer_decay", "in (0, 1]", self.layer_decay)
         require(self.weight_decay >= 0, "train.weight_decay", ">= 0", self.weight_decay)
         require(0 <= self.warmup_fraction < 1, "train.warmup_fraction", "in [0, 1)", self.warmup_fraction)
         require(self.max_grad_norm > 0, "train.max_grad_norm", "> 0", self.max_grad_norm)

@@ -8,8 +8,10 @@ a clip are cropped, flipped and coloured alike. Random numbers come from torch's
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -19,6 +21,8 @@ from diveparse.datasets.video import VideoInfo
 
 # Where along the long side the squares of a test clip lie: 0 is left or top, 1 is right or bottom.
 SPATIAL_VIEWS = {1: (0.5,), 3: (0.0, 0.5, 1.0)}
+MEAN_COLOR = [255 * mean for mean in PIXEL_MEAN]
+MEASURING = ("AutoContrast", "Contrast", "Equalize")  # operations that first look at how bright the picture is
 
 
 def decode_size(info: VideoInfo, clip_cfg: ClipConfig, *, area_share: float = 1.0) -> tuple[int, int]:
@@ -36,19 +40,45 @@ def random_area_share(clip_cfg: ClipConfig) -> float:
     return 1 - (1 - clip_cfg.crop_scale_min) * torch.rand(()).item()
 
 
+class ClipRandAugment(v2.RandAugment):
+    """Two random operations on colours or geometry, the same two at the same strength for every frame.
+
+    torchvision draws once for a clip, uint8 (time, 3, height, width), but some operations measure each frame: here they
+    measure the clip as a whole, so that no brightness is made to flicker.
+    Source: Cubuk et al., "RandAugment: practical automated data augmentation with a reduced search space", 2020.
+    """
+
+    def __init__(self, magnitude: int) -> None:
+        super().__init__(2, magnitude, interpolation=v2.InterpolationMode.BILINEAR, fill=MEAN_COLOR)
+
+    def _apply_image_or_video_transform(self, image: Tensor, transform_id: str, *args: Any, **kwargs: Any) -> Tensor:
+        apply = super()._apply_image_or_video_transform
+        if transform_id not in MEASURING:
+            return apply(image, transform_id, *args, **kwargs)
+        one_picture = rearrange(image, "t c h w -> c (t h) w")
+        return rearrange(apply(one_picture, transform_id, *args, **kwargs), "c (t h) w -> t c h w", t=len(image))
+
+
 def train_transform(clip_cfg: ClipConfig) -> v2.Compose:
     """uint8 (time, 3, height, width) -> float (time, 3, image_size, image_size): a random square, flipped and coloured.
 
     A flip mirrors diver and board together and a dive number knows neither left nor right, so every label is kept.
+    Random operations keep it too: a unit of magnitude turns a picture by 1 degree, shears it by 1 % and shifts it by
+    1.5 %. A vertical flip or a turn by a right angle would not: which way is down is part of a dive.
     """
     jitter = clip_cfg.color_jitter
+    operations = [ClipRandAugment(clip_cfg.rand_augment_magnitude)] if clip_cfg.rand_augment_magnitude > 0 else []
+    # one box for all frames, in the mean colour; Zhong et al., "Random erasing data augmentation", AAAI 2020
+    erasing = [v2.RandomErasing(clip_cfg.erasing_probability)] if clip_cfg.erasing_probability > 0 else []
     return v2.Compose(
         [
             v2.RandomCrop(clip_cfg.image_size),
             v2.RandomHorizontalFlip(0.5 if clip_cfg.flip else 0.0),
+            *operations,
             v2.ToDtype(torch.float32, scale=True),
             v2.ColorJitter(jitter, jitter, jitter),  # no hue, which costs six times the rest; faster on floats
             v2.Normalize(PIXEL_MEAN, PIXEL_STD),
+            *erasing,
         ]
     )
 

@@ -2,27 +2,49 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import threading
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from diveparse.configs import TrainConfig
-from diveparse.datasets.diving48 import ClipDataset, EpochSampler
+from diveparse.configs import Config, DamagedClips, TrainConfig
+from diveparse.datasets.cache import CacheKind, open_cache
+from diveparse.datasets.clip_dataset import ClipDataset, EpochSampler
+from diveparse.datasets.diving48 import ClipRecord
+from diveparse.datasets.workers import end_with_main_process, worker_context
 
-Batch = dict[str, Tensor]  # "clip", "label" and "index", each with one entry a clip
+# "clip", "label" and "index", each with one entry a clip; "num_damaged", how many clips the batch was to have besides
+Batch = dict[str, Tensor]
+
+logger = logging.getLogger(__name__)
 
 
 class ClipLoader(DataLoader[Any]):
-    """A DataLoader that gives a worker's complaint about a file as it was raised."""
+    """A DataLoader that gives a worker's complaint about a file as it was raised, and names damaged clips that were
+    skipped, each once. Their blank stand-ins of an evaluation are left out of the batches."""
+
+    dataset: ClipDataset
+
+    def __init__(self, clips: ClipDataset, **options: Any) -> None:
+        super().__init__(clips, **options)
+        self.problems: set[str] = set()
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch promises its own private iterator
-        return without_worker_traceback(super().__iter__())
+        for batch in without_worker_traceback(super().__iter__()):
+            problems = batch.pop("problem")
+            for problem in problems:
+                if problem and problem not in self.problems:
+                    self.problems.add(problem)
+                    logger.warning("skipped a damaged clip: %s", problem)
+            sound = torch.tensor([problem == "" for problem in problems])
+            if not self.dataset.training:
+                batch = {name: rows[sound] for name, rows in batch.items()}
+            if len(batch["index"]):
+                yield batch | {"num_damaged": (~sound).sum()}
 
 
 class MicroBatches:
@@ -36,6 +58,21 @@ class MicroBatches:
         for update in self.updates:
             for first in range(0, len(update), self.batch_size):
                 yield update[first : first + self.batch_size]
+
+
+def build_clips(
+    cfg: Config, records: Sequence[ClipRecord], *, training: bool, views: tuple[int, int] = (1, 1)
+) -> ClipDataset:
+    """The clips of these records as the config reads them: from the cache of `data.root` where there is one that suits.
+
+    Raises: ValueError if that cache is damaged.
+    """
+    kind = CacheKind.TRAINING if training else CacheKind.EVALUATION
+    cache = open_cache(Path(cfg.data.root), kind, records, cfg.clip, views[0]) if cfg.data.cache else None
+    skip_damaged = cfg.data.damaged is DamagedClips.SKIP
+    return ClipDataset(
+        records, cfg.clip, training=training, seed=cfg.seed, views=views, cache=cache, skip_damaged=skip_damaged
+    )
 
 
 def training_batches(
@@ -55,7 +92,7 @@ def evaluation_batches(clips: ClipDataset, *, batch_size: int, num_workers: int)
     return ClipLoader(clips, batch_size=batch_size, shuffle=False, **_worker_options(num_workers))
 
 
-def without_worker_traceback(batches: Iterator[Batch]) -> Iterator[Batch]:
+def without_worker_traceback(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Give a worker's complaint about a file as it was raised: torch wraps it into the worker's whole traceback."""
     try:
         yield from batches
@@ -71,24 +108,6 @@ def _worker_options(num_workers: int) -> dict[str, Any]:
     shared: dict[str, Any] = {"generator": torch.Generator(), "pin_memory": torch.cuda.is_available()}
     if num_workers == 0:
         return shared
-    # Workers start from a clean server process that has this module loaded: forking a process that already runs threads
-    # (torch's, TensorBoard's, CUDA's) can hang, and starting each worker from nothing takes seconds.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context = worker_context(__name__)
     options = {"num_workers": num_workers, "multiprocessing_context": context, "worker_init_fn": end_with_main_process}
     return shared | options
-
-
-def end_with_main_process(worker: int) -> None:
-    """Keep a worker from outliving a main process that was killed.
-
-    torch's own watch looks at the process that forked the worker: the server, which in turn waits for its workers.
-    """
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -13,8 +13,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from diveparse.configs import Config, options
 from diveparse.datasets.atomic import sync
+from diveparse.datasets.clip_dataset import ClipDataset
 from diveparse.datasets.dives import DiveSet
-from diveparse.datasets.diving48 import ClipDataset, ClipRecord
+from diveparse.datasets.diving48 import ClipRecord
 from diveparse.engine.metrics import confusion_matrix
 from diveparse.engine.plots import class_count_figure, clip_strip, confusion_figure
 from diveparse.engine.predictions import Predictions

@@ -15,12 +15,13 @@ from tqdm import tqdm
 
 from diveparse.configs import Config, Precision, TrainConfig
 from diveparse.datasets.atomic import write_json
-from diveparse.datasets.diving48 import ClipDataset, ClipRecord
+from diveparse.datasets.diving48 import ClipRecord
 from diveparse.datasets.splits import training_clips
+from diveparse.engine.calibration import fit_temperatures
 from diveparse.engine.checkpoint import Learner, resume_from_checkpoint, save_checkpoint
 from diveparse.engine.device import autocast, choose_device, require_trainable, seed_everything
 from diveparse.engine.evaluate import evaluate
-from diveparse.engine.loading import Batch, evaluation_batches, training_batches
+from diveparse.engine.loading import Batch, build_clips, evaluation_batches, training_batches
 from diveparse.engine.logging import flat_metrics, flush, log_confusion, log_scalars, log_start, open_writer
 from diveparse.engine.metrics import compute_metrics
 from diveparse.engine.optim import build_optimizer, build_schedule
@@ -51,6 +52,7 @@ def train(cfg: Config, *, resume: bool = False) -> Path:
     seed_everything(cfg.seed, device)
     model = build_classifier(cfg, dive_set).to(device)
     learner = build_learner(model, cfg.train, num_steps, device)
+    clips, val_clips = build_clips(cfg, records, training=True), build_clips(cfg, val_records, training=False)
 
     run = open_run(cfg, resume=resume)  # not before: a config that cannot be trained leaves no folder behind
     resume_from_checkpoint(run, learner)
@@ -60,9 +62,8 @@ def train(cfg: Config, *, resume: bool = False) -> Path:
         write_json(run / TRAINED, {"num_updates": num_steps})  # a kill may have come just before it
         return run
     (run / TRAINED).unlink(missing_ok=True)  # there where the run had ended and now has more epochs
-    record_environment(run, cfg.seed)
-    clips = ClipDataset(records, cfg.clip, training=True, seed=cfg.seed)
-    val_clips = ClipDataset(val_records, cfg.clip, training=False, seed=cfg.seed)
+    from_cache = [name for name, read in (("train", clips), ("val", val_clips)) if read.cache is not None]
+    record_environment(run, cfg.seed, from_cache)
     batches = training_batches(clips, cfg.train, cfg.seed, start_step=progress.step, num_workers=cfg.data.num_workers)
     val_batches = evaluation_batches(val_clips, batch_size=cfg.test.batch_size, num_workers=cfg.data.num_workers)
 
@@ -98,6 +99,7 @@ def train(cfg: Config, *, resume: bool = False) -> Path:
             log_scalars(writer, "train_epoch", progress.epoch.scalars(), progress.step)
             log_epoch(epoch, cfg, progress.epoch, metrics, time.perf_counter() - start)
             if progress.is_best(metrics):
+                model.temperatures = fit_temperatures(predictions, dive_set)
                 model.save(run / "model")
                 write_json(run / MODEL_UPDATE, {"update": progress.step})
                 log_confusion(writer, "val", predictions, dive_set, progress.step)
@@ -131,7 +133,7 @@ def update(
             raise NonFiniteError(complaint("loss", loss, progress.step + 1, names[-len(batch["index"]) :]))
         scaler.scale(loss / cfg.accumulation_steps).backward()
         for totals in (progress.window, progress.epoch):
-            totals.add_clips(len(batch["index"]), num_correct, terms)
+            totals.add_clips(len(batch["index"]), num_correct, int(batch["num_damaged"]), terms)
     scaler.unscale_(learner.optimizer)
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), cfg.max_grad_norm)
     if not torch.isfinite(grad_norm) and scaler.get_scale() <= SMALLEST_LOSS_SCALE:
@@ -189,8 +191,9 @@ def complaint(what: str, value: Tensor, step: int, names: Sequence[str]) -> str:
 def log_epoch(epoch: int, cfg: Config, totals: Totals, metrics: dict[str, Any], validation_s: float) -> None:
     """One line an epoch; the arm's name comes first, since arms that train side by side write to the same terminal."""
     scalars = totals.scalars()
+    damaged = f", {totals.num_damaged} damaged clips skipped" if totals.num_damaged else ""
     logger.info(
-        "%s, epoch %d/%d: loss %.3f, train top-1 %.3f, val top-1 %.3f, val nll %.3f, waited for data %.1f %%, %.0f s",
+        "%s, epoch %d/%d: loss %.3f, train top-1 %.3f, val top-1 %.3f, val nll %.3f, waited for data %.1f %%, %.0f s%s",
         cfg.arm,
         epoch + 1,
         cfg.train.num_epochs,
@@ -200,4 +203,5 @@ def log_epoch(epoch: int, cfg: Config, totals: Totals, metrics: dict[str, Any], 
         metrics["nll"],
         100 * scalars["data_wait_share"],
         totals.total_s + validation_s,
+        damaged,
     )

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diveparse.datasets.dives import ATTRIBUTES, DiveSet
+from diveparse.engine.calibration import mean_nll, tempered
 from diveparse.engine.predictions import Predictions
 from diveparse.heads.recombine import INVALID
 
@@ -44,8 +45,20 @@ def compute_metrics(predictions: Predictions, dive_set: DiveSet) -> dict[str, An
         "num_classes_scored": int((~np.isnan(class_accuracy)).sum()),
         "attribute_accuracy": attribute_accuracy(predictions, dive_set),
         "invalid_rate": float((predictions.named_labels == INVALID).mean()),
-        "nll": float(-np.take_along_axis(log_probs, labels[:, None], axis=1).mean(dtype=np.float64)),
+        "nll": mean_nll(log_probs, labels),
         "ece": calibration_error(np.exp(log_probs.max(axis=1)), most_probable[:, 0] == labels),
+    }
+
+
+def calibrated_metrics(predictions: Predictions, temperature: float) -> dict[str, float]:
+    """The nll and ece of `compute_metrics` once the dives have their temperature, as nll_calibrated, ece_calibrated.
+
+    They say something on other clips than those of validation, which the temperature was fitted on.
+    """
+    log_probs, labels = tempered(predictions.dive_log_probs, temperature), predictions.labels
+    return {
+        "nll_calibrated": mean_nll(log_probs, labels),
+        "ece_calibrated": calibration_error(np.exp(log_probs.max(axis=1)), log_probs.argmax(axis=1) == labels),
     }
 
 

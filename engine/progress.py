@@ -12,13 +12,15 @@ class Totals:
 
     num_clips: int = 0
     num_correct: int = 0
+    num_damaged: int = 0  # clips that could not be read, and that others stood in for
     wait_s: float = 0.0  # spent waiting for data
     total_s: float = 0.0  # spent altogether
     losses: dict[str, float] = field(default_factory=dict)  # each summed over clips
 
-    def add_clips(self, num_clips: int, num_correct: int, losses: dict[str, float]) -> None:
+    def add_clips(self, num_clips: int, num_correct: int, num_damaged: int, losses: dict[str, float]) -> None:
         self.num_clips += num_clips
         self.num_correct += num_correct
+        self.num_damaged += num_damaged
         for name, loss in losses.items():
             self.losses[name] = self.losses.get(name, 0.0) + loss * num_clips
 
@@ -27,10 +29,12 @@ class Totals:
         self.total_s += total_s
 
     def scalars(self) -> dict[str, float]:
-        """Means by the names that TensorBoard shows: loss, loss_<term>, accuracy, clips_per_second, data_wait_share."""
+        """By the names that TensorBoard shows: loss, loss_<term>, accuracy, clips_per_second and data_wait_share are
+        means, damaged_clips is a count."""
         return {
             **{name: loss / self.num_clips for name, loss in self.losses.items()},
             "accuracy": self.num_correct / self.num_clips,
+            "damaged_clips": self.num_damaged,
             "clips_per_second": self.num_clips / self.total_s,
             "data_wait_share": self.wait_s / self.total_s,
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from diveparse.configs import Config, Schema, differing_options, load_config, run_folder, save_config
@@ -45,14 +46,19 @@ def open_run(cfg: Schema, *, resume: bool) -> Path:
     return folder
 
 
-def record_environment(run: Path, seed: int) -> None:
-    """Describe what begins a run; add to it what resumes one, and say what has changed since."""
-    path, now = run / ENVIRONMENT, describe_environment(seed)
+def record_environment(run: Path, seed: int, from_cache: Sequence[str] = ()) -> None:
+    """Describe what begins a run; add to it what resumes one, and say what has changed since.
+
+    from_cache: the splits whose clips are read from the cache instead of the videos.
+    """
+    path, now = run / ENVIRONMENT, {**describe_environment(seed), "from_cache": list(from_cache)}
     if not path.is_file():
         write_json(path, now)
         return
     begun = json.loads(path.read_text(encoding="utf-8"))
-    changed = [name for name in ("commit", "python", "versions", "machine") if begun.get(name) != now[name]]
+    changed = [
+        name for name in ("commit", "python", "versions", "machine", "from_cache") if begun.get(name) != now[name]
+    ]
     if changed:
         logger.warning("not what the run began with: %s; it may not repeat to the bit", ", ".join(changed))
     write_json(path, {**begun, "resumed": [*begun.get("resumed", []), now]})

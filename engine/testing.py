@@ -10,20 +10,20 @@ from tqdm import tqdm
 
 from diveparse.configs import Config, load_config
 from diveparse.datasets.atomic import write_json
-from diveparse.datasets.diving48 import ClipDataset
 from diveparse.datasets.rendered_set import is_rendered
 from diveparse.datasets.splits import evaluation_clips
 from diveparse.engine.checkpoint import count_updates_done
 from diveparse.engine.device import choose_device
 from diveparse.engine.evaluate import evaluate
-from diveparse.engine.loading import evaluation_batches
+from diveparse.engine.loading import build_clips, evaluation_batches
 from diveparse.engine.logging import log_test
-from diveparse.engine.metrics import compute_metrics
+from diveparse.engine.metrics import calibrated_metrics, compute_metrics
 from diveparse.engine.predictions import write_predictions
 from diveparse.engine.run import CONFIG, MODEL_UPDATE, TRAINED
-from diveparse.models.classifier import DiveClassifier
+from diveparse.models.classifier import DIVE, DiveClassifier
 
-CHANGEABLE = ("data.root", "data.num_workers", "test.", "clip.order")  # by testing; the rest is the run's own
+# by testing; the rest is the run's own
+CHANGEABLE = ("data.root", "data.num_workers", "data.cache", "data.damaged", "test.", "clip.order")
 
 
 def evaluate_run(run: Path, overrides: list[str], *, split: str, again: bool = False) -> dict[str, Any]:
@@ -43,16 +43,18 @@ def evaluate_run(run: Path, overrides: list[str], *, split: str, again: bool = F
     dive_set = model.dive_set
     records = evaluation_clips(cfg.data, split, cfg.seed, dive_set)
     views = (cfg.test.num_temporal_views, cfg.test.num_spatial_views)
-    clips = ClipDataset(records, cfg.clip, training=False, seed=cfg.seed, views=views)
+    clips = build_clips(cfg, records, training=False, views=views)
     batches = evaluation_batches(clips, batch_size=cfg.test.batch_size, num_workers=cfg.data.num_workers)
     predictions = evaluate(model, tqdm(batches, desc=f"testing {cfg.arm} on {split}"), records, cfg.train.precision)
     about = {"split": split, "name": cfg.name, "arm": cfg.arm, "seed": cfg.seed, "num_views": views[0] * views[1]}
     about |= {
         "data_root": cfg.data.root,
         "rendered": is_rendered(record.path for record in records),
+        "from_cache": clips.cache is not None,
+        "skipped_clips": sorted({record.name for record in records} - set(predictions.clips)),
     }  # of this test, not of training
     about |= {"model_update": model_update, "num_updates": num_updates}
-    scores = compute_metrics(predictions, dive_set)
+    scores = compute_metrics(predictions, dive_set) | calibrated_metrics(predictions, model.temperatures[DIVE])
     write_predictions(run / f"{prefix}predictions.csv", predictions, dive_set)
     if not prefix:
         log_test(run, cfg, scores, predictions, dive_set, num_updates)

@@ -1,6 +1,7 @@
 """The backbone, the classifier built on it, and their weights."""
 
 from diveparse.models.classifier import ClassifierOutputs, DiveClassifier, build_classifier
+from diveparse.models.huggingface import save_huggingface
 from diveparse.models.timesformer import TimeSformer, build_backbone
 from diveparse.models.weights import load_backbone, save_backbone
 
@@ -12,4 +13,5 @@ __all__ = [
     "build_classifier",
     "load_backbone",
     "save_backbone",
+    "save_huggingface",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from diveparse.configs import BackboneConfig, ClipConfig, Config, HeadConfig, plain_values
 from diveparse.datasets.atomic import write_json
-from diveparse.datasets.dives import DiveSet
+from diveparse.datasets.dives import ATTRIBUTES, DiveSet
 from diveparse.heads import Head, build_head
 from diveparse.models.timesformer import TimeSformer, build_backbone
 from diveparse.models.weights import (
@@ -27,6 +28,7 @@ from diveparse.models.weights import (
 )
 
 CONFIG_FILE = "config.json"
+DIVE = "dive"  # beside the attributes' names: the distribution over dives
 Section = TypeVar("Section")
 
 
@@ -50,13 +52,19 @@ class ClassifierOutputs:
 
 
 class DiveClassifier(nn.Module):
-    """A backbone and a head; clips are (batch, time, channel, height, width), normalised, of the backbone's size."""
+    """A backbone and a head; clips are (batch, time, channel, height, width), normalised, of the backbone's size.
+
+    temperatures: by which the log-probabilities of DIVE, over whichever set of dives, and of each attribute are to be
+    divided, and then normalised again, to be calibrated; see `engine/calibration.py`. All are 1 until they are fitted.
+    The model does not apply them: whatever it answers, here and in `ClassifierOutputs`, is uncalibrated.
+    """
 
     def __init__(self, backbone: TimeSformer, head: Head, config: ModelConfig) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
         self.config = config
+        self.temperatures = dict.fromkeys((DIVE, *ATTRIBUTES), 1.0)
 
     @property
     def dive_set(self) -> DiveSet:
@@ -102,7 +110,8 @@ class DiveClassifier(nn.Module):
         """Write model.safetensors and config.json into a folder, each whole or not at all."""
         folder = Path(folder)
         content = plain_values(asdict(self.config)) | {
-            "dives": {"name": self.dive_set.name, "numbers": self.dive_set.numbers}
+            "dives": {"name": self.dive_set.name, "numbers": self.dive_set.numbers},
+            "temperatures": self.temperatures,
         }
         write_json(folder / CONFIG_FILE, content)
         # the weights last: a folder counts as a model once they are there
@@ -115,9 +124,10 @@ class DiveClassifier(nn.Module):
         Raises: ValueError naming the file that is missing or damaged, or the weights that do not fit, with shapes.
         """
         folder = model_folder(Path(run_or_folder))
-        config, dive_set = _read_config(folder / CONFIG_FILE)
+        config, dive_set, temperatures = _read_config(folder / CONFIG_FILE)
         backbone = build_backbone(config.backbone, num_frames=config.clip.num_frames, image_size=config.clip.image_size)
         model = cls(backbone, build_head(config.head, backbone.embed_dim, dive_set), config)
+        model.temperatures = temperatures
         state, _ = read_weights(folder / MODEL_FILE)
         load_state(model, state, folder / MODEL_FILE)
         return model.eval()
@@ -137,7 +147,7 @@ def build_classifier(cfg: Config, dive_set: DiveSet) -> DiveClassifier:
     return DiveClassifier(backbone, head, ModelConfig(cfg.backbone, cfg.clip, cfg.head))
 
 
-def _read_config(path: Path) -> tuple[ModelConfig, DiveSet]:
+def _read_config(path: Path) -> tuple[ModelConfig, DiveSet, dict[str, float]]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; it lies beside {MODEL_FILE} in a whole model folder")
     try:
@@ -147,13 +157,27 @@ def _read_config(path: Path) -> tuple[ModelConfig, DiveSet]:
             clip=_section(ClipConfig, content["clip"]),
             head=_section(HeadConfig, content["head"]),
         )
-        return config, DiveSet.from_numbers(content["dives"]["numbers"], content["dives"]["name"])
+        dive_set = DiveSet.from_numbers(content["dives"]["numbers"], content["dives"]["name"])
+        return config, dive_set, _checked_temperatures(content.get("temperatures"))
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a model's configuration (backbone, clip, head, dives): {error!r}") from error
     except OmegaConfBaseException as error:
         raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
     except ValueError as error:  # of json, of the checks of a section, of a dive number
         raise ValueError(f"{path}: {error}") from error
+
+
+def _checked_temperatures(values: Any) -> dict[str, float]:
+    names = (DIVE, *ATTRIBUTES)
+    if not isinstance(values, dict) or set(values) != set(names):
+        raise ValueError(
+            f"expected temperatures of {', '.join(names)}, got {values}; train the model again, or give each 1.0 to "
+            "leave it uncalibrated"
+        )
+    for name, value in values.items():
+        if type(value) not in (int, float) or not 0 < value < math.inf:  # nor is nan
+            raise ValueError(f"expected temperatures.{name} above 0 and finite, got {value!r}")
+    return {name: float(values[name]) for name in names}
 
 
 def _section(schema: type[Section], values: dict[str, Any]) -> Section:

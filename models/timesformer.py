@@ -8,6 +8,7 @@ space attention once for every frame, and keeps the mean of the frames' answers.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -20,6 +21,8 @@ from diveparse.configs import BackboneConfig, StemKind
 from diveparse.models.attention import SelfAttention
 from diveparse.models.patch_embed import NUM_CHANNELS, ConvStem, PatchEmbed
 
+LAYER_NORM_EPS = 1e-6
+
 # b batch, t frames, n patches of one frame, d embed_dim; the tokens of a clip are the class token, then (t n)
 
 
@@ -28,12 +31,12 @@ class DividedBlock(nn.Module):
 
     def __init__(self, embed_dim: int, num_heads: int, *, mlp_ratio: float, drop_path_rate: float) -> None:
         super().__init__()
-        self.time_norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.time_norm = nn.LayerNorm(embed_dim, eps=LAYER_NORM_EPS)
         self.time_attn = SelfAttention(embed_dim, num_heads)
         self.time_proj = nn.Linear(embed_dim, embed_dim)
-        self.space_norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.space_norm = nn.LayerNorm(embed_dim, eps=LAYER_NORM_EPS)
         self.space_attn = SelfAttention(embed_dim, num_heads)
-        self.mlp_norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.mlp_norm = nn.LayerNorm(embed_dim, eps=LAYER_NORM_EPS)
         self.mlp = Mlp(embed_dim, int(embed_dim * mlp_ratio))
         self.drop_path = DropPath(drop_path_rate)
         self.reset_parameters()
@@ -111,9 +114,33 @@ class TimeSformer(nn.Module):
             DividedBlock(cfg.embed_dim, cfg.num_heads, mlp_ratio=cfg.mlp_ratio, drop_path_rate=drop_path_rate)
             for drop_path_rate in torch.linspace(0, cfg.drop_path_rate, cfg.depth).tolist()  # deeper ones drop more
         )
-        self.norm = nn.LayerNorm(cfg.embed_dim, eps=1e-6)
+        self.norm = nn.LayerNorm(cfg.embed_dim, eps=LAYER_NORM_EPS)
         self.reset_parameters()
         self.freeze(cfg.num_frozen_blocks)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path | nn.Module,
+        *,
+        num_frames: int | None = None,
+        image_size: int | None = None,
+        drop_path_rate: float = 0.0,
+    ) -> TimeSformer:
+        """Build a backbone of the sizes that saved weights tell, and give it these weights. In evaluation mode.
+
+        source: a HuggingFace folder or hub id, one of FAIR's .pyth files, "timm/NAME" or an open timm image model, or
+        what this project wrote; `read_source` in models/weights.py says which is which. Clips are normalised as in
+        datasets/constants.py, whatever the source's were.
+        num_frames, image_size: other ones than the source's; its time and position embeddings are then resized, and
+        the log says so. A timm image model has no frame count, so that it must be given.
+
+        Raises: ValueError naming the source if there is none, it is damaged, or listing what does not fit.
+        """
+        # not above: it builds backbones, so that it imports this module
+        from diveparse.models.weights import load_pretrained
+
+        return load_pretrained(source, num_frames=num_frames, image_size=image_size, drop_path_rate=drop_path_rate)
 
     def reset_parameters(self) -> None:
         nn.init.trunc_normal_(self.class_token, std=0.02)

@@ -1,47 +1,110 @@
-"""Weights in safetensors files: saving them whole, and loading them only where they fit."""
+"""Weights of a backbone: saving them whole, and loading them, wherever they come from, only where they fit."""
 
 from __future__ import annotations
 
 import logging
+import math
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diveparse.configs import BackboneConfig
-from diveparse.datasets.atomic import written_atomically
+from diveparse.models.huggingface import is_huggingface, read_hub, read_huggingface
+from diveparse.models.inflate import inflate_timm, open_timm
 from diveparse.models.patch_embed import resize_space_embed, resize_time_embed
+from diveparse.models.published import SavedBackbone, read_fair, read_sizes
+from diveparse.models.tensor_files import MODEL_FILE, described, read_weights, shape_of, shortened, write_weights
 from diveparse.models.timesformer import TimeSformer, build_backbone
 
 KINEMATICS = "kinematics"  # weights that ship with the package, pretrained on the joints of rendered divers
 PACKAGED_KINEMATICS = Path(__file__).parent / "kinematics.safetensors"
-MODEL_FILE = "model.safetensors"
 BACKBONE_PREFIX = "backbone."  # of the backbone's names in a classifier's file
 NUM_HEADS = "num_heads"  # in a file's metadata: the one size that no tensor's shape shows
-NUM_NAMES_SHOWN = 6
+TIMM_PREFIX = "timm/"
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # owner/name
 
 logger = logging.getLogger(__name__)
 
 
 def load_backbone(source: str, cfg: BackboneConfig, *, num_frames: int, image_size: int) -> TimeSformer:
-    """Build a backbone and give it saved weights.
+    """Build the backbone that a config describes and give it saved weights.
 
-    source: "kinematics"; a file of `save_backbone`; or a run or model folder, whose classifier gives its backbone.
-    Position and time embeddings are resized, and the log says so, where the picture size or frame count is another.
-    Raises: ValueError naming the file if there is none, it is damaged, or other sizes were built into it.
+    source: as for `read_source`. Position and time embeddings are resized, and the log says so, where the picture
+    size or frame count is another.
+    Raises: ValueError naming the source if there is none, it is damaged, or other sizes were built into it.
     """
-    backbone = build_backbone(cfg, num_frames=num_frames, image_size=image_size)
-    path = _backbone_file(source)
+    saved = read_source(source, num_frames)
+    if saved.num_heads not in (None, cfg.num_heads):
+        raise ValueError(f"{source}: made with num_heads={saved.num_heads}, but the config has {cfg.num_heads}")
+    return _filled(saved, cfg, num_frames=num_frames, image_size=image_size)
+
+
+def load_pretrained(
+    source: str | Path | nn.Module, *, num_frames: int | None, image_size: int | None, drop_path_rate: float
+) -> TimeSformer:
+    """Build the backbone that saved weights describe; see `TimeSformer.from_pretrained`."""
+    saved = read_source(source, num_frames)
+    cfg, own_num_frames, own_image_size = read_sizes(saved)
+    return _filled(
+        saved,
+        replace(cfg, drop_path_rate=drop_path_rate),
+        num_frames=own_num_frames if num_frames is None else num_frames,
+        image_size=own_image_size if image_size is None else image_size,
+    ).eval()
+
+
+def read_source(source: str | Path | nn.Module, num_frames: int | None) -> SavedBackbone:
+    """Read the weights that `source` means, the first of these that it is:
+
+    an open timm image model; "kinematics", which ships with the package; a folder, HuggingFace's if its config.json
+    says a model_type and else a run or model folder of this project; a file of `save_backbone` (.safetensors) or of
+    FAIR's code (.pyth); "timm/NAME" for a timm image model, inflated to `num_frames`; "OWNER/NAME" on the HuggingFace
+    hub. A path that exists is a path, whatever else its name could mean.
+
+    Raises: ValueError naming the source if it is none of these, missing or damaged.
+    """
+    if isinstance(source, nn.Module):
+        return inflate_timm(source, num_frames)
+    name, path = str(source), Path(source)
+    if name == KINEMATICS:
+        return read_own(PACKAGED_KINEMATICS)
+    if path.is_dir():
+        return read_huggingface(path) if is_huggingface(path) else read_own(model_folder(path) / MODEL_FILE)
+    if path.suffix == ".safetensors":
+        return read_own(path)
+    if path.suffix == ".pyth":
+        return read_fair(path)
+    if path.is_file():
+        raise ValueError(f"{path}: not a file of weights that this project reads: expected .safetensors or .pyth")
+    if name.startswith(TIMM_PREFIX):
+        return inflate_timm(open_timm(name.removeprefix(TIMM_PREFIX)), num_frames, origin=name)
+    if HUB_ID.fullmatch(name):
+        return read_hub(name)
+    raise ValueError(
+        f"{name}: no such folder or file; expected one with weights, {KINEMATICS}, {TIMM_PREFIX}NAME or OWNER/NAME"
+    )
+
+
+def read_own(path: Path) -> SavedBackbone:
+    """The backbone in a safetensors file of this project, one of `save_backbone` or a whole classifier's.
+
+    Raises: ValueError naming the file if there is none, it is damaged, or it is not this project's.
+    """
     state, metadata = read_weights(path)
-    if metadata.get(NUM_HEADS) != str(cfg.num_heads):
-        raise ValueError(f"{path}: made with num_heads={metadata.get(NUM_HEADS)}, but the config has {cfg.num_heads}")
-    if path.name == MODEL_FILE:
-        state = {name.removeprefix(BACKBONE_PREFIX): t for name, t in state.items() if name.startswith(BACKBONE_PREFIX)}
-    load_state(backbone, resized(state, backbone, path), path)
-    return backbone
+    if not metadata.get(NUM_HEADS, "").isdecimal():
+        raise ValueError(
+            f"{path}: not written by this project: its metadata do not say {NUM_HEADS}; "
+            "of a HuggingFace model, give the folder with its config.json"
+        )
+    left_out = {name: tensor for name, tensor in state.items() if not name.startswith(BACKBONE_PREFIX)}
+    if len(left_out) < len(state):  # a classifier's
+        state = {name.removeprefix(BACKBONE_PREFIX): state[name] for name in state if name not in left_out}
+        logger.info("%s: took the backbone, left out the head: %s", path, described(left_out))
+    return SavedBackbone(str(path), state, int(metadata[NUM_HEADS]))
 
 
 def save_backbone(path: Path, backbone: TimeSformer, *, dtype: torch.dtype = torch.float32) -> None:
@@ -50,59 +113,46 @@ def save_backbone(path: Path, backbone: TimeSformer, *, dtype: torch.dtype = tor
     write_weights(path, state, {NUM_HEADS: str(backbone.config.num_heads)})
 
 
-def load_state(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Give `module` exactly the weights in `state`, which came from `path`.
+def load_state(module: nn.Module, state: Mapping[str, Tensor], origin: Path | str) -> None:
+    """Give `module` exactly the weights in `state`, which came from `origin`.
 
     Raises: ValueError listing every kind of misfit with names and shapes, before anything is changed.
     """
     own = module.state_dict()
     misfits = {
-        "missing": [f"{name} {_shape(own[name])}" for name in own if name not in state],
-        "unexpected": [f"{name} {_shape(state[name])}" for name in state if name not in own],
+        "missing": [f"{name} {shape_of(own[name])}" for name in own if name not in state],
+        "unexpected": [f"{name} {shape_of(state[name])}" for name in state if name not in own],
         "of another shape": [
-            f"{name} {_shape(state[name])} instead of {_shape(own[name])}"
+            f"{name} {shape_of(state[name])} instead of {shape_of(own[name])}"
             for name in own
             if name in state and state[name].shape != own[name].shape
         ],
     }
     if any(misfits.values()):
-        listed = "; ".join(f"{len(names)} {kind}: {_shortened(names)}" for kind, names in misfits.items() if names)
-        raise ValueError(f"{path}: does not fit this {type(module).__name__}: {listed}")
+        listed = "; ".join(f"{len(names)} {kind}: {shortened(names)}" for kind, names in misfits.items() if names)
+        raise ValueError(f"{origin}: does not fit this {type(module).__name__}: {listed}")
     module.load_state_dict(dict(state), strict=True)
 
 
-def resized(state: dict[str, Tensor], backbone: TimeSformer, path: Path) -> dict[str, Tensor]:
-    """`state` with its embeddings stretched to the picture size and frame count of `backbone`, which is logged."""
+def resized(state: Mapping[str, Tensor], backbone: TimeSformer, origin: Path | str) -> dict[str, Tensor]:
+    """`state` with its embeddings stretched to the picture size and frame count of `backbone`, which is logged.
+
+    Positions that are not those of a class token and a square of patches are left as they are, to be refused.
+    """
     state = dict(state)
     for name, resize, length in (
         ("space_embed", resize_space_embed, backbone.num_patches),
         ("time_embed", resize_time_embed, backbone.num_frames),
     ):
         wanted = getattr(backbone, name).shape
-        if name in state and state[name].shape != wanted and state[name].shape[::2] == wanted[::2]:
-            logger.info("%s: resized %s from %s to %s", path, name, _shape(state[name]), tuple(wanted))
-            state[name] = resize(state[name].float(), length)
+        if name not in state or state[name].shape == wanted or state[name].shape[::2] != wanted[::2]:
+            continue
+        num_patches = state[name].shape[1] - 1
+        if name == "space_embed" and math.isqrt(num_patches) ** 2 != num_patches:
+            continue
+        logger.info("%s: resized %s from %s to %s", origin, name, shape_of(state[name]), tuple(wanted))
+        state[name] = resize(state[name].float(), length)
     return state
-
-
-def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """A safetensors file's tensors, on the CPU, and its metadata.
-
-    Raises: ValueError naming the file if there is none or it is not whole.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such weights file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: not a whole safetensors file: {error}") from error
-
-
-def write_weights(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file, whole or not at all."""
-    with written_atomically(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, temporary, metadata)
 
 
 def model_folder(run_or_folder: Path) -> Path:
@@ -118,19 +168,7 @@ def model_folder(run_or_folder: Path) -> Path:
     raise ValueError(f"{run_or_folder}: holds no model: neither {MODEL_FILE} nor model/{MODEL_FILE} is there")
 
 
-def _backbone_file(source: str) -> Path:
-    if source == KINEMATICS:
-        return PACKAGED_KINEMATICS
-    path = Path(source)
-    if path.suffix == ".safetensors":
-        return path
-    return model_folder(path) / MODEL_FILE
-
-
-def _shape(tensor: Tensor) -> tuple[int, ...]:
-    return tuple(tensor.shape)
-
-
-def _shortened(names: list[str]) -> str:
-    more = len(names) - NUM_NAMES_SHOWN
-    return ", ".join(names[:NUM_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+def _filled(saved: SavedBackbone, cfg: BackboneConfig, *, num_frames: int, image_size: int) -> TimeSformer:
+    backbone = build_backbone(cfg, num_frames=num_frames, image_size=image_size)
+    load_state(backbone, resized(saved.state, backbone, saved.origin), saved.origin)
+    return backbone

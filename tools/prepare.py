@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,15 +15,30 @@ from PIL import Image
 from tabulate import tabulate
 from tqdm import tqdm
 
+from diveparse.configs import Dives
 from diveparse.datasets.atomic import write_json
+from diveparse.datasets.cache import (
+    NUM_SAMPLE_CLIPS,
+    CacheKind,
+    CacheSettings,
+    build_cache,
+    cache_folder,
+    foretold_bytes,
+    read_index,
+)
+from diveparse.datasets.clips import read_clips
 from diveparse.datasets.dives import Dive
+from diveparse.datasets.diving48 import ClipRecord
 from diveparse.datasets.inspection import REPORT_FILE, check_files, read_splits, report, unpack
 from diveparse.datasets.rendered_set import ClassCounts, RenderSettings, render_data_set, write_clip
+from diveparse.datasets.splits import DIVE_SETS
 from diveparse.datasets.synthetic import RenderedClip, Source, Split
 
+CACHE_SIZES = {CacheKind.TRAINING: (48, 256), CacheKind.EVALUATION: (24, 224)}  # frames, and pixels of a short side
 EPILOG = """\
 examples:
   python tools/prepare.py diving48 data/diving48
+  python tools/prepare.py clips my_clips.csv --column dive_number=action_type --cache training
   python tools/prepare.py synthetic --out data/demo --train-clips 1500 --test-clips 300 --height 120
   python tools/prepare.py dive 626C --out 626C.mp4
   python tools/prepare.py sheet 101B 5253B 626C --out sheet.png
@@ -38,10 +54,14 @@ def main(argv: list[str] | None = None) -> int:
             render_dive(args)
         elif args.command == "sheet":
             contact_sheet(args)
+        elif args.command == "clips":
+            check_clips(args)
         else:
             return check_data_set(args)
     except KeyboardInterrupt:
-        goes_on = ": the same command goes on where it was" if args.command in ("synthetic", "diving48") else ""
+        goes_on = (
+            ": the same command goes on where it was" if args.command in ("synthetic", "diving48", "clips") else ""
+        )
         print(f"stopped{goes_on}", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
@@ -80,7 +100,25 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         command.add_argument("--seed", type=int, default=0)
     diving48 = commands.add_parser("diving48", help="check a download of Diving48, and whether it is fit to train on")
     diving48.add_argument("root", type=Path, metavar="ROOT", help="with rgb/ or its .tar, the V2 JSONs, the vocabulary")
-    diving48.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
+    clips = commands.add_parser("clips", help="check a CSV of clips, and make its cache")
+    clips.add_argument("root", type=Path, metavar="FILE.csv", help="as datasets/clips.py describes it")
+    clips.add_argument("--column", action="append", default=[], metavar="NAME=OWN", help="of a CSV with other names")
+    clips.add_argument("--dives", choices=[dives.value for dives in Dives], help="that its labels count in")
+    for command in (diving48, clips):
+        command.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
+        command.add_argument(
+            "--cache",
+            choices=["both", "none", *(kind.value for kind in CacheKind)],
+            default="both",
+            help="which copies to make that training and evaluation read much faster (both)",
+        )
+        for kind, (num_frames, short_side) in CACHE_SIZES.items():
+            command.add_argument(
+                f"--{kind.value}-frames", type=int, default=num_frames, help=f"of a clip of that cache ({num_frames})"
+            )
+            command.add_argument(
+                f"--{kind.value}-side", type=int, default=short_side, help=f"shorter, of its pictures ({short_side})"
+            )
     return parser.parse_args(argv)
 
 
@@ -94,7 +132,60 @@ def check_data_set(args: argparse.Namespace) -> int:
     found = report(args.root, splits)
     write_json(args.root / REPORT_FILE, found)
     print(in_words(found))
+    if found["missing"]:  # no training reads a data set that is not whole
+        return 1
+    make_caches(args, splits["train"], records)
     return 0 if found["fit"] else 1
+
+
+def check_clips(args: argparse.Namespace) -> None:
+    """Check every row of a CSV of clips and make its cache."""
+    columns = dict(column.split("=", 1) for column in args.column if "=" in column)
+    if len(columns) < len(args.column):
+        raise ValueError(f"--column must look like path=video, each name once, got {' '.join(args.column)}")
+    clips = read_clips(args.root, columns, DIVE_SETS[Dives(args.dives)] if args.dives else None)
+    counts = ", ".join(f"{len(records)} {split}" for split, records in clips.splits.items())
+    print(f"{args.root}: {counts} clips of {len(clips.dive_set)} dives; every row can be used")
+    records = [record for split in clips.splits.values() for record in split]
+    make_caches(args, clips.splits.get("train", []), records)
+
+
+def make_caches(args: argparse.Namespace, train: list[ClipRecord], records: list[ClipRecord]) -> None:
+    """Training reads its own clips; evaluation all, since validation holds out what it likes of those of training."""
+    for kind, clips in ((CacheKind.TRAINING, train), (CacheKind.EVALUATION, records)):
+        if args.cache in ("both", kind.value) and clips:
+            size = getattr(args, f"{kind.value}_frames"), getattr(args, f"{kind.value}_side")
+            make_cache(args.root, CacheSettings(kind, *size), clips, args.workers)
+
+
+def make_cache(root: Path, settings: CacheSettings, clips: list[ClipRecord], num_workers: int) -> None:
+    """Make one cache and say how large it will be as soon as that can be told.
+
+    Raises: ValueError if there is not enough room for it.
+    """
+    folder = cache_folder(root, settings.kind)
+    progress = build_cache(root, settings, clips, num_workers)
+    num_before, total = next(progress)
+    is_told = num_before == total
+    with tqdm(initial=num_before, total=total, unit="clip", desc=f"making {folder}") as bar:
+        for done, _ in progress:
+            bar.update(done - bar.n)
+            if not is_told and done >= min(total, num_before + NUM_SAMPLE_CLIPS):
+                is_told = True
+                num_bytes = foretold_bytes(root, settings.kind, total)
+                num_free = shutil.disk_usage(folder).free
+                bar.write(f"{folder} will take about {in_gigabytes(num_bytes)}; {in_gigabytes(num_free)} are free")
+                if num_bytes * (total - done) / total > num_free:
+                    raise ValueError(f"{folder}: not enough room; make some, or none of this cache with --cache")
+    damaged = [entry.problem for entry in read_index(folder).values() if entry.problem]
+    for problem in damaged[:3]:
+        print(f"warning: not in the cache: {problem}")
+    size = in_gigabytes(foretold_bytes(root, settings.kind, total))
+    print(f"{folder}: {total - len(damaged)} of {total} clips, {size}")
+
+
+def in_gigabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.3g} GB"
 
 
 def in_words(found: dict[str, Any]) -> str:

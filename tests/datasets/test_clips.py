@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from diveparse.configs import ClipConfig
+from diveparse.datasets.clip_dataset import ClipDataset
 from diveparse.datasets.clips import read_clips
 from diveparse.datasets.dives import DIVING48, WORLD_AQUATICS, Dive
-from diveparse.datasets.diving48 import ClipDataset
 from diveparse.datasets.video import read_frames
 
 WriteVideo = Callable[..., Path]

@@ -1,11 +1,16 @@
+import pickle
+
 import pytest
 import torch
 from torch import Tensor
+from torchvision.transforms import v2
 
 from diveparse.configs import ClipConfig
 from diveparse.datasets.constants import PIXEL_MEAN, PIXEL_STD
 from diveparse.datasets.transforms import (
+    MEAN_COLOR,
     SPATIAL_VIEWS,
+    ClipRandAugment,
     decode_size,
     eval_transform,
     random_area_share,
@@ -26,10 +31,17 @@ def normalised(frames: Tensor) -> Tensor:
     return (frames / 255 - mean) / std
 
 
-def test_all_frames_of_a_clip_are_transformed_alike() -> None:
+@pytest.mark.parametrize(
+    "clip_cfg",
+    [
+        ClipConfig(image_size=16, color_jitter=0.4),
+        ClipConfig(image_size=16, rand_augment_magnitude=15, erasing_probability=0.5),
+    ],
+)
+def test_all_frames_of_a_clip_are_transformed_alike(clip_cfg: ClipConfig) -> None:
     still = some_frames(1).expand(8, -1, -1, -1)
-    transform = train_transform(ClipConfig(image_size=16, color_jitter=0.4))
-    for seed in range(10):
+    transform = train_transform(clip_cfg)
+    for seed in range(20):
         torch.manual_seed(seed)
         clip = transform(still)
         assert clip.shape == (8, 3, 16, 16)
@@ -110,3 +122,101 @@ def test_the_area_that_a_training_crop_keeps_is_spread_over_its_range() -> None:
     assert shares.max() <= 1
     assert shares.mean() == pytest.approx(0.8, abs=0.01)
     assert random_area_share(ClipConfig(crop_scale_min=1.0)) == 1
+
+
+def test_without_random_operations_and_erasing_a_clip_costs_the_same_draws_and_comes_out_the_same() -> None:
+    plain = v2.Compose(
+        [
+            v2.RandomCrop(16),
+            v2.RandomHorizontalFlip(0.5),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.ColorJitter(0.2, 0.2, 0.2),
+            v2.Normalize(PIXEL_MEAN, PIXEL_STD),
+        ]
+    )
+    outcomes = []
+    for transform in (plain, train_transform(ClipConfig(image_size=16))):
+        torch.manual_seed(5)
+        outcomes.append((transform(some_frames()), torch.get_rng_state()))
+    assert all(torch.equal(one, other) for one, other in zip(*outcomes, strict=True))
+
+
+MEASURING = {"AutoContrast", "Contrast", "Equalize"}  # operations that first look at how bright the picture is
+
+
+def only(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the random choice of operations fall on this one."""
+    monkeypatch.setattr(
+        v2.RandAugment, "_AUGMENTATION_SPACE", {operation: v2.RandAugment._AUGMENTATION_SPACE[operation]}
+    )
+
+
+@pytest.mark.parametrize("operation", sorted(v2.RandAugment._AUGMENTATION_SPACE.keys() - MEASURING))
+def test_each_frame_of_a_clip_gets_the_operation_and_strength_that_it_would_get_alone(
+    operation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only(operation, monkeypatch)
+    frames = some_frames(num_frames=4)
+    clips = []
+    for part in (frames, *frames.split(1)):
+        torch.manual_seed(3)
+        clips.append(ClipRandAugment(12)(part))
+    assert torch.equal(clips[0], torch.cat(clips[1:]))
+    assert torch.equal(clips[0], frames) == (operation == "Identity")
+
+
+@pytest.mark.parametrize("operation", sorted(MEASURING))
+def test_an_operation_that_measures_pictures_maps_a_colour_to_the_same_one_in_every_frame(
+    operation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only(operation, monkeypatch)
+    frames = some_frames(num_frames=4) // torch.tensor([2, 3, 4, 5], dtype=torch.uint8).view(4, 1, 1, 1)
+    num_targets = []  # the most colours that one colour is mapped to, by channel
+    for transform in (ClipRandAugment(12), v2.RandAugment(2, 12)):
+        torch.manual_seed(3)
+        clip = transform(frames)
+        assert not torch.equal(clip, frames)
+        for before, after in zip(frames.unbind(1), clip.unbind(1), strict=True):
+            num_targets.append(max(len(after[before == value].unique()) for value in before.unique()))
+    assert num_targets[:3] == [1, 1, 1]
+    assert max(num_targets[3:]) > 1  # frame by frame it would not hold
+
+
+def test_random_operations_differ_from_draw_to_draw_and_repeat_with_the_seed_in_another_process() -> None:
+    clip_cfg = ClipConfig(image_size=16, flip=False, color_jitter=0.0, rand_augment_magnitude=12)
+    frames, transform = some_frames(height=16, width=16), train_transform(clip_cfg)
+    clips = []
+    for seed in range(8):
+        torch.manual_seed(seed)
+        clips.append(transform(frames))
+        torch.manual_seed(seed)
+        assert torch.equal(clips[-1], pickle.loads(pickle.dumps(transform))(frames))
+    assert len({tuple(clip.flatten().tolist()) for clip in clips}) > 4
+
+
+def test_what_an_operation_uncovers_is_filled_with_the_mean_colour(monkeypatch: pytest.MonkeyPatch) -> None:
+    only("TranslateX", monkeypatch)
+    torch.manual_seed(0)
+    clip = ClipRandAugment(20)(torch.full((2, 3, 30, 30), 255, dtype=torch.uint8))
+    uncovered = clip[clip < 255]
+    assert len(uncovered) > 0
+    assert (uncovered - MEAN_COLOR[0]).abs().max() < 1
+
+
+def test_erasing_blanks_one_box_of_all_frames_with_the_mean_colour_as_often_as_asked() -> None:
+    clip_cfg = ClipConfig(image_size=32, flip=False, color_jitter=0.0, erasing_probability=0.25)
+    frames, transform = some_frames(num_frames=4, height=32, width=32), train_transform(clip_cfg)
+    num_erased = 0
+    for seed in range(200):
+        torch.manual_seed(seed)
+        clip = transform(frames)
+        changed = (clip - normalised(frames)).abs() > 1e-5  # (time, 3, height, width)
+        assert (clip[changed] == 0).all()
+        box = changed.any(0).any(0)
+        rows, columns = box.any(1).nonzero(), box.any(0).nonzero()
+        num_erased += len(rows) > 0
+        if len(rows) > 0:
+            top, bottom, left, right = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
+            assert (clip[:, :, top:bottom, left:right] == 0).all()
+            assert (bottom - top) * (right - left) < 0.4 * 32 * 32
+    assert 35 < num_erased < 65

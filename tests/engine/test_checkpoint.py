@@ -39,7 +39,7 @@ def update(learner: Learner) -> None:
     learner.optimizer.zero_grad()
     learner.schedule.step()
     learner.progress.step += 1
-    learner.progress.epoch.add_clips(5, 1, {"loss": loss.item()})
+    learner.progress.epoch.add_clips(5, 1, 0, {"loss": loss.item()})
 
 
 def everything(learner: Learner) -> dict[str, object]:

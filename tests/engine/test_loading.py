@@ -1,11 +1,19 @@
+from dataclasses import replace
 from itertools import islice
 
 import pytest
 import torch
 
 from diveparse.configs import TrainConfig, load_config
-from diveparse.datasets.diving48 import ClipDataset, EpochSampler, read_split
-from diveparse.engine.loading import MicroBatches, evaluation_batches, training_batches, without_worker_traceback
+from diveparse.datasets.clip_dataset import ClipDataset, EpochSampler
+from diveparse.datasets.diving48 import read_split
+from diveparse.engine.loading import (
+    MicroBatches,
+    build_clips,
+    evaluation_batches,
+    training_batches,
+    without_worker_traceback,
+)
 
 
 @pytest.fixture
@@ -72,3 +80,24 @@ def test_a_complaint_of_the_main_process_comes_as_it_is():
 
     with pytest.raises(ValueError, match=r"^a/b\.mp4: truncated$"):
         list(without_worker_traceback(failing()))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_damaged_clip_is_named_once_counted_and_left_out(tiny_experiment, tiny_root, tmp_path, caplog, num_workers):
+    cfg = load_config(tiny_experiment, ["data.damaged=skip", "data.cache=false"])
+    records = read_split(tiny_root, "train")[:6]
+    damaged = tmp_path / "damaged.mp4"
+    damaged.write_bytes(records[2].path.read_bytes()[:700])
+    records[2] = replace(records[2], path=damaged)
+    batches = training_batches(
+        build_clips(cfg, records, training=True), TrainConfig(batch_size=3), 0, start_step=0, num_workers=num_workers
+    )
+    two_epochs = list(islice(batches, 4))
+    assert [len(batch["label"]) for batch in two_epochs] == [3] * 4
+    assert sum(int(batch["num_damaged"]) for batch in two_epochs) == 2
+    assert 2 not in torch.cat([batch["index"] for batch in two_epochs])
+    assert caplog.text.count("skipped a damaged clip") == 1
+    assert str(damaged) in caplog.text
+
+    tested = evaluation_batches(build_clips(cfg, records, training=False), batch_size=1, num_workers=num_workers)
+    assert torch.cat([batch["index"] for batch in tested]).tolist() == [0, 1, 3, 4, 5]

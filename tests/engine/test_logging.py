@@ -5,8 +5,9 @@ from tensorboard.backend.event_processing import plugin_event_accumulator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from diveparse.configs import load_config
+from diveparse.datasets.clip_dataset import ClipDataset
 from diveparse.datasets.dives import DIVING48
-from diveparse.datasets.diving48 import ClipDataset, read_split
+from diveparse.datasets.diving48 import read_split
 from diveparse.engine.logging import flat_metrics, flush, log_confusion, log_scalars, log_start, open_writer
 from diveparse.engine.predictions import Predictions
 from diveparse.heads.recombine import INVALID

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from diveparse.configs import HeadKind, Precision, load_config, save_config
+from diveparse.configs import Config, HeadKind, Precision, load_config, save_config
 from diveparse.datasets.diving48 import read_split
 from diveparse.datasets.splits import split_by_source
 from diveparse.engine import logging as engine_logging
@@ -79,6 +79,7 @@ def test_every_arm_draws_its_curves_under_the_same_tags(tiny_experiment, kind):
     assert tags == {
         *(f"train/{name}" for name in ("loss", "accuracy", "learning_rate", "grad_norm")),
         *(f"{split}/{name}" for split in ("train", "train_epoch") for name in ("clips_per_second", "data_wait_share")),
+        *(f"{split}/damaged_clips" for split in ("train", "train_epoch")),
         *(f"train_epoch/{name}" for name in ("loss", "accuracy")),
         *(f"val/{name}" for name in ("top1", "top5", "mean_class_accuracy", "nll", "ece", "invalid_rate")),
         *(f"val/{name}" for name in ("num_clips", "num_classes_scored")),
@@ -261,13 +262,13 @@ def test_the_model_kept_is_the_best_on_validation(tiny_experiment, monkeypatch):
 
 def test_validation_holds_whole_sources_out(tiny_experiment, tiny_root, monkeypatch):
     seen: dict[bool, set[str]] = {}
-    honest = loop.ClipDataset
+    honest = loop.build_clips
 
-    def spy(records: list, *arguments: object, training: bool, **rest: object) -> object:
+    def spy(cfg: Config, records: list, *, training: bool) -> object:
         seen[training] = {record.source for record in records}
-        return honest(records, *arguments, training=training, **rest)  # type: ignore[arg-type]
+        return honest(cfg, records, training=training)
 
-    monkeypatch.setattr(loop, "ClipDataset", spy)
+    monkeypatch.setattr(loop, "build_clips", spy)
     train(load_config(tiny_experiment, ["train.num_epochs=1"]))
     assert seen[True].isdisjoint(seen[False])
     assert seen[True] | seen[False] == {record.source for record in read_split(tiny_root, "train")}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from diveparse.datasets.dives import ATTRIBUTES, DIVING48, DiveSet
-from diveparse.engine.metrics import calibration_error, compute_metrics, confusion_matrix
+from diveparse.engine.metrics import calibrated_metrics, calibration_error, compute_metrics, confusion_matrix
 from diveparse.engine.predictions import Predictions
 from diveparse.heads.recombine import INVALID
 
@@ -100,6 +100,15 @@ def test_guessing_uniformly_costs_the_log_of_the_number_of_dives():
     p = random_predictions()
     uniform = Predictions(**{**vars(p), "dive_log_probs": np.full_like(p.dive_log_probs, -math.log(len(DIVES)))})
     assert compute_metrics(uniform, DIVES)["nll"] == pytest.approx(math.log(len(DIVES)))
+
+
+def test_calibrated_scores_are_those_of_the_distribution_divided_by_the_temperature():
+    p = random_predictions()
+    calibrated = Predictions(**{**vars(p), "dive_log_probs": log_softmax(p.dive_log_probs / 2.5)})
+    expected = {f"{name}_calibrated": compute_metrics(calibrated, DIVES)[name] for name in ("nll", "ece")}
+    assert calibrated_metrics(p, 2.5) == pytest.approx(expected, rel=1e-5)
+    before = compute_metrics(p, DIVES)
+    assert list(calibrated_metrics(p, 1.0).values()) == pytest.approx([before["nll"], before["ece"]], rel=1e-5)
 
 
 def test_calibration_error_agrees_with_a_computation_by_hand():

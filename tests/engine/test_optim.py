@@ -2,8 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from diveparse.configs import OptimizerKind, TrainConfig
-from diveparse.engine.optim import build_optimizer, build_schedule, learning_rate_factor
+from diveparse.configs import BackboneConfig, ClipConfig, Config, OptimizerKind, StemKind, TrainConfig
+from diveparse.datasets.dives import DIVING48
+from diveparse.engine.optim import WEIGHT_MATRICES, build_optimizer, build_schedule, layer_scales, learning_rate_factor
+from diveparse.models.classifier import DiveClassifier, build_classifier
 
 
 class Toy(nn.Module):
@@ -17,14 +19,24 @@ class Toy(nn.Module):
         self.head = nn.Linear(4, 2)
 
 
-def settings(model: Toy, cfg: TrainConfig) -> dict[str, tuple[float, float]]:
+DEPTH = 3
+
+
+def tiny_classifier(num_frozen_blocks: int = 0, stem: StemKind = StemKind.PATCH) -> DiveClassifier:
+    backbone = BackboneConfig(stem, embed_dim=16, depth=DEPTH, num_heads=2, num_frozen_blocks=num_frozen_blocks)
+    clip = ClipConfig(num_frames=2, image_size=32)
+    return build_classifier(Config(name="tiny", arm="joint", clip=clip, backbone=backbone), DIVING48)
+
+
+def settings(model: nn.Module, head: nn.Module, cfg: TrainConfig) -> dict[str, tuple[float, float]]:
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    optimizer = build_optimizer(model, model.head, cfg)
+    optimizer = build_optimizer(model, head, cfg)
     return {names[id(p)]: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
 
 
 def test_only_weight_matrices_decay_the_head_has_its_own_rate_and_the_frozen_stay_out():
-    got = settings(Toy(), TrainConfig(learning_rate=0.1, head_learning_rate_factor=5, weight_decay=0.3))
+    model = Toy()
+    got = settings(model, model.head, TrainConfig(learning_rate=0.1, head_learning_rate_factor=5, weight_decay=0.3))
     assert got == {
         "patches.weight": (0.1, 0.3),
         "patches.bias": (0.1, 0.0),
@@ -35,6 +47,54 @@ def test_only_weight_matrices_decay_the_head_has_its_own_rate_and_the_frozen_sta
         "head.weight": (0.5, 0.3),
         "head.bias": (0.5, 0.0),
     }
+
+
+@pytest.mark.parametrize("layer_decay", [0.5, 0.75, 1.0])
+@pytest.mark.parametrize(("num_frozen_blocks", "stem"), [(0, StemKind.PATCH), (0, StemKind.CONV), (2, StemKind.PATCH)])
+def test_each_layer_learns_at_its_share_of_the_rate_of_the_layer_above_it(layer_decay, num_frozen_blocks, stem):
+    model = tiny_classifier(num_frozen_blocks, stem)
+    layers = [nn.ModuleList([model.backbone.norm]), *reversed(model.backbone.blocks)]  # from the top down
+    expected, rate = {}, 0.1
+    for layer in layers:
+        expected |= {id(parameter): rate for parameter in layer.parameters()}
+        rate *= layer_decay
+    expected |= {id(p): rate for p in model.backbone.parameters() if id(p) not in expected}  # the embeddings
+    expected |= {id(parameter): 0.5 for parameter in model.head.parameters()}
+    cfg = TrainConfig(learning_rate=0.1, head_learning_rate_factor=5, layer_decay=layer_decay)
+    rates = {name: rate for name, (rate, _) in settings(model, model.head, cfg).items()}
+    assert rates == pytest.approx({name: expected[id(p)] for name, p in model.named_parameters() if p.requires_grad})
+
+
+def test_layer_decay_changes_no_weight_decay_and_the_first_group_learns_at_the_peak_rate():
+    model = tiny_classifier()
+    off, on = TrainConfig(learning_rate=0.1), TrainConfig(learning_rate=0.1, layer_decay=0.5)
+    decays = [{name: decay for name, (_, decay) in settings(model, model.head, cfg).items()} for cfg in (off, on)]
+    assert decays[0] == decays[1]
+    rates = [group["lr"] for group in build_optimizer(model, model.head, on).param_groups]
+    assert rates[0] == 0.1  # the one that TensorBoard shows
+    assert rates[:-2] == sorted(rates[:-2], reverse=True)  # the head's two come last
+
+
+def test_without_layer_decay_the_groups_are_those_of_earlier_runs_so_that_their_checkpoints_fit():
+    model = tiny_classifier()
+    cfg = TrainConfig(learning_rate=3e-4, head_learning_rate_factor=7, weight_decay=0.1)
+    matrices = {id(module.weight) for module in model.modules() if isinstance(module, WEIGHT_MATRICES)}
+    expected = [
+        ([id(p) for p in part.parameters() if (id(p) in matrices) == decays], rate, 0.1 if decays else 0.0)
+        for part, rate in ((model.backbone, 3e-4), (model.head, 3e-4 * 7))
+        for decays in (True, False)
+    ]
+    groups = build_optimizer(model, model.head, cfg).param_groups
+    assert [([id(p) for p in g["params"]], g["lr"], g["weight_decay"]) for g in groups] == expected
+
+
+def test_a_backbone_in_pretraining_has_the_same_layers_as_in_a_classifier():
+    model = tiny_classifier()
+    pretraining = nn.ModuleDict({"backbone": model.backbone, "head": nn.Linear(16, 2)})
+    scales = layer_scales(model, 0.5)
+    own = {name: scale for name, scale in layer_scales(pretraining, 0.5).items() if name.startswith("backbone.")}
+    assert own == {name: scales[name] for name in own}
+    assert min(own.values()) == 0.5 ** (DEPTH + 1)
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])

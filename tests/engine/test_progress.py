@@ -5,15 +5,21 @@ from diveparse.engine.progress import Progress, Totals
 
 def test_totals_weigh_each_clip_the_same():
     totals = Totals()
-    totals.add_clips(3, 1, {"loss": 1.0})
-    totals.add_clips(1, 1, {"loss": 5.0})
+    totals.add_clips(3, 1, 2, {"loss": 1.0})
+    totals.add_clips(1, 1, 0, {"loss": 5.0})
     totals.add_time(1.0, 4.0)
-    assert totals.scalars() == {"loss": 2.0, "accuracy": 0.5, "clips_per_second": 1.0, "data_wait_share": 0.25}
+    assert totals.scalars() == {
+        "loss": 2.0,
+        "accuracy": 0.5,
+        "damaged_clips": 2,
+        "clips_per_second": 1.0,
+        "data_wait_share": 0.25,
+    }
 
 
 def test_progress_comes_back_from_its_state():
     progress = Progress(step=3, best_top1=0.5, best_nll=1.5)
-    progress.window.add_clips(2, 1, {"loss": 0.25})
+    progress.window.add_clips(2, 1, 0, {"loss": 0.25})
     progress.epoch.add_time(0.5, 1.0)
     assert Progress.from_state_dict(progress.state_dict()) == progress
 

@@ -101,6 +101,47 @@ def test_a_convolutional_stem_is_saved_with_the_model(clips: Tensor, tmp_path: P
     assert torch.equal(DiveClassifier.load(tmp_path).dive_log_probs(clips), model.dive_log_probs(clips))
 
 
+def test_temperatures_are_one_until_they_are_fitted_and_saved_with_the_model(clips: Tensor, tmp_path: Path) -> None:
+    model = tiny_classifier()
+    assert model.temperatures == {"dive": 1, "takeoff": 1, "somersault": 1, "twist": 1, "position": 1}
+    before = model.dive_log_probs(clips)
+    model.temperatures = {"dive": 1 / 3, "takeoff": 0.07, "somersault": 19.9, "twist": 2.0, "position": 1.0}
+    model.save(tmp_path)
+    loaded = DiveClassifier.load(tmp_path)
+    assert loaded.temperatures == model.temperatures
+    assert torch.equal(loaded.dive_log_probs(clips), before)  # which are uncalibrated
+
+
+@pytest.mark.parametrize(
+    ("temperatures", "complaint"),
+    [
+        (None, "expected temperatures of dive, takeoff, somersault, twist, position, got None; train the model again"),
+        ({"dive": 1.0}, "got {'dive': 1.0}"),
+        ({"flight": 1.0}, "got {'flight': 1.0}"),
+        ([1.0], r"got [1.0]"),
+        (0.0, "expected temperatures.twist above 0 and finite, got 0.0"),
+        (-1, "got -1"),
+        (float("nan"), "got nan"),
+        (float("inf"), "got inf"),
+        ("1", "got '1'"),
+        (True, "got True"),
+    ],
+)
+def test_a_model_without_sound_temperatures_is_refused(temperatures: object, complaint: str, tmp_path: Path) -> None:
+    tiny_classifier().save(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    if temperatures is None:
+        del content["temperatures"]
+    elif isinstance(temperatures, dict | list):
+        content["temperatures"] = temperatures
+    else:
+        content["temperatures"]["twist"] = temperatures
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"config\.json: expected temperatures") as error:
+        DiveClassifier.load(tmp_path)
+    assert complaint in str(error.value)
+
+
 def test_a_head_that_does_not_fit_the_weights_is_refused_with_names_and_shapes(tmp_path: Path) -> None:
     tiny_classifier(HeadKind.JOINT, SMALL).save(tmp_path)
     content = json.loads((tmp_path / "config.json").read_text())
@@ -180,7 +221,7 @@ def test_a_failed_save_leaves_the_old_model_whole(tmp_path: Path, monkeypatch: p
         save_file(dict(list(tensors.items())[:3]), path, metadata)
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("diveparse.models.weights.save_file", fail_halfway)
+    monkeypatch.setattr("diveparse.models.tensor_files.save_file", fail_halfway)
     torch.nn.init.zeros_(model.backbone.class_token)
     with pytest.raises(OSError, match="no space left"):
         model.save(tmp_path)

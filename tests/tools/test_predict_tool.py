@@ -9,13 +9,18 @@ import pytest
 import torch
 
 from diveparse.configs import BackboneConfig, ClipConfig, Config, DataConfig, HeadConfig, HeadKind
+from diveparse.datasets.clip_dataset import ClipDataset
 from diveparse.datasets.dives import ATTRIBUTES, DIVING48, WORLD_AQUATICS
-from diveparse.datasets.diving48 import ClipDataset, ClipRecord
+from diveparse.datasets.diving48 import ClipRecord
+from diveparse.datasets.video import probe
 from diveparse.models.classifier import DiveClassifier, build_classifier
 
 TOOL = runpy.run_path(str(Path(__file__).resolve().parents[2] / "tools" / "predict.py"))
-main, predict, read_clip, in_words = (TOOL[name] for name in ("main", "predict", "read_clip", "in_words"))
+main, predict, read_clip, in_words, caption, videos_in = (
+    TOOL[name] for name in ("main", "predict", "read_clip", "in_words", "caption", "videos_in")
+)
 CLIP = ClipConfig(num_frames=4, image_size=16)
+TEMPERATURES = {"dive": 0.1, "takeoff": 0.2, "somersault": 0.5, "twist": 2.0, "position": 4.0}
 
 
 def save_model(folder, kind=HeadKind.JOINT, seed=0):
@@ -24,7 +29,9 @@ def save_model(folder, kind=HeadKind.JOINT, seed=0):
     cfg = Config(
         name="tiny", arm="x", data=DataConfig(root="."), clip=CLIP, backbone=backbone, head=HeadConfig(kind=kind)
     )
-    build_classifier(cfg, DIVING48).save(folder)
+    model = build_classifier(cfg, DIVING48)
+    model.temperatures = TEMPERATURES
+    model.save(folder)
     return folder
 
 
@@ -62,9 +69,10 @@ def test_an_answer_is_what_the_model_says(run, video):
     answer = predict(model, video, 10)
     clips = read_clip(video, CLIP)[None]
     with torch.no_grad():
-        probabilities = model.dive_log_probs(clips)[0].exp()
+        uncalibrated = model.dive_log_probs(clips)[0]
         attributes = model.attribute_log_probs(clips)
-    best = int(probabilities.argmax())
+    best, probabilities = int(uncalibrated.argmax()), (uncalibrated / TEMPERATURES["dive"]).softmax(-1)
+    assert probabilities[best] > 1.1 * uncalibrated[best].exp()
     assert answer["number"] == DIVING48[best].number
     assert answer["name"] == DIVING48[best].name
     assert answer["difficulty"] == DIVING48[best].difficulty(10)
@@ -74,7 +82,11 @@ def test_an_answer_is_what_the_model_says(run, video):
     )
     for attribute in ATTRIBUTES:
         slot = int(attributes[attribute].argmax())
-        assert answer["attributes"][attribute]["value"] == DIVING48.value_names[attribute][slot]
+        probability = float((attributes[attribute][0] / TEMPERATURES[attribute]).softmax(-1)[slot])
+        assert answer["attributes"][attribute] == {
+            "value": DIVING48.value_names[attribute][slot],
+            "probability": pytest.approx(probability),
+        }
 
 
 def test_the_printout_names_the_dive_its_difficulty_the_runners_up_and_the_attributes(run, video, capsys):
@@ -186,10 +198,92 @@ def test_a_structured_model_answers_with_dives_that_it_never_saw(run, video, cap
     with torch.no_grad():
         log_probs = model.dive_log_probs(read_clip(video, CLIP)[None], listed)[0]
     assert answer["number"] == listed[int(log_probs.argmax())].number
-    assert answer["probability"] == pytest.approx(float(log_probs.max().exp()))
+    # the temperature of the dives holds for others, too
+    assert answer["probability"] == pytest.approx(float((log_probs / TEMPERATURES["dive"]).softmax(-1).max()))
 
 
-def test_a_flat_model_says_that_it_knows_no_other_dives(tmp_path, video, capsys):
+def test_a_flat_model_says_once_that_it_knows_no_other_dives(tmp_path, video, capsys):
     save_model(tmp_path, HeadKind.FLAT)
-    assert main([str(tmp_path), str(video), "--dives", "world-aquatics"]) == 1
-    assert "a flat head answers only with its own 48 dives of Diving48" in capsys.readouterr().err
+    assert main([str(tmp_path), str(video), str(video), "missing.mp4", "--dives", "world-aquatics", "--csv"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""  # not even the heading of a table
+    assert printed.err.startswith("error: a flat head answers only with its own 48 dives of Diving48")
+    assert printed.err.count("\n") == 1
+
+
+@pytest.fixture
+def season(tmp_path):
+    """Videos in folders; nobody decodes them, so they are empty."""
+    for name in ("b.mp4", "a.mp4", "c.mov", "heat/a.mp4", "heat/final/d.mp4", "[x].mp4", "*.mov", ".hidden.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("?.mp4", ["a.mp4", "b.mp4"]),
+        ("[bc].*", ["b.mp4", "c.mov"]),
+        ("**/a.mp4", ["a.mp4", "heat/a.mp4"]),
+        ("heat/**", ["heat/a.mp4", "heat/final/d.mp4"]),  # of what it matches, the files
+        ("[x].mp4", ["[x].mp4"]),  # a file of that name
+        ("*.mov", ["*.mov"]),  # likewise
+        ("[[]x].m*", ["[x].mp4"]),
+        ("none.mp4", ["none.mp4"]),  # no pattern; reading it will say what is wrong
+    ],
+)
+def test_a_pattern_stands_for_the_files_that_it_matches_but_a_file_of_its_name_comes_first(pattern, expected, season):
+    assert videos_in(str(season / pattern)) == [season / name for name in expected]
+
+
+def test_a_pattern_may_be_relative(season, monkeypatch):
+    monkeypatch.chdir(season)
+    assert videos_in("heat/*.mp4") == [Path("heat/a.mp4")]
+
+
+def test_a_pattern_that_matches_nothing_is_refused(run, video, season, capsys):
+    assert main([str(run), str(video), str(season / "z*.mp4")]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == f"error: {season / 'z*.mp4'}: no file matches this pattern\n"
+
+
+def test_the_answer_is_drawn_over_a_copy_of_each_video(run, tmp_path, capsys):
+    videos = [write_video(tmp_path / "dive.mp4", seed=1), write_video(tmp_path / "other.mov", seed=2)]
+    folder = tmp_path / "new" / "captioned"
+    assert main([str(run), *map(str, videos), "--save-video", str(folder), "--json"]) == 0
+    assert [json.loads(line)["video"] for line in capsys.readouterr().out.splitlines()] == [str(v) for v in videos]
+    assert sorted(path.name for path in folder.iterdir()) == ["dive.mp4", "other.mp4"]
+    assert [probe(path).num_frames for path in folder.iterdir()] == [12, 12]
+
+
+def test_a_copy_holds_the_window_only(run, video, tmp_path):
+    assert main([str(run), str(video), "--start", "0.08", "--end", "0.2", "--save-video", str(tmp_path)]) == 0
+    assert probe(tmp_path / "dive.mp4").num_frames == 3  # on screen from 0.08, 0.12 and 0.16 s on
+
+
+def test_no_file_is_written_over_by_a_copy(run, tmp_path, capsys):
+    source = write_video(tmp_path / "dive.mp4")
+    before = source.read_bytes()
+    assert main([str(run), str(source), "--save-video", str(tmp_path)]) == 1
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", f"error: {source}: is there already, and is not written over\n")
+    assert source.read_bytes() == before
+
+
+def test_two_videos_of_the_same_name_are_not_copied_into_one_file(run, tmp_path, capsys):
+    videos = [tmp_path / "heat" / "dive.mp4", tmp_path / "final" / "dive.mov"]
+    assert main([str(run), *map(str, videos), "--save-video", str(tmp_path / "out")]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert f"{tmp_path / 'out' / 'dive.mp4'}: would be the copy of {videos[0]} and of {videos[1]}" in printed.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_caption_says_the_dive_and_the_attributes_with_their_probabilities():
+    assert [line.replace("\u00a0", " ") for line in caption(an_answer("5253B"))] == [
+        "5253B  some dive, probability 0.50",
+        "some takeoff 0.90, some somersault 0.90, some twist 0.90, some position 0.90",
+    ]
+    assert caption(an_answer(None))[0] == "no valid dive (some takeoff, some somersault, some twist, some position)"

@@ -1,0 +1,164 @@
+"""Clips as tensors, and the order in which training sees them.
+
+Everything random about a training clip is a function of (seed, epoch, index), and the order of the clips one of (seed,
+epoch), so that training resumes without any state of the loader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from diveparse.configs import ClipConfig, FrameOrder
+from diveparse.datasets.cache import ClipCache
+from diveparse.datasets.diving48 import ClipRecord
+from diveparse.datasets.sampling import sample_frame_times
+from diveparse.datasets.seeding import stream_seed
+from diveparse.datasets.transforms import (
+    SPATIAL_VIEWS,
+    decode_size,
+    eval_transform,
+    random_area_share,
+    train_transform,
+)
+from diveparse.datasets.video import VideoError, VideoInfo, probe, read_frames
+
+AUGMENTATION, EPOCH_ORDER = 0, 1  # what a random stream is for
+
+
+class ClipItem(TypedDict):
+    clip: Tensor
+    label: int
+    index: int  # of the clip's record
+    problem: str  # of a damaged clip that was asked for: "" where there is none
+
+
+class ClipDataset(Dataset[ClipItem]):
+    """Clips of the records, transformed.
+
+    Training: the key is (epoch, index), as `EpochSampler` yields it, and the item's clip (time, 3, height, width).
+    Evaluation: the key is the index, and the clip (views, time, 3, height, width); `views` counts the (temporal,
+    spatial) ones, spatial running fastest.
+    cache: read instead of the videos. skip_damaged: where a clip cannot be read, training gets the one after it in
+    `records`, and evaluation a blank one, which must not be counted; `problem` says so and names the file.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[ClipRecord],
+        clip_cfg: ClipConfig,
+        *,
+        training: bool,
+        seed: int,
+        views: tuple[int, int] = (1, 1),
+        cache: ClipCache | None = None,
+        skip_damaged: bool = False,
+    ) -> None:
+        self.records, self.clip_cfg, self.training, self.seed, self.views = records, clip_cfg, training, seed, views
+        self.cache, self.skip_damaged = cache, skip_damaged
+        self.train_transform = train_transform(clip_cfg)
+        self.eval_transforms = [eval_transform(clip_cfg, position) for position in SPATIAL_VIEWS[views[1]]]
+        self._infos: dict[Path, VideoInfo] = {}  # what was probed in this process; a worker meets a clip every epoch
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> ClipItem:
+        """Raises: VideoError naming the clip's file if it cannot be read and damaged ones are not skipped, or if no
+        other can be read in its place."""
+        if self.training != isinstance(key, tuple):
+            raise TypeError(f"key must be {'(epoch, index)' if self.training else 'an index'}, got {key!r}")
+        parts = key if isinstance(key, tuple) else (key,)
+        index, problem = parts[-1], ""
+        # the transforms draw from torch's default generator, which the rest of the process must not see move
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(stream_seed(self.seed, AUGMENTATION, *parts))
+            try:
+                clip = self._read(index)
+            except VideoError as error:
+                if not self.skip_damaged:
+                    raise
+                problem = str(error)
+                index, clip = self._replacement(index, error)
+        return {"clip": clip, "label": self.records[index].label, "index": index, "problem": problem}
+
+    def _read(self, index: int) -> Tensor:
+        return self._train_clip(self.records[index]) if self.training else self._eval_clip(self.records[index])
+
+    def _replacement(self, index: int, error: VideoError) -> tuple[int, Tensor]:
+        """(index of the clip that stands in for a damaged one, the clip)."""
+        if not self.training:
+            size = self.clip_cfg.image_size
+            return index, torch.zeros(self.views[0] * self.views[1], self.clip_cfg.num_frames, 3, size, size)
+        for distance in range(1, len(self.records)):
+            stand_in = (index + distance) % len(self.records)
+            try:
+                return stand_in, self._read(stand_in)
+            except VideoError:
+                continue
+        raise VideoError(f"{error}; nor can any other of the {len(self.records)} clips be read")
+
+    def _train_clip(self, record: ClipRecord) -> Tensor:
+        info, duration_s = self._probe(record)
+        times_s = sample_frame_times(duration_s, self.clip_cfg.num_frames, generator=torch.default_generator)
+        size = decode_size(info, self.clip_cfg, area_share=random_area_share(self.clip_cfg))
+        return self._ordered(self.train_transform(self._read_frames(record, times_s, duration_s, size)))
+
+    def _eval_clip(self, record: ClipRecord) -> Tensor:
+        (info, duration_s), num_frames, num_temporal = self._probe(record), self.clip_cfg.num_frames, self.views[0]
+        views = [(i, num_temporal) for i in range(num_temporal)]
+        times_s = torch.cat([sample_frame_times(duration_s, num_frames, view=view) for view in views])
+        frames = self._read_frames(record, times_s, duration_s, decode_size(info, self.clip_cfg))
+        clips = [self._ordered(clip) for clip in frames.split(num_frames)]
+        return torch.stack([transform(clip) for clip in clips for transform in self.eval_transforms])
+
+    def _probe(self, record: ClipRecord) -> tuple[VideoInfo, float]:
+        """The clip's video, and how long the clip is in seconds."""
+        if self.cache is not None:
+            info = self.cache.info(record)
+        else:
+            if record.path not in self._infos:
+                self._infos[record.path] = probe(record.path)
+            info = self._infos[record.path]
+        return info, record.duration_s(info)
+
+    def _read_frames(self, record: ClipRecord, times_s: Tensor, duration_s: float, size: tuple[int, int]) -> Tensor:
+        """times_s: from the clip's start."""
+        if self.cache is not None:
+            return self.cache.read_frames(record, times_s, duration_s, size)
+        return read_frames(record.path, record.start_s + times_s, size)
+
+    def _ordered(self, clip: Tensor) -> Tensor:
+        return clip[torch.randperm(len(clip))] if self.clip_cfg.order is FrameOrder.SHUFFLED else clip
+
+
+class EpochSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index) without end, from any step on: resuming needs the number of the step and nothing else.
+
+    Each epoch visits every clip once in an order that depends on (seed, epoch) only, less the last, short batch.
+    """
+
+    def __init__(self, num_clips: int, batch_size: int, seed: int, start_step: int = 0) -> None:
+        """Raises: ValueError if there are fewer clips than one batch takes."""
+        if not 0 < batch_size <= num_clips:
+            raise ValueError(f"batch_size must be 1 to {num_clips}, the number of clips, got {batch_size}")
+        self.num_clips, self.batch_size, self.seed, self.start_step = num_clips, batch_size, seed, start_step
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.num_clips // self.batch_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, first_step = divmod(self.start_step, self.steps_per_epoch)
+        while True:
+            generator = torch.Generator().manual_seed(stream_seed(self.seed, EPOCH_ORDER, epoch))
+            order = torch.randperm(self.num_clips, generator=generator).tolist()
+            for step in range(first_step, self.steps_per_epoch):
+                batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+                yield [(epoch, index) for index in batch]
+            epoch, first_step = epoch + 1, 0

@@ -1,0 +1,39 @@
+"""Worker processes that start quickly, cleanly and end with their main process."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
+
+
+def worker_context(module: str) -> ForkServerContext:
+    """The context to start workers with: copies of a clean server process that has `module` loaded already.
+
+    Forking a process that already runs threads (torch's, TensorBoard's, CUDA's) can hang, and starting each worker from
+    nothing takes seconds. Workers ignore Ctrl-C, which reaches a whole terminal: the main process sees to their end.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([module])
+    if threading.current_thread() is threading.main_thread():  # no other can change what a signal does
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.signal(signal.SIGINT, before)
+    return context
+
+
+def end_with_main_process(*_: object) -> None:
+    """In a worker: do not outlive a main process that was killed. The server, which forked the worker, does."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,180 @@
+"""The configs for real Diving48, run dry: at their own tensor shapes, without the data set, a GPU or the network."""
+
+import functools
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch.utils.flop_counter import FlopCounterMode
+
+from diveparse.configs import Config, HeadKind, differing_options, load_config, options, run_folder
+from diveparse.datasets.clip_dataset import ClipDataset
+from diveparse.datasets.dives import DIVING48, DIVING48_TRAIN_COUNTS
+from diveparse.datasets.diving48 import ClipRecord
+from diveparse.datasets.rendered_set import write_clip
+from diveparse.datasets.synthetic import RenderedClip, Source, Split
+from diveparse.engine.loading import training_batches
+from diveparse.engine.loop import build_learner, count_updates, update
+from diveparse.models.classifier import DiveClassifier, build_classifier
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+ROOT = "data/diving48"
+RECIPES = [
+    path.stem for path in sorted(CONFIGS.glob("*.yaml")) if OmegaConf.load(path).get("data", {}).get("root") == ROOT
+]
+ESTIMATE = re.compile(r"one 80 GB GPU: \d+ GB, ([\d.]+) hours at (\d+) TFLOP/s in (fp32|bf16)")
+
+
+def recipe(name: str, *overrides: str) -> Config:
+    return load_config(CONFIGS / f"{name}.yaml", list(overrides))
+
+
+def header(name: str) -> str:
+    lines = (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    return "\n".join(line for line in lines if line.startswith("#"))
+
+
+def differing(one: str, other: str) -> set[str]:
+    return {line.partition(":")[0] for line in differing_options(recipe(one), recipe(other))}
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> list[ClipRecord]:
+    """Two rendered clips, each listed as often as an update of any recipe needs."""
+    folder = tmp_path_factory.mktemp("rgb")
+    listed = []
+    for label in (0, 5):
+        dive = DIVING48[label]
+        sources = (Source.draw(0, Split.TRAIN, number, 1.0) for number in range(200))
+        clip = RenderedClip(next(source for source in sources if source.has_board_for(dive)), dive, label)
+        path = folder / f"{clip.name}.mp4"
+        write_clip(clip, (120, 160), path)
+        listed.append(ClipRecord(path, clip.name, clip.source.name, label))
+    return listed * 32
+
+
+def on_meta(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> DiveClassifier:
+    """The recipe's model without its numbers: shapes only, so that any size is built and run at once."""
+    monkeypatch.setattr(torch, "linspace", functools.partial(torch.linspace, device="cpu"))  # its values are looked at
+    with torch.device("meta"):
+        return build_classifier(replace(cfg, backbone=replace(cfg.backbone, weights=None)), DIVING48)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_fits_together_at_its_own_shapes_and_takes_as_long_as_its_header_says(name, monkeypatch):
+    cfg = recipe(name)
+    model = on_meta(cfg, monkeypatch)
+    shape = (cfg.train.batch_size, cfg.clip.num_frames, 3, cfg.clip.image_size, cfg.clip.image_size)
+    clips, labels = torch.empty(shape, device="meta"), torch.zeros(shape[0], dtype=torch.long, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        loss, _ = model.loss(clips, labels)
+    loss.backward()
+    assert loss.shape == ()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    build_learner(model, cfg.train, 100, torch.device("cpu"))
+
+    # an epoch: three forward passes' worth for a training clip, the backward pass costing two, and one for the others
+    num_passes = sum(DIVING48_TRAIN_COUNTS) * (3 * (1 - cfg.data.val_fraction) + cfg.data.val_fraction)
+    found = ESTIMATE.search(header(name))
+    hours, flops_per_hour = float(found[1]), float(found[2]) * 1e12 * 3600
+    flops_per_pass = counter.get_total_flops() / cfg.train.batch_size
+    assert hours == pytest.approx(cfg.train.num_epochs * num_passes * flops_per_pass / flops_per_hour, rel=0.03)
+    assert found[3] == cfg.train.precision.value
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if not name.endswith("flat")])  # which read the same clips
+def test_a_recipe_reads_batches_of_its_shape(name, records):
+    cfg = recipe(name)
+    clips = ClipDataset(records, cfg.clip, training=True, seed=0)
+    batch = next(training_batches(clips, cfg.train, 0, start_step=0, num_workers=0))
+    size = cfg.clip.image_size
+    assert batch["clip"].shape == (cfg.train.batch_size, cfg.clip.num_frames, 3, size, size)
+    assert batch["clip"].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("diving48_original_flat", ()),
+        ("diving48_modern_structured", ("train.batch_size=1", "train.accumulation_steps=1")),
+    ],
+)
+def test_a_recipe_updates_a_network_of_its_width_with_clips_of_its_shape(name, overrides, records):
+    one_block = ("backbone.weights=null", "backbone.depth=1")  # of twelve: seconds, not minutes
+    cfg = recipe(name, *one_block, *overrides)
+    torch.manual_seed(0)
+    model = build_classifier(cfg, DIVING48)
+    before = {parameter: value.detach().clone() for parameter, value in model.named_parameters()}
+    learner = build_learner(model, cfg.train, 2, torch.device("cpu"))
+    clips = ClipDataset(records, cfg.clip, training=True, seed=0)
+    batches = training_batches(clips, cfg.train, 0, start_step=0, num_workers=0)
+    state = update(model, learner, batches, records, cfg.train)
+    assert 0 < state["grad_norm"] < float("inf")
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    still = {parameter for parameter, value in model.named_parameters() if torch.equal(value, before[parameter])}
+    waiting = {name for name in before if name.startswith("backbone.blocks.0.time_") and "time_proj" not in name}
+    assert still <= waiting  # for the projection after them, which starts at zero
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_holds_only_what_differs_from_the_defaults(name):
+    written = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{name}.yaml"))
+    sections = {section: values for section, values in written.items() if isinstance(values, dict)}
+    flat = {option: value for option, value in written.items() if option not in sections}
+    flat |= {f"{section}.{option}": value for section, values in sections.items() for option, value in values.items()}
+    defaults = options(Config())
+    assert [option for option, value in flat.items() if defaults[option] == value] == []
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_header_of_a_recipe_gives_its_commands(name):
+    assert f"python tools/prepare.py diving48 {ROOT}" in header(name)
+    assert f"python tools/train.py configs/{name}.yaml" in header(name)
+    assert f"python tools/test.py {run_folder(recipe(name))}" in header(name)
+
+
+@pytest.mark.parametrize("kind", ["original", "modern"])
+def test_the_arms_of_a_recipe_differ_in_nothing_but_the_head(kind):
+    flat, structured = f"diving48_{kind}_flat", f"diving48_{kind}_structured"
+    assert differing(flat, structured) == {"arm", "head.kind"}
+    assert (recipe(flat).head.kind, recipe(structured).head.kind) == (HeadKind.FLAT, HeadKind.JOINT)
+
+
+@pytest.mark.parametrize("num_frames", [8, 16, 32])
+def test_the_recipes_of_other_frame_counts_differ_from_the_original_in_nothing_else(num_frames):
+    name = f"diving48_frames_{num_frames}"
+    assert differing("diving48_original_structured", name) == {"arm", "clip.num_frames"}
+    assert recipe(name).clip.num_frames == num_frames
+
+
+@pytest.mark.parametrize(
+    ("name", "num_frames", "image_size", "other"),
+    [("diving48_hr", 16, 448, {"backbone.weights", "clip.image_size"}), ("diving48_long", 96, 224, set())],
+)
+def test_the_variants_of_the_paper_take_as_many_clips_an_update_as_the_modern_recipe(
+    name, num_frames, image_size, other
+):
+    cfg, modern = recipe(name), recipe("diving48_modern_structured")
+    assert (cfg.clip.num_frames, cfg.clip.image_size) == (num_frames, image_size)
+    sizes = {"clip.num_frames", "train.batch_size", "train.accumulation_steps", "test.batch_size"}
+    assert differing("diving48_modern_structured", name) == {"arm"} | sizes | other
+    assert count_updates(1000, cfg.train) == count_updates(1000, modern.train)
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("clip.rand_augment_magnitude=31", "clip.rand_augment_magnitude must be between 0 and 30, got 31"),
+        ("clip.rand_augment_magnitude=-1", "clip.rand_augment_magnitude must be between 0 and 30, got -1"),
+        ("clip.erasing_probability=1.5", r"clip.erasing_probability must be in \[0, 1\], got 1.5"),
+        ("clip.erasing_probability=nan", r"clip.erasing_probability must be in \[0, 1\], got nan"),
+        ("train.layer_decay=0", r"train.layer_decay must be in \(0, 1\], got 0.0"),
+        ("train.layer_decay=1.1", r"train.layer_decay must be in \(0, 1\], got 1.1"),
+    ],
+)
+def test_an_impossible_value_of_a_recipes_options_is_refused_by_name(override, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        recipe("diving48_modern_flat", override)
