@@ -11,9 +11,12 @@ import importlib.metadata
 import multiprocessing
 import os
 import sys
+import tempfile
 import time
 from bisect import bisect_right
 from collections.abc import Callable
+from fractions import Fraction
+from functools import lru_cache, partial
 from pathlib import Path
 
 import av
@@ -23,14 +26,29 @@ from tabulate import tabulate
 from torch import Tensor
 from tqdm import tqdm
 
+from diveparse.configs import ClipConfig
+from diveparse.datasets.cache import (
+    CacheKind,
+    CacheSettings,
+    ClipCache,
+    build_cache,
+    cache_folder,
+    read_index,
+    read_settings,
+)
+from diveparse.datasets.diving48 import ClipRecord
 from diveparse.datasets.sampling import sample_frame_times
+from diveparse.datasets.transforms import cut_square, decode_size
 from diveparse.datasets.video import probe, read_frames
 
 Reader = Callable[[Path, Tensor, tuple[int, int]], Tensor]
 OURS = "diveparse"
+CACHES = {f"{OURS}, {kind.value} cache": kind for kind in CacheKind}
+CACHED_FRAMES, CACHED_SIDE = 48, 256  # as tools/prepare.py makes the training cache
 EPILOG = """\
 examples:
   python tools/benchmark.py loading data/diving48/rgb/*_00000.mp4 --repeats 9
+  python tools/benchmark.py loading data/diving48/rgb/*_00000.mp4 --height 720
 """
 
 
@@ -81,51 +99,104 @@ def main(argv: list[str] | None = None) -> int:
     loading.add_argument("--frames", type=int, default=24, help="evenly timed over each video (24)")
     loading.add_argument("--size", type=int, default=224, help="height and width of what is read, pixels (224)")
     loading.add_argument("--repeats", type=int, default=9, help="of every reader, in rotated order (9)")
+    loading.add_argument(
+        "--height", type=int, help="re-encode the videos at this height first, x264's medium preset and long GOPs"
+    )
     args = parser.parse_args(argv)
     try:
         if min(args.frames, args.size, args.repeats) < 1:
             raise ValueError("frames, size and repeats must be at least 1")
-        print(measure_loading(args.videos, args.frames, (args.size, args.size), args.repeats))
+        with tempfile.TemporaryDirectory() as folder:
+            videos = (
+                [at_height(video, args.height, Path(folder)) for video in args.videos] if args.height else args.videos
+            )
+            print(measure_loading(videos, args.frames, (args.size, args.size), args.repeats, Path(folder)))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def measure_loading(videos: list[Path], num_frames: int, size: tuple[int, int], num_repeats: int) -> str:
-    """Time and memory of every installed reader, as a table.
+def at_height(video: Path, height: int, folder: Path) -> Path:
+    """The whole video at another height (a multiple of 2), in its proportions and at its mean frame rate."""
+    if height < 2 or height % 2:
+        raise ValueError(f"height must be a multiple of 2, got {height}")
+    info, target = probe(video), folder / f"{video.stem}-{height}.mp4"
+    width = 2 * round(info.width * height / info.height / 2)
+    with av.open(str(target), "w") as file:
+        stream = file.add_stream("libx264", rate=Fraction(info.frame_rate_hz).limit_denominator(1001))
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        times_s = (torch.arange(info.num_frames) + 0.5) * (info.duration_s / info.num_frames)
+        for picture in read_frames(video, times_s, (height, width)).permute(0, 2, 3, 1).contiguous().numpy():
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        file.mux(stream.encode(None))
+    return target
+
+
+def read_from_cache(root: Path, kind: CacheKind, path: Path, times_s: Tensor, size: tuple[int, int]) -> Tensor:
+    """As training and evaluation read. The evaluation cache holds pictures in the video's proportions; their middle."""
+    cache = opened(cache_folder(root, kind))
+    record = as_clip(path)
+    info = cache.info(record)
+    if kind is CacheKind.TRAINING:
+        return cache.read_frames(record, times_s, info.duration_s, size)
+    kept_size = decode_size(info, ClipConfig(num_frames=len(times_s), image_size=size[0]))
+    return cut_square(cache.read_frames(record, times_s, info.duration_s, kept_size), size=size[0], position=0.5)
+
+
+@lru_cache
+def opened(folder: Path) -> ClipCache:
+    settings = read_settings(folder)
+    assert settings is not None  # it has just been made
+    return ClipCache(folder, settings, read_index(folder))
+
+
+def as_clip(video: Path) -> ClipRecord:
+    return ClipRecord(video, str(video.absolute()), source="", label=0)
+
+
+def measure_loading(videos: list[Path], num_frames: int, size: tuple[int, int], num_repeats: int, scratch: Path) -> str:
+    """Time and memory of every installed reader, and of both caches, as a table. scratch: a folder for the caches.
 
     A repeat reads all videos with every reader, each time beginning with another, on one core; the ratio is the median
     of the repeats' own ratios. Memory is what reading one video adds to a fresh process at its peak; the largest.
     """
     times_s = {video: sample_frame_times(probe(video).duration_s, num_frames) for video in videos}
-    names = [name for name, (_, package, _) in READERS.items() if is_installed(package)]
+    read = {name: reader for name, (reader, package, _) in READERS.items() if is_installed(package)}
+    for name, kind in CACHES.items():
+        cached = (CACHED_FRAMES, CACHED_SIDE) if kind is CacheKind.TRAINING else (num_frames, size[0])
+        list(build_cache(scratch, CacheSettings(kind, *cached), [as_clip(video) for video in videos], num_workers=1))
+        read[name] = partial(read_from_cache, scratch, kind)
+    names = list(read)
     if sys.platform != "linux":
         raise ValueError("measuring on one core, and memory, needs Linux")
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
     seconds = np.zeros((num_repeats, len(names)))
     for name in names:  # imports and file caches
-        read_all(name, times_s, size)
+        read_all(read[name], times_s, size)
     for repeat in tqdm(range(num_repeats), desc="reading", unit="repeat"):
         for k in range(len(names)):
             column = (repeat + k) % len(names)
             begun = time.perf_counter()
-            read_all(names[column], times_s, size)
+            read_all(read[names[column]], times_s, size)
             seconds[repeat, column] = time.perf_counter() - begun
     context = multiprocessing.get_context("spawn")
     with context.Pool(1, maxtasksperchild=1) as pool:
-        jobs = [(name, video, times_s[video], size) for name in names for video in videos]
-        extra = np.array(pool.map(extra_memory_mib, jobs, chunksize=1)).reshape(len(names), len(videos)).max(1)
+        peers = [name for name in names if name in READERS]
+        jobs = [(name, video, times_s[video], size) for name in peers for video in videos]
+        extra = np.array(pool.map(extra_memory_mib, jobs, chunksize=1)).reshape(len(peers), len(videos)).max(1)
+        memory = {name: f"{mib:.1f}" for name, mib in zip(peers, extra, strict=True)}
     rows = []
     for column, name in enumerate(names):
         ratio = np.median(seconds[:, column] / seconds[:, 0])
         milliseconds = 1000 * seconds[:, column] / len(videos)
         spread = f"{np.median(milliseconds):.1f} ({milliseconds.min():.1f} to {milliseconds.max():.1f})"
-        version = importlib.metadata.version(READERS[name][1])
-        rows.append([f"{name} ({READERS[name][1]} {version})", spread, f"{ratio:.2f}", f"{extra[column]:.1f}"])
+        package = READERS[name][1] if name in READERS else "av"
+        about_reader = f"{name} ({package} {importlib.metadata.version(package)})"
+        rows.append([about_reader, spread, f"{ratio:.2f}", memory.get(name, "-")])
     headers = ["reader", "ms a clip: median (range)", f"time / {OURS}'s", "extra memory, MiB"]
-    missing = [name for name in READERS if name not in names]
+    missing = [name for name in READERS if name not in read]
     note = f"\n\nnot installed: {', '.join(missing)}" if missing else ""
     about = f"{len(videos)} videos, {num_frames} frames of {size[0]} x {size[1]}, {num_repeats} repeats, one core"
     num_equal = sum(equals_full_decode(video, times) for video, times in times_s.items())
@@ -150,11 +221,11 @@ def is_installed(package: str) -> bool:
     return True
 
 
-def read_all(name: str, times_s: dict[Path, Tensor], size: tuple[int, int]) -> None:
+def read_all(read: Reader, times_s: dict[Path, Tensor], size: tuple[int, int]) -> None:
     for video, times in times_s.items():
-        frames = READERS[name][0](video, times, size)
+        frames = read(video, times, size)
         if frames.shape != (len(times), 3, *size):
-            raise ValueError(f"{video}: {name} gave {tuple(frames.shape)} instead of {(len(times), 3, *size)}")
+            raise ValueError(f"{video}: {read} gave {tuple(frames.shape)} instead of {(len(times), 3, *size)}")
 
 
 def extra_memory_mib(job: tuple[str, Path, Tensor, tuple[int, int]]) -> float:
