@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from fractions import Fraction
 from pathlib import Path
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from diveparse.datasets.atomic import TEMPORARY_SUFFIX, write_json, written_atomically
 from diveparse.datasets.dives import DIVING48, DIVING48_TEST_COUNTS, DIVING48_TRAIN_COUNTS, Dive
 from diveparse.datasets.kinematics import JOINTS
+from diveparse.datasets.rehearsal import assign, real_sources
 from diveparse.datasets.seeding import stream
 from diveparse.datasets.synthetic import RenderedClip, Source, Split
 
@@ -28,6 +29,11 @@ class ClassCounts(Enum):
 
     BALANCED = "balanced"  # the same for every class that has training clips
     DIVING48 = "diving48"  # in proportion to the V2 test split
+
+
+class Sources(Enum):
+    DRAWN = "drawn"  # of even sizes
+    DIVING48 = "diving48"  # with the names, sizes and frame rates of the real ones
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ class RenderSettings:
     clips_per_source: int = 12
     test_counts: str = ClassCounts.DIVING48.value
     seed: int = 0
+    sources: str = Sources.DRAWN.value
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -132,6 +139,8 @@ def plan_clips(settings: RenderSettings, split: Split) -> list[tuple[Source, int
         weights = list(DIVING48_TEST_COUNTS)
     rng = stream(settings.seed, split.value)
     labels = rng.permutation(np.repeat(np.arange(len(DIVING48)), class_counts(weights, total)))
+    if Sources(settings.sources) is Sources.DIVING48:
+        return assign(labels.tolist(), real_sources(settings.seed, split, settings.difficulty))
     num_sources = max(4, -(-len(labels) // settings.clips_per_source))
     able: dict[int, list[int]] = {label: [] for label in sorted(set(labels.tolist()))}
     sources: list[Source] = []
@@ -203,9 +212,9 @@ def claim_folder(root: Path, settings: RenderSettings) -> None:
     if path.exists():
         begun = json.loads(path.read_text())
         differing = [
-            f"{key}={begun.get(key)!r}, now {value!r}"
-            for key, value in asdict(settings).items()
-            if begun.get(key) != value
+            f"{field.name}={begun.get(field.name, field.default)!r}, now {getattr(settings, field.name)!r}"
+            for field in fields(settings)  # a folder of an earlier version lacks the newest ones
+            if begun.get(field.name, field.default) != getattr(settings, field.name)
         ]
         if differing:
             raise ValueError(

@@ -27,19 +27,22 @@ from diveparse.datasets.cache import (
     read_index,
 )
 from diveparse.datasets.clips import read_clips
-from diveparse.datasets.dives import Dive
+from diveparse.datasets.dives import DIVING48_TEST_COUNTS, DIVING48_TRAIN_COUNTS, Dive
 from diveparse.datasets.diving48 import ClipRecord
 from diveparse.datasets.inspection import REPORT_FILE, check_files, read_splits, report, unpack
-from diveparse.datasets.rendered_set import ClassCounts, RenderSettings, render_data_set, write_clip
+from diveparse.datasets.rendered_set import ClassCounts, RenderSettings, Sources, render_data_set, write_clip
 from diveparse.datasets.splits import DIVE_SETS
 from diveparse.datasets.synthetic import RenderedClip, Source, Split
 
+RESUMABLE = ("synthetic", "rehearsal", "diving48", "clips")
+GOES_ON = ": the same command goes on where it was"
 CACHE_SIZES = {CacheKind.TRAINING: (48, 256), CacheKind.EVALUATION: (24, 224)}  # frames, and pixels of a short side
 EPILOG = """\
 examples:
   python tools/prepare.py diving48 data/diving48
   python tools/prepare.py clips my_clips.csv --column dive_number=action_type --cache training
   python tools/prepare.py synthetic --out data/demo --train-clips 1500 --test-clips 300 --height 120
+  python tools/prepare.py rehearsal --out data/rehearsal --scale 0.04
   python tools/prepare.py dive 626C --out 626C.mp4
   python tools/prepare.py sheet 101B 5253B 626C --out sheet.png
 """
@@ -50,6 +53,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.command == "synthetic":
             render_set(args)
+        elif args.command == "rehearsal":
+            render_rehearsal(args)
         elif args.command == "dive":
             render_dive(args)
         elif args.command == "sheet":
@@ -59,10 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             return check_data_set(args)
     except KeyboardInterrupt:
-        goes_on = (
-            ": the same command goes on where it was" if args.command in ("synthetic", "diving48", "clips") else ""
-        )
-        print(f"stopped{goes_on}", file=sys.stderr)
+        print("stopped" + (GOES_ON if args.command in RESUMABLE else ""), file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -87,6 +89,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     synthetic.add_argument("--clips-per-source", type=int, default=12)
     synthetic.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
+    rehearsal = commands.add_parser("rehearsal", help="render clips in the shape of the real Diving48, to rehearse on")
+    rehearsal.add_argument("--out", type=Path, required=True, metavar="DIR", help="goes on where it stopped")
+    rehearsal.add_argument("--scale", type=float, default=0.04, help="share of the real 16,997 clips (0.04)")
+    rehearsal.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
     dive = commands.add_parser("dive", help="render one clip of any dive number")
     dive.add_argument("number", help="such as 5253B")
     dive.add_argument("--out", type=Path, required=True, metavar="FILE.mp4")
@@ -94,7 +100,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     sheet.add_argument("numbers", nargs="+", metavar="NUMBER")
     sheet.add_argument("--out", type=Path, required=True, metavar="FILE.png")
     sheet.add_argument("--frames", type=int, default=12)
-    for command, height in ((synthetic, 480), (dive, 480), (sheet, 120)):
+    for command, height in ((synthetic, 480), (rehearsal, 480), (dive, 480), (sheet, 120)):
         command.add_argument("--height", type=int, default=height, help="pixels; pictures are 4:3")
         command.add_argument("--difficulty", type=float, default=1.0, help="of camera, light, crowd; 0 (plain) to 1")
         command.add_argument("--seed", type=int, default=0)
@@ -227,6 +233,23 @@ def render_set(args: argparse.Namespace) -> None:
         test_counts=args.test_counts,
         seed=args.seed,
     )
+    render(args, settings)
+
+
+def render_rehearsal(args: argparse.Namespace) -> None:
+    """As many clips of each class and source as `scale` of the real data set has, under the real sources' names."""
+    settings = RenderSettings(
+        num_train_clips=round(args.scale * sum(DIVING48_TRAIN_COUNTS)),
+        num_test_clips=round(args.scale * sum(DIVING48_TEST_COUNTS)),
+        height=args.height,
+        difficulty=args.difficulty,
+        seed=args.seed,
+        sources=Sources.DIVING48.value,
+    )
+    render(args, settings)
+
+
+def render(args: argparse.Namespace, settings: RenderSettings) -> None:
     follow(render_data_set(args.out, settings, args.workers), unit="clip", desc="rendering")
     print(f"{args.out}: {settings.num_train_clips} training and {settings.num_test_clips} test clips, rendered")
 

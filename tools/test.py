@@ -14,7 +14,8 @@ examples:
 
 The test split is for the end; choose on validation (--split val writes validation_metrics.json and
 validation_predictions.csv). data.root, data.num_workers, data.cache, data.damaged, test.* and clip.order can be
-overridden, the rest is the run's own. With clip.order=shuffled, the control that destroys the order of the frames, the files' names begin with shuffled_.
+overridden, the rest is the run's own. With clip.order=shuffled, the control that destroys the order of the frames, the
+files' names begin with shuffled_.
 """
 
 

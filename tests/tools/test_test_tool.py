@@ -110,7 +110,10 @@ def test_the_final_metrics_lie_in_the_runs_own_tensorboard_log_beside_the_option
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["train.batch_size=2"], "testing can change data.root, data.num_workers, data.cache, data.damaged, test., clip.order only"),
+        (
+            ["train.batch_size=2"],
+            "testing can change data.root, data.num_workers, data.cache, data.damaged, test., clip.or",
+        ),
         (["clip.num_frames=2"], "testing can change"),
         (["test.num_spatial_views=2"], "test.num_spatial_views must be 1 or 3"),
         (["data.root=/nowhere"], "/nowhere"),
