@@ -18,7 +18,6 @@ import logging
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from enum import Enum
 from fractions import Fraction
@@ -38,7 +37,7 @@ from diveparse.datasets.atomic import write_json, written_atomically
 from diveparse.datasets.diving48 import NAME_PATTERN, ClipRecord
 from diveparse.datasets.sampling import sample_frame_times
 from diveparse.datasets.video import VideoError, VideoInfo, probe, read_frames
-from diveparse.datasets.workers import end_with_main_process, worker_context
+from diveparse.datasets.workers import worker_pool
 
 SETTINGS_FILE, INDEX_FILE = "settings.json", "index.jsonl"
 FORMAT = 1  # of the files; a change of how they are made makes the old ones stale
@@ -191,8 +190,7 @@ def build_cache(
     num_done = len(records) - len(todo)
     yield num_done, len(records)
     jobs = [(record, settings, folder) for record in todo]
-    pool = ProcessPoolExecutor(num_workers, worker_context(__name__), end_with_main_process)
-    with pool, (folder / INDEX_FILE).open("a", encoding="utf-8") as index:
+    with worker_pool(num_workers, __name__) as pool, (folder / INDEX_FILE).open("a", encoding="utf-8") as index:
         for number, entry in enumerate(pool.map(_build_clip, jobs, chunksize=2), start=num_done + 1):
             index.write("\n" + json.dumps(asdict(entry)))  # a line that a kill cut short stays a line of its own
             index.flush()

@@ -13,7 +13,6 @@ import tarfile
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from diveparse.datasets.dives import (
 from diveparse.datasets.diving48 import NAME_PATTERN, SPLITS, ClipRecord, read_annotations
 from diveparse.datasets.rendered_set import is_rendered
 from diveparse.datasets.video import VideoError, play
+from diveparse.datasets.workers import worker_pool
 
 LOG_FILE, REPORT_FILE = "inspection.jsonl", "inspection.json"
 KNOWN_COUNTS = {"train": DIVING48_TRAIN_COUNTS, "test": DIVING48_TEST_COUNTS}
@@ -71,7 +71,7 @@ def check_files(root: Path, records: Sequence[ClipRecord], num_workers: int) -> 
     present = [record.path for record in records if record.path.is_file()]
     todo = [path for path in present if not _is_current(done.get(path.stem), path)]
     yield len(present) - len(todo), len(present)
-    with ProcessPoolExecutor(num_workers) as pool, (root / LOG_FILE).open("a", encoding="utf-8") as log:
+    with worker_pool(num_workers, __name__) as pool, (root / LOG_FILE).open("a", encoding="utf-8") as log:
         for number, check in enumerate(pool.map(check_file, todo, chunksize=4), start=len(present) - len(todo) + 1):
             log.write("\n" + json.dumps(asdict(check)))  # a line that a kill cut short stays a line of its own
             log.flush()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from fractions import Fraction
@@ -20,6 +19,7 @@ from diveparse.datasets.kinematics import JOINTS
 from diveparse.datasets.rehearsal import assign, real_sources
 from diveparse.datasets.seeding import stream
 from diveparse.datasets.synthetic import RenderedClip, Source, Split
+from diveparse.datasets.workers import worker_pool
 
 SETTINGS_FILE = "rendered.json"  # marks a folder as rendered, so that no number from it passes for a Diving48 number
 
@@ -174,7 +174,7 @@ def render_data_set(root: Path, settings: RenderSettings, num_workers: int) -> I
     clips = [(source, label, number) for plan in plans.values() for source, label, number in plan]
     jobs = [(source, DIVING48[label].number, number, settings, root) for source, label, number in clips]
     num_frames = {}
-    with ProcessPoolExecutor(num_workers) as pool:
+    with worker_pool(num_workers, __name__) as pool:
         for done, (name, frames) in enumerate(pool.map(_render_job, jobs, chunksize=4), start=1):
             num_frames[name] = frames
             yield done, len(jobs)

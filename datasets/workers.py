@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 
@@ -25,6 +26,11 @@ def worker_context(module: str) -> ForkServerContext:
         finally:
             signal.signal(signal.SIGINT, before)
     return context
+
+
+def worker_pool(num_workers: int, module: str) -> ProcessPoolExecutor:
+    """Workers that functions of `module` are mapped over."""
+    return ProcessPoolExecutor(num_workers, worker_context(module), end_with_main_process)
 
 
 def end_with_main_process(*_: object) -> None:

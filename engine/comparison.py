@@ -17,7 +17,17 @@ from diveparse.datasets.dives import ATTRIBUTES
 from diveparse.engine.predictions import read_predictions
 from diveparse.engine.statistics import Comparison, Estimate, accuracy_over_sources, compare_arms
 
-SCORES = ("top1", "top5", "mean_class_accuracy", *ATTRIBUTES, "invalid_rate", "nll", "ece")
+SCORES = (
+    "top1",
+    "top5",
+    "mean_class_accuracy",
+    *ATTRIBUTES,
+    "invalid_rate",
+    "nll",
+    "nll_calibrated",
+    "ece",
+    "ece_calibrated",
+)
 INDIFFERENT = ("seed", "runs_dir", "data.num_workers")  # all that may differ in an arm; the last two change no weight
 
 

@@ -25,7 +25,9 @@ from diveparse.heads.recombine import INVALID
 ROW_NAMES = {"mean_class_accuracy": "mean class accuracy", "top1": "top-1", "top5": "top-5"} | {
     "invalid_rate": "invalid before decoding",
     "nll": "NLL (nats)",
+    "nll_calibrated": "NLL, calibrated",
     "ece": "calibration error",
+    "ece_calibrated": "calibration error, calibrated",
 }
 NOTES = """\
 Intervals are 95 % percentile bootstrap intervals that resample whole sources, the trained models held fixed. ± is the

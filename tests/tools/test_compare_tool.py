@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from diveparse.configs import Config, DataConfig, HeadConfig, HeadKind, save_config
 from diveparse.datasets.dives import ATTRIBUTES, DIVING48
 from diveparse.engine.comparison import SCORES
-from diveparse.engine.metrics import compute_metrics
+from diveparse.engine.metrics import calibrated_metrics, compute_metrics
 from diveparse.engine.predictions import Predictions, write_predictions
 from diveparse.heads.recombine import INVALID
 
@@ -52,7 +52,7 @@ def write_run(folder, arm, seed, *, skill, split="test", num_clips=NUM_CLIPS):
     cfg = Config(name="demo", arm=arm, seed=seed, data=DataConfig(root="data/demo"), head=head)
     save_config(cfg, folder / "config.yaml")
     about = {"split": split, "num_views": 1, "data_root": "data/demo", "rendered": True}
-    metrics = {**about, **compute_metrics(predictions, DIVING48)}
+    metrics = {**about, **compute_metrics(predictions, DIVING48), **calibrated_metrics(predictions, temperature=1.5)}
     (folder / "metrics.json").write_text(json.dumps(metrics))
     write_predictions(folder / "predictions.csv", predictions, DIVING48)
     return folder
@@ -88,6 +88,7 @@ def test_compare_prints_one_table_of_the_scores_and_the_paired_difference(compar
         "invalid before decoding": metrics[1]["invalid_rate"],
         "NLL (nats)": metrics[1]["nll"],
         "calibration error": metrics[1]["ece"],
+        "calibration error, calibrated": metrics[1]["ece_calibrated"],
     }.items():
         assert f"{value:.3f}" in rows[name]
     assert f"{metrics[1]['top1'] - metrics[0]['top1']:+.3f}" in rows["structured - flat"]
