@@ -4,6 +4,10 @@ Times are presentation times in seconds from the first frame shown, so variable 
 lists need no special care. A file is demultiplexed to its end first, which is cheap: its packets say when each frame is
 shown. Then only what the wanted frames need is decoded, from the keyframe before each, without the frames that no other
 refers to; and only the wanted frames are converted to pixels. The result is that of decoding everything, bit for bit.
+
+A file may come from anyone, so there are bounds to what it can make the reader do: FORMATS, none of which refers to
+other files; MAX_PIXELS of a picture; MAX_FRAMES, MAX_PACKETS and MAX_EXPANSION; and what an MP4 file may claim before
+it is opened (`mp4_claims`). What is beyond them is refused with a `VideoError`, as is what is damaged or cut short.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -31,13 +35,18 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Limits on what a header may claim, so that a hostile file cannot take all memory or time.
-MAX_PIXELS = 8192 * 8192
+from diveparse.datasets.mp4_claims import ExcessiveClaimError, refuse_excessive_claims
+
+FORMATS = "mov,matroska,avi,mpegts,mpeg,asf,flv,ogg,gif"  # MP4 is read by FFmpeg's mov, WebM by its matroska
+MAX_PIXELS = 8192 * 4320  # of 8K cinema; a decoder can hold some twenty such frames
 MAX_FRAMES = 1_000_000
+MAX_PACKETS = 4 * MAX_FRAMES  # of all streams
+MAX_EXPANSION = 10  # how many times a file's size its packets may take, where they are compressed or shown again
 # A file that ends this much before its header says has lost its end; a few milliseconds are how containers round.
 MISSING_END_S = 0.1
 # Packets are kept from the first pass up to this many bytes; those of longer videos are read again where needed.
 MAX_HELD_BYTES = 64 * 2**20
+PACKET_OVERHEAD_BYTES = 512  # what a packet takes beside its data
 
 
 class VideoError(ValueError):
@@ -112,11 +121,27 @@ def _open(path: Path | str) -> Iterator[_Video]:
             raise VideoError(f"{path}: expected a video file, got a folder or a device")
         if path.stat().st_size == 0:
             raise VideoError(f"{path}: the file is empty (0 bytes)")
-        # An absolute path cannot be taken for a URL, and what a playlist points to stays on this machine.
-        with av.open(str(path.absolute()), options={"protocol_whitelist": "file"}, metadata_errors="replace") as file:
+        with _open_container(path) as file:
             yield _Video(path, file)
     except (av.FFmpegError, OSError) as error:
         raise VideoError(f"{path}: cannot be read as a video: {error.strerror}") from error
+
+
+def _open_container(path: Path) -> InputContainer:
+    try:
+        refuse_excessive_claims(path)
+        options = {
+            "protocol_whitelist": "file",
+            "format_whitelist": FORMATS,
+            "max_pixels": str(MAX_PIXELS),  # some frames are decoded on opening
+            "ignore_chapters": "1",  # their titles can take any memory
+        }
+        # an absolute path cannot be taken for a URL
+        return av.open(str(path.absolute()), options=options, metadata_errors="replace")
+    except ExcessiveClaimError as error:
+        raise VideoError(f"{path}: {error}") from error
+    except av.ArgumentError as error:
+        raise VideoError(f"{path}: cannot be read as one of {FORMATS}") from error
 
 
 def _video_stream(path: Path, file: InputContainer) -> VideoStream:
@@ -128,7 +153,8 @@ def _video_stream(path: Path, file: InputContainer) -> VideoStream:
     if codec is None:
         raise VideoError(f"{path}: there is no decoder for this kind of video")
     if not 0 < codec.width * codec.height <= MAX_PIXELS:
-        raise VideoError(f"{path}: expected a picture of 1 to {MAX_PIXELS} pixels, got {codec.width}x{codec.height}")
+        got = f"{codec.width}x{codec.height}" if codec.width else "none that could be decoded"
+        raise VideoError(f"{path}: expected a picture of 1 to {MAX_PIXELS} pixels, got {got}")
     codec.options = {"max_pixels": str(MAX_PIXELS)}  # the size can change on the way
     codec.thread_count = 1  # worker processes share the cores, one file each
     return streams[0]
@@ -162,9 +188,13 @@ class _Video:
         self.shown_s = self._times_shown()
 
     def _see_packets(self) -> None:
-        num_bytes = 0
-        for packet in self.file.demux():
+        num_bytes, num_held_bytes, max_bytes = 0, 0, MAX_EXPANSION * self.file.size
+        for number, packet in enumerate(self._demux()):
             is_video = packet.stream_index == self.stream.index
+            num_bytes += packet.size
+            if num_bytes > max_bytes or number == MAX_PACKETS:
+                limits = f"{MAX_PACKETS} packets of {max_bytes} bytes"
+                raise VideoError(f"{self.path}: expected at most {limits}, got more")
             if packet.pts is not None and not packet.is_discard:
                 end = packet.pts + (packet.duration or 0)
                 first, last = self.spans.get(packet.stream_index, (packet.pts, end))
@@ -176,13 +206,18 @@ class _Video:
             if len(self.packets) == MAX_FRAMES:
                 raise VideoError(f"{self.path}: expected at most {MAX_FRAMES} frames")
             self.packets.append(_PacketInfo(packet.pts, packet.dts, packet.is_keyframe, not packet.is_discard))
-            num_bytes += packet.size
-            if num_bytes > MAX_HELD_BYTES:
+            num_held_bytes += packet.size + PACKET_OVERHEAD_BYTES
+            if num_held_bytes > MAX_HELD_BYTES:
                 self.held = None
             if self.held is not None:
                 self.held.append(packet)
         if not self.packets or self.stream.index not in self.spans:
             raise VideoError(f"{self.path}: the file holds no frame that can be shown")
+
+    def _demux(self, *streams: VideoStream) -> Iterator[Packet]:
+        # PyAV ends with an empty packet for each stream, and fails at one that turned up on the way (in MPEG-TS)
+        with suppress(IndexError):
+            yield from self.file.demux(*streams)
 
     def _refuse_missing_end(self) -> None:
         tick_s = {stream.index: stream.time_base or Fraction(1) for stream in self.file.streams}
@@ -198,8 +233,9 @@ class _Video:
     def _times_shown(self) -> list[float]:
         """When each frame comes on screen, ascending; (num_frames,) seconds from the first."""
         shown = [packet for packet in self.packets if packet.is_shown]
-        if self.is_avi and self.stream.average_rate:
-            return [float(index / self.stream.average_rate) for index in range(len(shown))]
+        rate_hz = self.stream.average_rate
+        if self.is_avi and rate_hz:
+            return [index * rate_hz.denominator / rate_hz.numerator for index in range(len(shown))]
         if any(packet.pts is None for packet in shown):
             raise VideoError(f"{self.path}: the frames have no times")
         return [self._seconds(pts) for pts in sorted(packet.pts for packet in shown if packet.pts is not None)]
@@ -252,19 +288,22 @@ class _Video:
         """Decode what the frames shown from these moments on need: from the keyframe before each up to itself."""
         wanted: set[int] = set()
         runs: list[range] = []
-        keyframes: list[int] = []
+        keyframes: list[tuple[float, int]] = []  # (pts, number), both ascending
         for number, packet in enumerate(self.packets):
-            if packet.is_keyframe or not keyframes:
-                keyframes.append(number)
+            if packet.is_keyframe:
+                pts = -math.inf if packet.pts is None else packet.pts
+                while keyframes and keyframes[-1][0] >= pts:
+                    keyframes.pop()  # whatever could start there can start here
+                keyframes.append((pts, number))
             if packet.pts is None or not packet.is_shown or self._seconds(packet.pts) not in starts_s:
                 continue
             wanted.add(number)
             # frames that are shown before the keyframe that they follow refer to what was before it
-            first = next((k for k in reversed(keyframes) if _is_shown_by(self.packets[k], packet.pts)), keyframes[0])
-            if runs and first < runs[-1].stop:
-                runs[-1] = range(min(first, runs[-1].start), number + 1)
-            else:
-                runs.append(range(first, number + 1))
+            before = bisect_right(keyframes, (packet.pts, number))
+            first = keyframes[before - 1][1] if before else 0
+            while runs and first < runs[-1].stop:
+                first = min(first, runs.pop().start)
+            runs.append(range(first, number + 1))
         for run in runs:
             keyframe_pts, is_checked = self.packets[run.start].pts, run.start == 0
             for frame in self._decode(run, wanted):
@@ -280,10 +319,14 @@ class _Video:
             self.decoder.flush_buffers()  # whatever the last run left
         for number, packet in zip(run, self._read_packets(run), strict=False):
             self.decoder.skip_frame = "DEFAULT" if wanted is None or number in wanted else "NONREF"
-            yield from self._sound(packet.decode(), number)
-        yield from self._sound(self.stream.decode(None), run.stop - 1)
+            yield from self._decode_packet(packet, number)
+        yield from self._decode_packet(None, run.stop - 1)
 
-    def _sound(self, frames: list[VideoFrame], number: int) -> list[VideoFrame]:
+    def _decode_packet(self, packet: Packet | None, number: int) -> list[VideoFrame]:
+        try:
+            frames = self.stream.decode(packet)
+        except av.FFmpegError as error:
+            raise VideoError(f"{self.path}: cannot be decoded near frame {number}: {error.strerror}") from error
         if any(frame.is_corrupt for frame in frames):
             raise VideoError(f"{self.path}: damaged near frame {number}")
         return frames
@@ -299,7 +342,7 @@ class _Video:
             raise VideoError(f"{self.path}: the frames have no times, and the file is too large to keep in memory")
         self.file.seek(start, stream=self.stream)
         found = False
-        for packet in self.file.demux(self.stream):
+        for packet in self._demux(self.stream):
             found = found or packet.pts == first.pts  # after seeking, Matroska gives other decoding times
             if found and packet.size > 0:
                 yield packet
@@ -307,13 +350,18 @@ class _Video:
             raise VideoError(f"{self.path}: cannot be played from frame {run.start} on")
 
 
-def _is_shown_by(packet: _PacketInfo, pts: int) -> bool:
-    return packet.pts is None or packet.pts <= pts
-
-
 def _quarter_turns(frame: VideoFrame) -> int:
     """How often to turn the picture counter-clockwise by 90 degrees so that it stands upright."""
-    return round(frame.rotation / 90) % 4
+    return round(frame.rotation / 90) % 4 if abs(frame.rotation) <= 180 else 0  # a matrix of zeros has no angle
+
+
+def _is_flipped(frame: VideoFrame) -> bool:
+    """Whether the picture is to be flipped upside down before it is turned."""
+    with suppress(KeyError, ValueError):  # it says nothing on that; or, beside it, something that PyAV does not know
+        data = frame.side_data["DISPLAYMATRIX"]  # type: ignore[typeddict-item]  # PyAV's hints lack it
+        matrix = np.frombuffer(memoryview(data), np.int32).reshape(3, 3)
+        return bool(np.linalg.det(matrix[:2, :2]) < 0)
+    return False
 
 
 def _upright_size(frame: VideoFrame) -> tuple[int, int]:
@@ -326,6 +374,7 @@ class _Canvas:
     def __init__(self, num_times: int, size: tuple[int, int] | None) -> None:
         self.num_times, self.size = num_times, size
         self.reformatter = VideoReformatter()
+        self.is_flipped = False
         self.last: tuple[int, VideoFrame] | None = None
 
     @cached_property
@@ -338,9 +387,13 @@ class _Canvas:
             self.pixels[index] = self.pixels[self.last[0]]
             return
         self.size = self.size or _upright_size(frame)
+        if self.last is None:  # asked for once only: PyAV keeps a frame in memory that was asked
+            self.is_flipped = _is_flipped(frame)
         turns = _quarter_turns(frame)
         height, width = self.size[::-1] if turns % 2 else self.size
         as_stored = np.rot90(self.pixels[index], -turns, axes=(1, 2))  # a view
+        if self.is_flipped:
+            as_stored = as_stored[:, ::-1]
         if (height, width) == (frame.height, frame.width):
             as_stored[:] = frame.to_ndarray(format="rgb24", threads=1).transpose(2, 0, 1)
         else:

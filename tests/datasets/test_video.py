@@ -2,7 +2,7 @@ import math
 import random
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -124,28 +124,28 @@ def test_only_what_the_wanted_frames_need_is_decoded(
     assert not set(range(20)) & set(decoded)
 
 
-@pytest.mark.parametrize("order", ["backwards", "to and fro"])
 def test_no_order_of_times_makes_frames_be_decoded_again_and_again(
-    order: str, tmp_path: Path, write_video: WriteVideo, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, write_video: WriteVideo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     num_frames = 200
-    path = write_video(tmp_path / "clip.mkv", num_frames=num_frames, codec="mjpeg", pix_fmt="yuvj420p")
-    forwards = [packet.pts for packet in packets_of(path)]
-    times = forwards[::-1]
-    if order == "to and fro":  # every other frame is shown before all others
-        times = [
-            time for pair in zip(forwards[num_frames // 2 :], times[num_frames // 2 :], strict=True) for time in pair
-        ]
+    path = write_video(tmp_path / "clip.mkv", num_frames=num_frames, options={"g": "2", "bf": "0"})
+    packets = packets_of(path)
+    ticks = [packet.pts for packet in packets]
+    # the keyframes come in the second half, and each of the others before all that were there
+    ticks = [
+        tick for pair in zip(ticks[num_frames // 2 :], ticks[num_frames // 2 - 1 :: -1], strict=True) for tick in pair
+    ]
     scrambled = tmp_path / "scrambled.mkv"
     with (
         av.open(str(path)) as source,
         av.open(str(scrambled), "w", options={"avoid_negative_ts": "disabled"}) as target,
     ):
         stream = target.add_stream_from_template(source.streams.video[0])
-        for index, packet in enumerate(packets_of(path)):
-            packet.pts, packet.dts, packet.stream = times[index], index - num_frames, stream
-            packet.is_keyframe = order == "backwards" or index % 2 == 0
+        for index, (packet, tick) in enumerate(zip(packets, ticks, strict=True)):
+            packet.pts, packet.dts, packet.stream = tick, index - num_frames, stream
             target.mux(packet)
+    times_s = [index / 25 for index in range(num_frames)]
+    expected = read_frames(path, times_s)[np.argsort(ticks)]
     num_decoded = 0
     decode_packet = video._Video._decode_packet
 
@@ -155,9 +155,8 @@ def test_no_order_of_times_makes_frames_be_decoded_again_and_again(
         return decode_packet(self, packet, number)
 
     monkeypatch.setattr(video._Video, "_decode_packet", spy)
-    shown = read_frames(scrambled, [index / 25 for index in range(num_frames)])
-    assert num_decoded <= 3 * num_frames
-    assert torch.equal(shown, read_frames(path, [index / 25 for index in range(num_frames)])[np.argsort(times)])
+    assert torch.equal(read_frames(scrambled, times_s), expected)
+    assert num_decoded <= 2 * num_frames
 
 
 @pytest.mark.parametrize("suffix", [".mkv", ".avi", ".mov", ".ts"])
@@ -444,6 +443,17 @@ def test_more_packets_than_the_limit_are_refused(
     monkeypatch.setattr(video, "MAX_PACKETS", 20)
     with pytest.raises(VideoError, match=r"expected at most 20 packets of \d+ bytes, got more"):
         probe(path)
+
+
+def test_a_stream_that_turns_up_on_the_way_does_no_harm() -> None:
+    class File:
+        def demux(self) -> Iterator[str]:
+            yield from ("a packet", "the last packet")
+            raise IndexError("list index out of range")  # as PyAV does, depending on what memory holds
+
+    opened = object.__new__(video._Video)
+    opened.file = File()
+    assert list(opened._demux()) == ["a packet", "the last packet"]
 
 
 @pytest.mark.parametrize("codec", ["libx264", "libx265", "libvpx", "libvpx-vp9", "mpeg4", "mpeg2video", "mjpeg"])
