@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
@@ -14,18 +13,17 @@ from pathlib import Path
 import av
 import matplotlib
 import numpy as np
-from av.container import InputContainer, OutputContainer
+from av.container import OutputContainer
 from av.packet import Packet
-from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace
-from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from diveparse.datasets.atomic import written_atomically
-from diveparse.datasets.video import VideoError
+from diveparse.datasets.orientation import is_flipped, quarter_turns, upright_size
+from diveparse.datasets.video import VideoError, open_stream
 
 FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"  # Pillow's own has no ½
 LETTERS_PER_SIDE = 24  # heights of a letter in the shorter side of a picture
@@ -109,7 +107,7 @@ class _Survey:
 
 
 def _survey(path: Path) -> _Survey:
-    with _open(path) as (file, stream):
+    with open_stream(path) as (file, stream):
         # an edit list can hide frames that others need
         shown = [packet.pts for packet in file.demux(stream) if packet.size and not packet.is_discard]
         rate_hz, tick_s, first_pts = stream.average_rate or Fraction(25), stream.time_base, None
@@ -149,7 +147,7 @@ def _frames_on_screen(path: Path, survey: _Survey, start_s: float, end_s: float)
 
 def _decode(path: Path, survey: _Survey, from_s: float) -> Iterator[tuple[int, VideoFrame]]:
     """(ticks, frame), ascending, from a keyframe before from_s on, as well as the file's index leads there."""
-    with _open(path) as (file, stream):
+    with open_stream(path) as (file, stream):
         if from_s > 0 and survey.first_pts is not None:
             file.seek(survey.first_pts + int(from_s / survey.tick_s), stream=stream)
         last = -1
@@ -165,35 +163,20 @@ def _decode(path: Path, survey: _Survey, from_s: float) -> Iterator[tuple[int, V
                 last = ticks
 
 
-@contextmanager
-def _open(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open a file's video, and name the file in whatever goes wrong with it until it is closed again."""
-    try:
-        with av.open(str(path.absolute()), options={"protocol_whitelist": "file"}, metadata_errors="replace") as file:
-            # the cover picture of an audio file is a video stream too
-            streams = [stream for stream in file.streams.video if not stream.disposition & Disposition.attached_pic]
-            if not streams:
-                raise VideoError(f"{path}: the file holds no video stream")
-            streams[0].thread_type = "AUTO"
-            yield file, streams[0]
-    except av.FFmpegError as error:
-        raise VideoError(f"{path}: cannot be read as a video: {error.strerror}") from error
-
-
 def _encode(
     frames: Iterable[tuple[int, VideoFrame]], survey: _Survey, file: OutputContainer, lines: Sequence[str]
 ) -> None:
     """Draw on each frame and write it. frames: one or more, as `_frames_on_screen` gives them."""
     frames = iter(frames)
     first_ticks, first = next(frames)
-    size = _upright_size(first)
+    size, flipped = upright_size(first), is_flipped(first)
     scale = -(-SMALLEST_SIDE_PX // min(size))
     height, width = (side * scale + side * scale % 2 for side in size)
     stream = file.add_stream("libx264", rate=survey.rate_hz, options=ENCODING)
     stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
     context, aspect = stream.codec_context, survey.pixel_aspect
     context.time_base = survey.tick_s
-    context.sample_aspect_ratio = 1 / aspect if _quarter_turns(first) % 2 else aspect
+    context.sample_aspect_ratio = 1 / aspect if quarter_turns(first) % 2 else aspect
     context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
     band = draw_band(lines, height, width)
     opacity = band[..., 3:] / np.float32(255)
@@ -206,7 +189,7 @@ def _encode(
             file.mux(packet)
 
     for ticks, frame in chain([(first_ticks, first)], frames):
-        pixels = _upright_pixels(frame, size).repeat(scale, axis=0).repeat(scale, axis=1)
+        pixels = _upright_pixels(frame, size, flipped).repeat(scale, axis=0).repeat(scale, axis=1)
         pixels = np.pad(pixels, ((0, height - pixels.shape[0]), (0, width - pixels.shape[1]), (0, 0)), mode="edge")
         pixels[-len(band) :] = np.rint(pixels[-len(band) :] * (1 - opacity) + words)
         drawn = VideoFrame.from_ndarray(pixels, format="rgb24").reformat(
@@ -218,17 +201,9 @@ def _encode(
     write(stream.encode(None))
 
 
-def _quarter_turns(frame: VideoFrame) -> int:
-    """How often to turn the picture counter-clockwise by 90 degrees so that it stands upright."""
-    return round(frame.rotation / 90) % 4
-
-
-def _upright_size(frame: VideoFrame) -> tuple[int, int]:
-    return (frame.width, frame.height) if _quarter_turns(frame) % 2 else (frame.height, frame.width)
-
-
-def _upright_pixels(frame: VideoFrame, size: tuple[int, int]) -> NDArray[np.uint8]:
+def _upright_pixels(frame: VideoFrame, size: tuple[int, int], flipped: bool) -> NDArray[np.uint8]:
     """RGB pixels (height, width, 3), resized where the size changes on the way. size: (height, width), upright."""
-    turns = _quarter_turns(frame)
+    turns = quarter_turns(frame)
     height, width = size[::-1] if turns % 2 else size
-    return np.rot90(frame.to_ndarray(format="rgb24", height=height, width=width), turns)
+    pixels = frame.to_ndarray(format="rgb24", height=height, width=width)
+    return np.rot90(pixels[::-1] if flipped else pixels, turns)

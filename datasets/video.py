@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diveparse.datasets.mp4_claims import ExcessiveClaimError, refuse_excessive_claims
+from diveparse.datasets.orientation import is_flipped, quarter_turns, upright_size
 
 FORMATS = "mov,matroska,avi,mpegts,mpeg,asf,flv,ogg,gif"  # MP4 is read by FFmpeg's mov, WebM by its matroska
 MAX_PIXELS = 8192 * 4320  # of 8K cinema; a decoder can hold some twenty such frames
@@ -112,8 +113,17 @@ def read_frames(path: Path | str, times_s: Sequence[float] | Tensor, size: tuple
 
 @contextmanager
 def _open(path: Path | str) -> Iterator[_Video]:
-    """Open a file and name it in whatever goes wrong with it until it is closed again."""
     path = Path(path)
+    with open_stream(path) as (file, stream):
+        yield _Video(path, file, stream)
+
+
+@contextmanager
+def open_stream(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Open a file and its video, and name the file in whatever goes wrong with it until it is closed again.
+
+    Raises: VideoError if it is missing, empty or none of FORMATS, holds no video, or claims more than the bounds above.
+    """
     try:
         if not path.exists():
             raise VideoError(f"{path}: there is no such file")
@@ -122,7 +132,7 @@ def _open(path: Path | str) -> Iterator[_Video]:
         if path.stat().st_size == 0:
             raise VideoError(f"{path}: the file is empty (0 bytes)")
         with _open_container(path) as file:
-            yield _Video(path, file)
+            yield file, _video_stream(path, file)
     except (av.FFmpegError, OSError) as error:
         raise VideoError(f"{path}: cannot be read as a video: {error.strerror}") from error
 
@@ -170,8 +180,8 @@ class _PacketInfo(NamedTuple):
 class _Video:
     """An open file whose packets have all been seen: it knows when which frame is shown, before it decodes any."""
 
-    def __init__(self, path: Path, file: InputContainer) -> None:
-        self.path, self.file, self.stream = path, file, _video_stream(path, file)
+    def __init__(self, path: Path, file: InputContainer, stream: VideoStream) -> None:
+        self.path, self.file, self.stream = path, file, stream
         self.decoder: CodecContext = self.stream.codec_context
         self.tick_s = self.stream.time_base or Fraction(1)
         # AVI keeps no presentation times: its frames are evenly spaced in the order in which they come out
@@ -245,7 +255,7 @@ class _Video:
 
     def info(self, frame: VideoFrame) -> VideoInfo:
         """frame: any, since only decoded frames know how the picture is turned."""
-        height, width = _upright_size(frame)
+        height, width = upright_size(frame)
         num_frames, codec = len(self.shown_s), self.decoder.name
         return VideoInfo(self.duration_s, num_frames, num_frames / self.duration_s, width, height, codec)
 
@@ -350,24 +360,6 @@ class _Video:
             raise VideoError(f"{self.path}: cannot be played from frame {run.start} on")
 
 
-def _quarter_turns(frame: VideoFrame) -> int:
-    """How often to turn the picture counter-clockwise by 90 degrees so that it stands upright."""
-    return round(frame.rotation / 90) % 4 if abs(frame.rotation) <= 180 else 0  # a matrix of zeros has no angle
-
-
-def _is_flipped(frame: VideoFrame) -> bool:
-    """Whether the picture is to be flipped upside down before it is turned."""
-    with suppress(KeyError, ValueError):  # it says nothing on that; or, beside it, something that PyAV does not know
-        data = frame.side_data["DISPLAYMATRIX"]  # type: ignore[typeddict-item]  # PyAV's hints lack it
-        matrix = np.frombuffer(memoryview(data), np.int32).reshape(3, 3)
-        return bool(np.linalg.det(matrix[:2, :2]) < 0)
-    return False
-
-
-def _upright_size(frame: VideoFrame) -> tuple[int, int]:
-    return (frame.width, frame.height) if _quarter_turns(frame) % 2 else (frame.height, frame.width)
-
-
 class _Canvas:
     """The pixels (num_times, 3, height, width) that frames are drawn on, upright; by default of the first's size."""
 
@@ -386,10 +378,10 @@ class _Canvas:
         if self.last is not None and self.last[1] is frame:  # one frame can be on screen at several of the times
             self.pixels[index] = self.pixels[self.last[0]]
             return
-        self.size = self.size or _upright_size(frame)
+        self.size = self.size or upright_size(frame)
         if self.last is None:  # asked for once only: PyAV keeps a frame in memory that was asked
-            self.is_flipped = _is_flipped(frame)
-        turns = _quarter_turns(frame)
+            self.is_flipped = is_flipped(frame)
+        turns = quarter_turns(frame)
         height, width = self.size[::-1] if turns % 2 else self.size
         as_stored = np.rot90(self.pixels[index], -turns, axes=(1, 2))  # a view
         if self.is_flipped:

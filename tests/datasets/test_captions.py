@@ -52,6 +52,7 @@ def assert_like(copy: Path, source: Path, scale: int = 1) -> None:
         {"rotation": 90, "num_frames": 5},
         {"rotation": 180, "num_frames": 5},
         {"rotation": 270, "num_frames": 5},
+        {"rotation": 90, "flipped": True, "num_frames": 5},
     ],
     ids=str,
 )
@@ -196,3 +197,11 @@ def test_text_is_broken_between_words_but_not_at_a_no_break_space() -> None:
     assert " ".join(parts) == line
     assert len(parts) > 1
     assert all(font.getlength(part) <= 300 for part in parts)
+
+
+def test_a_playlist_is_refused_as_the_reader_refuses_it(tmp_path: Path, write_video: WriteVideo) -> None:
+    write_video(tmp_path / "dive.mp4", **LARGE, num_frames=3)
+    playlist = tmp_path / "list.mp4"
+    playlist.write_text("ffconcat version 1.0\nfile dive.mp4\n")
+    with pytest.raises(VideoError, match=r"list\.mp4: cannot be read as one of"):
+        write_captioned(playlist, tmp_path / "copy.mp4", LINES)
