@@ -40,7 +40,7 @@ from diveparse.datasets.video import VideoError, VideoInfo, probe, read_frames
 from diveparse.datasets.workers import worker_pool
 
 SETTINGS_FILE, INDEX_FILE = "settings.json", "index.jsonl"
-FORMAT = 1  # of the files; a change of how they are made makes the old ones stale
+FORMAT = 2  # of the files; a change of how they are made makes the old ones stale
 TICKS_PER_S = 90_000
 X264 = {"preset": "veryfast", "tune": "fastdecode", "crf": "20", "g": "8", "bf": "1", "threads": "1"}
 X264 |= {"x264-params": "b-adapt=0"}  # every second frame is one that no other refers to, so a reader can leave it out
@@ -75,8 +75,10 @@ class CacheSettings:
     def misfit(self, clip_cfg: ClipConfig, num_temporal_views: int) -> str | None:
         """Why clips of this config cannot be read from such a cache; None if they can."""
         if self.kind is CacheKind.TRAINING:
-            if clip_cfg.num_frames > self.num_frames or clip_cfg.image_size > self.short_side:
-                return f"it holds {self.num_frames} frames of {self.short_side} pixels, which are too few"
+            if clip_cfg.image_size > self.short_side:
+                return f"it holds pictures of {self.short_side} pixels, which are too small"
+            if self.num_frames % clip_cfg.num_frames:  # the times of a clip would not stay evenly apart
+                return f"{clip_cfg.num_frames} frames cannot be taken evenly from the {self.num_frames} that it holds"
         elif (clip_cfg.num_frames, clip_cfg.image_size) != (self.num_frames, self.short_side) or num_temporal_views > 1:
             return f"it holds one view of exactly {self.num_frames} frames of {self.short_side} pixels"
         return None
@@ -103,6 +105,12 @@ class CacheEntry:
         return now == (self.video_bytes, self.video_modified_ns, self.start_s, self.end_s)
 
 
+DEFAULTS = {
+    CacheKind.TRAINING: CacheSettings(CacheKind.TRAINING, num_frames=48, short_side=256),
+    CacheKind.EVALUATION: CacheSettings(CacheKind.EVALUATION, num_frames=24, short_side=224),
+}
+
+
 def cache_folder(root: Path, kind: CacheKind) -> Path:
     """Where the cache of a data set lies: in its folder, or beside the CSV of clips that `root` is."""
     return (root.with_suffix(".cache") if root.suffix.lower() == ".csv" else root / "cache") / kind.value
@@ -118,7 +126,7 @@ class ClipCache:
         """Of the clip's video. Raises: VideoError as reading the video did when the cache was made."""
         entry = self.entries[record.name]
         if entry.info is None:
-            raise VideoError(entry.problem or f"{record.path}: cannot be read")
+            raise VideoError(f"{entry.problem} (when the cache was made; tools/prepare.py tries again)")
         return VideoInfo(**entry.info)
 
     def read_frames(self, record: ClipRecord, times_s: Tensor, duration_s: float, size: tuple[int, int]) -> Tensor:
@@ -181,7 +189,8 @@ def build_cache(
     """
     folder = cache_folder(root, settings.kind)
     if read_settings(folder) != settings:
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(folder)
         write_json(folder / SETTINGS_FILE, settings.plain())
     entries = read_index(folder)
     todo = [record for record in records if not _is_done(folder, settings.kind, entries.get(record.name), record)]
@@ -197,10 +206,12 @@ def build_cache(
             yield number, len(records)
 
 
-def foretold_bytes(root: Path, kind: CacheKind, num_clips: int) -> int:
-    """How large the cache of so many clips will be, from those that are made."""
-    sizes = [entry.num_bytes for entry in read_index(cache_folder(root, kind)).values()]
-    return round(num_clips * sum(sizes) / max(1, len(sizes)))
+def foretold_bytes(folder: Path, records: Sequence[ClipRecord]) -> int:
+    """How large a cache of these clips will be, from those of them that are made."""
+    entries = read_index(folder)
+    made = [entries[record.name] for record in records if record.name in entries]
+    sizes = [entry.num_bytes for entry in made if entry.problem is None]
+    return round((len(records) - len(made) + len(sizes)) * sum(sizes) / max(1, len(sizes)))
 
 
 def read_settings(folder: Path) -> CacheSettings | None:
@@ -211,6 +222,7 @@ def read_settings(folder: Path) -> CacheSettings | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.pop("format") != FORMAT:
+            logger.warning("the cache %s is of another version and is not used; tools/prepare.py makes it anew", folder)
             return None
         return CacheSettings(**{**content, "kind": CacheKind(content["kind"])})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -237,10 +249,10 @@ def file_name(clip: str, kind: CacheKind) -> str:
 
 
 def _is_done(folder: Path, kind: CacheKind, entry: CacheEntry | None, record: ClipRecord) -> bool:
-    if entry is None or not entry.is_made_from(record):
+    if entry is None or entry.problem or not entry.is_made_from(record):  # what went wrong may have been mended
         return False
     path = folder / file_name(record.name, kind)
-    return entry.problem is not None or (path.is_file() and path.stat().st_size == entry.num_bytes)
+    return path.is_file() and path.stat().st_size == entry.num_bytes
 
 
 def _build_clip(job: tuple[ClipRecord, CacheSettings, Path]) -> CacheEntry:

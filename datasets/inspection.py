@@ -92,8 +92,10 @@ def read_log(root: Path) -> dict[str, FileCheck]:
 
 
 def _is_current(check: FileCheck | None, path: Path) -> bool:
+    if check is None or check.problem:  # what went wrong may have been mended, as a disk that could not be read
+        return False
     status = path.stat()
-    return check is not None and (check.num_bytes, check.modified_ns) == (status.st_size, status.st_mtime_ns)
+    return (check.num_bytes, check.modified_ns) == (status.st_size, status.st_mtime_ns)
 
 
 def unpack(archive: Path, root: Path) -> Iterator[tuple[int, int]]:

@@ -28,6 +28,7 @@ SCORES = (
     "ece",
     "ece_calibrated",
 )
+TESTED_ON = ("data_root", "rendered", "from_cache", "trained_from_cache")
 INDIFFERENT = ("seed", "runs_dir", "data.num_workers")  # all that may differ in an arm; the last two change no weight
 
 
@@ -41,6 +42,8 @@ class Run:
     num_views: int
     data_root: str  # that it was tested on, which need not be the one that it was trained on
     rendered: bool  # whether that held rendered dives
+    from_cache: bool  # whether the clips were read from the cache, not from their videos
+    trained_from_cache: bool
     num_classes_scored: int
     scores: dict[str, float]  # one for each of SCORES
     predictions: pd.DataFrame  # sorted by clip, so that runs pair row by row
@@ -117,6 +120,8 @@ def load_run(folder: Path) -> Run:
         num_views=int(metrics["num_views"]),
         data_root=str(metrics["data_root"]),
         rendered=bool(metrics["rendered"]),
+        from_cache=bool(metrics["from_cache"]),
+        trained_from_cache=bool(metrics["trained_from_cache"]),
         num_classes_scored=int(metrics["num_classes_scored"]),
         scores={name: float((metrics | metrics["attribute_accuracy"])[name]) for name in SCORES},
         predictions=read_predictions(folder / "predictions.csv").sort_values("clip", ignore_index=True),
@@ -140,6 +145,8 @@ def require_comparable(runs: list[Run]) -> None:
             ("tested with different numbers of views", first.num_views, other.num_views),
             ("tested on different data", Path(first.data_root).resolve(), Path(other.data_root).resolve()),
             ("their metrics.json differ in `rendered`", first.rendered, other.rendered),
+            ("only one was tested from the cache (data.cache=false reads videos)", first.from_cache, other.from_cache),
+            ("only one was trained from the cache", first.trained_from_cache, other.trained_from_cache),
             ("different data.val_fraction", first.config.data.val_fraction, other.config.data.val_fraction),
         ):
             if one != two:
@@ -220,7 +227,7 @@ def _read_metrics(path: Path) -> dict[str, Any]:
     attributes = metrics.get("attribute_accuracy") if isinstance(metrics, dict) else None
     if not isinstance(attributes, dict):
         raise ValueError(f"{path}: has no attribute_accuracy; tools/test.py writes it")
-    expected = ("split", "num_views", "data_root", "rendered", "num_classes_scored", *SCORES)
+    expected = ("split", "num_views", *TESTED_ON, "num_classes_scored", *SCORES)
     missing = [key for key in expected if key not in metrics | attributes]
     if missing:
         again = f"python tools/test.py {path.parent} --again"

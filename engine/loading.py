@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from diveparse.configs import Config, DamagedClips, TrainConfig
-from diveparse.datasets.cache import CacheKind, open_cache
+from diveparse.datasets.cache import CacheKind, cache_folder, open_cache
 from diveparse.datasets.clip_dataset import ClipDataset, EpochSampler
 from diveparse.datasets.diving48 import ClipRecord
 from diveparse.datasets.workers import end_with_main_process, worker_context
@@ -61,14 +61,24 @@ class MicroBatches:
 
 
 def build_clips(
-    cfg: Config, records: Sequence[ClipRecord], *, training: bool, views: tuple[int, int] = (1, 1)
+    cfg: Config,
+    records: Sequence[ClipRecord],
+    *,
+    training: bool,
+    views: tuple[int, int] = (1, 1),
+    from_cache: bool | None = None,
 ) -> ClipDataset:
     """The clips of these records as the config reads them: from the cache of `data.root` where there is one that suits.
 
-    Raises: ValueError if that cache is damaged.
+    from_cache: what a run began with, which it goes on with; None leaves it to the config and to what is there.
+    Raises: ValueError if that cache is damaged, or is no longer there.
     """
     kind = CacheKind.TRAINING if training else CacheKind.EVALUATION
-    cache = open_cache(Path(cfg.data.root), kind, records, cfg.clip, views[0]) if cfg.data.cache else None
+    wanted = cfg.data.cache if from_cache is None else from_cache
+    cache = open_cache(Path(cfg.data.root), kind, records, cfg.clip, views[0]) if wanted else None
+    if from_cache and cache is None:
+        folder = cache_folder(Path(cfg.data.root), kind)
+        raise ValueError(f"{folder}: the run began with clips of this cache, which must be there for it to go on")
     skip_damaged = cfg.data.damaged is DamagedClips.SKIP
     return ClipDataset(
         records, cfg.clip, training=training, seed=cfg.seed, views=views, cache=cache, skip_damaged=skip_damaged

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from tqdm import tqdm
 
-from diveparse.configs import Config, Precision, TrainConfig
+from diveparse.configs import Config, Precision, TrainConfig, run_folder
 from diveparse.datasets.atomic import write_json
 from diveparse.datasets.diving48 import ClipRecord
 from diveparse.datasets.splits import training_clips
@@ -26,7 +26,7 @@ from diveparse.engine.logging import flat_metrics, flush, log_confusion, log_sca
 from diveparse.engine.metrics import compute_metrics
 from diveparse.engine.optim import build_optimizer, build_schedule
 from diveparse.engine.progress import Progress, Totals
-from diveparse.engine.run import MODEL_UPDATE, TRAINED, open_run, record_environment
+from diveparse.engine.run import ENVIRONMENT, MODEL_UPDATE, TRAINED, open_run, record_environment, splits_from_cache
 from diveparse.models.classifier import DiveClassifier, build_classifier
 
 SMALLEST_LOSS_SCALE = 1.0  # fp16 gradients that overflow even at this scale do not overflow because of it
@@ -52,7 +52,12 @@ def train(cfg: Config, *, resume: bool = False) -> Path:
     seed_everything(cfg.seed, device)
     model = build_classifier(cfg, dive_set).to(device)
     learner = build_learner(model, cfg.train, num_steps, device)
-    clips, val_clips = build_clips(cfg, records, training=True), build_clips(cfg, val_records, training=False)
+    # a run goes on reading what it began with, cache or videos
+    begun = splits_from_cache(run_folder(cfg)) if resume and (run_folder(cfg) / ENVIRONMENT).is_file() else None
+    clips, val_clips = (
+        build_clips(cfg, split_records, training=split == "train", from_cache=None if begun is None else split in begun)
+        for split, split_records in (("train", records), ("val", val_records))
+    )
 
     run = open_run(cfg, resume=resume)  # not before: a config that cannot be trained leaves no folder behind
     resume_from_checkpoint(run, learner)
@@ -62,8 +67,8 @@ def train(cfg: Config, *, resume: bool = False) -> Path:
         write_json(run / TRAINED, {"num_updates": num_steps})  # a kill may have come just before it
         return run
     (run / TRAINED).unlink(missing_ok=True)  # there where the run had ended and now has more epochs
-    from_cache = [name for name, read in (("train", clips), ("val", val_clips)) if read.cache is not None]
-    record_environment(run, cfg.seed, from_cache)
+    cached = [split for split, read in (("train", clips), ("val", val_clips)) if read.cache is not None]
+    record_environment(run, cfg.seed, cached)
     batches = training_batches(clips, cfg.train, cfg.seed, start_step=progress.step, num_workers=cfg.data.num_workers)
     val_batches = evaluation_batches(val_clips, batch_size=cfg.test.batch_size, num_workers=cfg.data.num_workers)
 

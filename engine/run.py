@@ -15,6 +15,9 @@ CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 TRAINED = "trained.json"  # only of a run that has ended: how many updates that took
 MODEL_UPDATE = "model/update.json"  # how many of them are behind the model that is kept, the best on validation
 
+# options of which a run can go on with another value: which clips are sound and who reads them is no part of the recipe
+CHANGEABLE = ("data.damaged:", "data.num_workers:", "num_workers:")
+
 logger = logging.getLogger(__name__)
 
 
@@ -30,6 +33,10 @@ def open_run(cfg: Schema, *, resume: bool) -> Path:
             names = "name, arm or seed" if isinstance(cfg, Config) else "name"
             raise ValueError(f"{folder} already holds a run: add --resume to go on with it, or change {names}")
         differing = differing_options(load_config(config, [], type(cfg)), cfg)
+        changed = [line for line in differing if line.startswith(CHANGEABLE)]
+        if changed:
+            logger.info("going on with other options: %s", "; ".join(changed))
+        differing = [line for line in differing if line not in changed]
         if differing:
             raise ValueError(
                 f"{folder} was begun with other options and cannot go on with these: {'; '.join(differing)}"
@@ -46,6 +53,11 @@ def open_run(cfg: Schema, *, resume: bool) -> Path:
     return folder
 
 
+def splits_from_cache(run: Path) -> list[str]:
+    """The splits of a run that has begun whose clips were read from the cache when it began."""
+    return list(json.loads((run / ENVIRONMENT).read_text(encoding="utf-8")).get("from_cache", ()))
+
+
 def record_environment(run: Path, seed: int, from_cache: Sequence[str] = ()) -> None:
     """Describe what begins a run; add to it what resumes one, and say what has changed since.
 
@@ -56,9 +68,7 @@ def record_environment(run: Path, seed: int, from_cache: Sequence[str] = ()) -> 
         write_json(path, now)
         return
     begun = json.loads(path.read_text(encoding="utf-8"))
-    changed = [
-        name for name in ("commit", "python", "versions", "machine", "from_cache") if begun.get(name) != now[name]
-    ]
+    changed = [name for name in ("commit", "python", "versions", "machine") if begun.get(name) != now[name]]
     if changed:
         logger.warning("not what the run began with: %s; it may not repeat to the bit", ", ".join(changed))
     write_json(path, {**begun, "resumed": [*begun.get("resumed", []), now]})

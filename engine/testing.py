@@ -19,7 +19,7 @@ from diveparse.engine.loading import build_clips, evaluation_batches
 from diveparse.engine.logging import log_test
 from diveparse.engine.metrics import calibrated_metrics, compute_metrics
 from diveparse.engine.predictions import write_predictions
-from diveparse.engine.run import CONFIG, MODEL_UPDATE, TRAINED
+from diveparse.engine.run import CONFIG, MODEL_UPDATE, TRAINED, splits_from_cache
 from diveparse.models.classifier import DIVE, DiveClassifier
 
 # by testing; the rest is the run's own
@@ -51,6 +51,7 @@ def evaluate_run(run: Path, overrides: list[str], *, split: str, again: bool = F
         "data_root": cfg.data.root,
         "rendered": is_rendered(record.path for record in records),
         "from_cache": clips.cache is not None,
+        "trained_from_cache": "train" in splits_from_cache(run),
         "skipped_clips": sorted({record.name for record in records} - set(predictions.clips)),
     }  # of this test, not of training
     about |= {"model_update": model_update, "num_updates": num_updates}

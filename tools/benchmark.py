@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from diveparse.configs import ClipConfig
 from diveparse.datasets.cache import (
+    DEFAULTS,
     CacheKind,
     CacheSettings,
     ClipCache,
@@ -107,10 +108,13 @@ def main(argv: list[str] | None = None) -> int:
         if min(args.frames, args.size, args.repeats) < 1:
             raise ValueError("frames, size and repeats must be at least 1")
         with tempfile.TemporaryDirectory() as folder:
-            videos = (
-                [at_height(video, args.height, Path(folder)) for video in args.videos] if args.height else args.videos
-            )
+            videos = list(dict.fromkeys(args.videos))
+            if args.height:
+                videos = [at_height(video, args.height, Path(folder)) for video in videos]
             print(measure_loading(videos, args.frames, (args.size, args.size), args.repeats, Path(folder)))
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -164,8 +168,9 @@ def measure_loading(videos: list[Path], num_frames: int, size: tuple[int, int], 
     times_s = {video: sample_frame_times(probe(video).duration_s, num_frames) for video in videos}
     read = {name: reader for name, (reader, package, _) in READERS.items() if is_installed(package)}
     for name, kind in CACHES.items():
-        cached = (CACHED_FRAMES, CACHED_SIDE) if kind is CacheKind.TRAINING else (num_frames, size[0])
-        list(build_cache(scratch, CacheSettings(kind, *cached), [as_clip(video) for video in videos], num_workers=1))
+        fixed = CacheSettings(CacheKind.EVALUATION, num_frames, short_side=size[0])
+        settings = DEFAULTS[kind] if kind is CacheKind.TRAINING else fixed
+        list(build_cache(scratch, settings, [as_clip(video) for video in videos], num_workers=1))
         read[name] = partial(read_from_cache, scratch, kind)
     names = list(read)
     if sys.platform != "linux":

@@ -49,6 +49,9 @@ def main(argv: list[str] | None = None) -> int:
             text += f"\n{difference_table(report)}\n\n{option_lines(report)}\n"
         print(f"\n{text}")
         write_report(out, report, text)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

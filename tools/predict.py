@@ -9,6 +9,7 @@ import argparse
 import csv
 import json
 import math
+import os
 import sys
 from glob import glob
 from pathlib import Path
@@ -31,7 +32,9 @@ from diveparse.heads.recombine import INVALID, normalise
 from diveparse.models.classifier import DIVE, DiveClassifier
 
 NUM_CANDIDATES = 5
-VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".ts", ".webm")
+VIDEO_SUFFIXES = (
+    *(".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"),
+)
 NO_BREAK_SPACE = "\u00a0"
 CSV_COLUMNS = ("video", "number", "name", "height_m", "difficulty", "probability", *ATTRIBUTES)
 EPILOG = """\
@@ -79,6 +82,20 @@ def main(argv: list[str] | None = None) -> int:
         dive_set = dives_to_answer_with(model, Dives(args.dives)) if args.dives else model.dive_set
     except (ValueError, OSError) as error:
         return _complain(error)
+    try:
+        return answer_all(args, model, dive_set, videos, targets)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever reads the answers has enough of them, such as `| head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or else leaving would try to write the rest
+        return 1
+
+
+def answer_all(
+    args: argparse.Namespace, model: DiveClassifier, dive_set: DiveSet, videos: list[Path], targets: dict[Path, Path]
+) -> int:
+    """Print the answer of each video as soon as it is there, and write the copies. Returns: the exit code."""
     table = csv.DictWriter(sys.stdout, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
     if args.csv:
         table.writeheader()

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tqdm import tqdm
 from diveparse.configs import Dives
 from diveparse.datasets.atomic import write_json
 from diveparse.datasets.cache import (
+    DEFAULTS,
     NUM_SAMPLE_CLIPS,
     CacheKind,
     CacheSettings,
@@ -25,6 +27,7 @@ from diveparse.datasets.cache import (
     cache_folder,
     foretold_bytes,
     read_index,
+    read_settings,
 )
 from diveparse.datasets.clips import read_clips
 from diveparse.datasets.dives import DIVING48_TEST_COUNTS, DIVING48_TRAIN_COUNTS, Dive
@@ -35,8 +38,8 @@ from diveparse.datasets.splits import DIVE_SETS
 from diveparse.datasets.synthetic import RenderedClip, Source, Split
 
 RESUMABLE = ("synthetic", "rehearsal", "diving48", "clips")
+NUM_SHOWN = 10  # of the clips that cannot be read
 GOES_ON = ": the same command goes on where it was"
-CACHE_SIZES = {CacheKind.TRAINING: (48, 256), CacheKind.EVALUATION: (24, 224)}  # frames, and pixels of a short side
 EPILOG = """\
 examples:
   python tools/prepare.py diving48 data/diving48
@@ -60,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         elif args.command == "sheet":
             contact_sheet(args)
         elif args.command == "clips":
-            check_clips(args)
+            return check_clips(args)
         else:
             return check_data_set(args)
     except KeyboardInterrupt:
@@ -118,13 +121,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             default="both",
             help="which copies to make that training and evaluation read much faster (both)",
         )
-        for kind, (num_frames, short_side) in CACHE_SIZES.items():
-            command.add_argument(
-                f"--{kind.value}-frames", type=int, default=num_frames, help=f"of a clip of that cache ({num_frames})"
-            )
-            command.add_argument(
-                f"--{kind.value}-side", type=int, default=short_side, help=f"shorter, of its pictures ({short_side})"
-            )
+        for kind, default in DEFAULTS.items():
+            usual = f"(as it is, or {default.num_frames}); another number makes the cache anew"
+            command.add_argument(f"--{kind.value}-frames", type=int, help=f"of a clip of that cache {usual}")
+            usual = f"(as it is, or {default.short_side}); another number makes the cache anew"
+            command.add_argument(f"--{kind.value}-side", type=int, help=f"shorter, of its pictures, pixels {usual}")
     return parser.parse_args(argv)
 
 
@@ -144,30 +145,38 @@ def check_data_set(args: argparse.Namespace) -> int:
     return 0 if found["fit"] else 1
 
 
-def check_clips(args: argparse.Namespace) -> None:
-    """Check every row of a CSV of clips and make its cache."""
+def check_clips(args: argparse.Namespace) -> int:
+    """Check every row of a CSV of clips and make its cache. Returns: the exit code."""
     columns = dict(column.split("=", 1) for column in args.column if "=" in column)
     if len(columns) < len(args.column):
         raise ValueError(f"--column must look like path=video, each name once, got {' '.join(args.column)}")
     clips = read_clips(args.root, columns, DIVE_SETS[Dives(args.dives)] if args.dives else None)
     counts = ", ".join(f"{len(records)} {split}" for split, records in clips.splits.items())
-    print(f"{args.root}: {counts} clips of {len(clips.dive_set)} dives; every row can be used")
+    print(f"{args.root}: {counts} clips of {len(clips.dive_set)} dives; every row is well-formed")
     records = [record for split in clips.splits.values() for record in split]
-    make_caches(args, clips.splits.get("train", []), records)
+    return 1 if make_caches(args, clips.splits.get("train", []), records) else 0
 
 
-def make_caches(args: argparse.Namespace, train: list[ClipRecord], records: list[ClipRecord]) -> None:
-    """Training reads its own clips; evaluation all, since validation holds out what it likes of those of training."""
+def make_caches(args: argparse.Namespace, train: list[ClipRecord], records: list[ClipRecord]) -> int:
+    """Training reads its own clips; evaluation all, since validation holds out what it likes of those of training.
+
+    Returns: how many clips could not be read.
+    """
+    damaged = 0
     for kind, clips in ((CacheKind.TRAINING, train), (CacheKind.EVALUATION, records)):
         if args.cache in ("both", kind.value) and clips:
-            size = getattr(args, f"{kind.value}_frames"), getattr(args, f"{kind.value}_side")
-            make_cache(args.root, CacheSettings(kind, *size), clips, args.workers)
+            settings = read_settings(cache_folder(args.root, kind)) or DEFAULTS[kind]
+            num_frames, short_side = getattr(args, f"{kind.value}_frames"), getattr(args, f"{kind.value}_side")
+            settings = replace(settings, num_frames=settings.num_frames if num_frames is None else num_frames)
+            settings = replace(settings, short_side=settings.short_side if short_side is None else short_side)
+            damaged += make_cache(args.root, settings, clips, args.workers)
+    return damaged
 
 
-def make_cache(root: Path, settings: CacheSettings, clips: list[ClipRecord], num_workers: int) -> None:
+def make_cache(root: Path, settings: CacheSettings, clips: list[ClipRecord], num_workers: int) -> int:
     """Make one cache and say how large it will be as soon as that can be told.
 
-    Raises: ValueError if there is not enough room for it.
+    Returns: how many clips could not be read. Raises: ValueError if there is not enough room for the cache.
     """
     folder = cache_folder(root, settings.kind)
     progress = build_cache(root, settings, clips, num_workers)
@@ -178,16 +187,20 @@ def make_cache(root: Path, settings: CacheSettings, clips: list[ClipRecord], num
             bar.update(done - bar.n)
             if not is_told and done >= min(total, num_before + NUM_SAMPLE_CLIPS):
                 is_told = True
-                num_bytes = foretold_bytes(root, settings.kind, total)
+                num_bytes = foretold_bytes(folder, clips)
                 num_free = shutil.disk_usage(folder).free
                 bar.write(f"{folder} will take about {in_gigabytes(num_bytes)}; {in_gigabytes(num_free)} are free")
                 if num_bytes * (total - done) / total > num_free:
                     raise ValueError(f"{folder}: not enough room; make some, or none of this cache with --cache")
-    damaged = [entry.problem for entry in read_index(folder).values() if entry.problem]
-    for problem in damaged[:3]:
-        print(f"warning: not in the cache: {problem}")
-    size = in_gigabytes(foretold_bytes(root, settings.kind, total))
+    entries = read_index(folder)
+    damaged = [problem for clip in clips if (problem := entries[clip.name].problem)]
+    for problem in damaged[:NUM_SHOWN]:
+        print(f"error: not in the cache: {problem}", file=sys.stderr)
+    if len(damaged) > NUM_SHOWN:
+        print(f"error: and {len(damaged) - NUM_SHOWN} more", file=sys.stderr)
+    size = in_gigabytes(foretold_bytes(folder, clips))
     print(f"{folder}: {total - len(damaged)} of {total} clips, {size}")
+    return len(damaged)
 
 
 def in_gigabytes(num_bytes: int) -> str:

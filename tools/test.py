@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
@@ -33,6 +34,8 @@ def main(argv: list[str] | None = None) -> int:
     from diveparse.datasets.clips import BadRowsError
     from diveparse.engine.testing import evaluate_run
 
+    logging.basicConfig(stream=sys.stdout, format="%(message)s")
+    logging.getLogger("diveparse").setLevel(logging.INFO)
     try:
         metrics = evaluate_run(args.run, args.overrides, split=args.split, again=args.again)
     except KeyboardInterrupt:

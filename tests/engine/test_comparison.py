@@ -25,7 +25,11 @@ def a_run(arm, seed=0, *, accuracy=0.5, name="demo", trained=None, tested=None, 
     table["predicted_number"] = table["true_number"].where(hit, "407C")
     config = Config(name=name, arm=arm, seed=seed, **{"data": DataConfig(root="data")} | (trained or {}))
     scores = dict.fromkeys(SCORES, 0.5) | {"top1": float(hit.mean())}
-    how = {"split": "test", "num_views": 1, "data_root": "data", "rendered": True} | (tested or {})
+    how = (
+        {"split": "test", "num_views": 1, "data_root": "data", "rendered": True}
+        | {"from_cache": False, "trained_from_cache": True}
+        | (tested or {})
+    )
     folder = Path(f"runs/{name}/{arm}/seed-{seed}")
     return Run(folder, config, **how, num_classes_scored=3, scores=scores, predictions=table)
 
@@ -60,6 +64,8 @@ OTHER_TRUTHS = ["101B", "103B", "107B"] + ["101B", "103B", "203C"] * (NUM_CLIPS 
     [
         (a_run("joint", tested={"split": "validation"}), "tested on different splits, test and validation"),
         (a_run("joint", tested={"num_views": 3}), "tested with different numbers of views, 1 and 3"),
+        (a_run("joint", tested={"from_cache": True}), "only one was tested from the cache"),
+        (a_run("joint", tested={"trained_from_cache": False}), "only one was trained from the cache"),
         (a_run("joint", tested={"data_root": "elsewhere"}), "tested on different data, .*/data and .*/elsewhere"),
         (a_run("joint", tested={"rendered": False}), "metrics.json differ in `rendered`, True and False"),
         (

@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,13 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from diveparse.configs import Config, HeadKind, Precision, load_config, save_config
+from diveparse.datasets.cache import CacheKind, CacheSettings, build_cache
 from diveparse.datasets.diving48 import read_split
 from diveparse.datasets.splits import split_by_source
 from diveparse.engine import logging as engine_logging
 from diveparse.engine import loop
 from diveparse.engine.loop import NonFiniteError, train
+from diveparse.engine.run import splits_from_cache
 from diveparse.heads.attributes import JointHeads
 from diveparse.models.classifier import DiveClassifier
 
@@ -264,9 +267,9 @@ def test_validation_holds_whole_sources_out(tiny_experiment, tiny_root, monkeypa
     seen: dict[bool, set[str]] = {}
     honest = loop.build_clips
 
-    def spy(cfg: Config, records: list, *, training: bool) -> object:
+    def spy(cfg: Config, records: list, *, training: bool, from_cache: bool | None) -> object:
         seen[training] = {record.source for record in records}
-        return honest(cfg, records, training=training)
+        return honest(cfg, records, training=training, from_cache=from_cache)
 
     monkeypatch.setattr(loop, "build_clips", spy)
     train(load_config(tiny_experiment, ["train.num_epochs=1"]))
@@ -321,3 +324,44 @@ def test_resuming_on_a_gpu_equals_not_stopping_in_any_precision(
 
 def contents(folder: Path) -> dict[Path, bytes]:
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_resumed_run_goes_on_reading_what_it_began_with(tiny_experiment, tiny_root, tmp_path, monkeypatch):
+    root = Path(shutil.copytree(tiny_root, tmp_path / "data"))
+    options = [f"data.root={root}", "train.num_epochs=1"]
+    records = read_split(root, "train")
+    settings = CacheSettings(CacheKind.TRAINING, num_frames=8, short_side=32)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "evaluate", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(load_config(tiny_experiment, [*options, "arm=videos"]))
+        list(build_cache(root, settings, records, num_workers=1))
+        with pytest.raises(KeyboardInterrupt):
+            train(load_config(tiny_experiment, [*options, "arm=cache"]))
+    runs = {
+        arm: train(load_config(tiny_experiment, [*options, f"arm={arm}"]), resume=True) for arm in ("videos", "cache")
+    }
+    assert {arm: splits_from_cache(run) for arm, run in runs.items()} == {"videos": [], "cache": ["train"]}
+    assert not any(torch.equal(a, b) for a, b in zip(*(weights(run).values() for run in runs.values()), strict=True))
+    unbroken = train(load_config(tiny_experiment, [*options, "arm=unbroken", "data.cache=false"]))
+    assert all(torch.equal(value, weights(unbroken)[name]) for name, value in weights(runs["videos"]).items())
+
+    (runs["cache"] / "trained.json").unlink()
+    shutil.rmtree(root / "cache")
+    with pytest.raises(ValueError, match="the run began with clips of this cache"):
+        train(load_config(tiny_experiment, [*options, "arm=cache"]), resume=True)
+
+
+def test_a_run_that_a_damaged_clip_stopped_can_go_on_without_it(tiny_experiment, tiny_root, tmp_path):
+    root = Path(shutil.copytree(tiny_root, tmp_path / "data"))
+    damaged = read_split(root, "train")[0].path
+    damaged.write_bytes(damaged.read_bytes()[:700])
+    options = [f"data.root={root}", "train.num_epochs=1"]
+    with pytest.raises(ValueError, match=damaged.name):
+        train(load_config(tiny_experiment, options))
+    run = train(load_config(tiny_experiment, [*options, "data.damaged=skip"]), resume=True)
+    assert curves(run)["train_epoch/damaged_clips"] == {4: 1}

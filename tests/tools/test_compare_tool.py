@@ -52,6 +52,7 @@ def write_run(folder, arm, seed, *, skill, split="test", num_clips=NUM_CLIPS):
     cfg = Config(name="demo", arm=arm, seed=seed, data=DataConfig(root="data/demo"), head=head)
     save_config(cfg, folder / "config.yaml")
     about = {"split": split, "num_views": 1, "data_root": "data/demo", "rendered": True}
+    about |= {"from_cache": False, "trained_from_cache": False}
     metrics = {**about, **compute_metrics(predictions, DIVING48), **calibrated_metrics(predictions, temperature=1.5)}
     (folder / "metrics.json").write_text(json.dumps(metrics))
     write_predictions(folder / "predictions.csv", predictions, DIVING48)
@@ -177,7 +178,10 @@ def test_compare_refuses_metrics_that_are_not_of_the_predictions_beside_them(mai
     [
         ("{", "not JSON"),
         ("[]", "has no attribute_accuracy"),
-        ('{"attribute_accuracy": {}}', "lacks split, num_views, data_root, rendered, num_classes_scored"),
+        (
+            '{"attribute_accuracy": {}}',
+            "lacks split, num_views, data_root, rendered, from_cache, trained_from_cache",
+        ),
     ],
 )
 def test_compare_names_a_metrics_file_that_is_no_good(main, two_arms, capsys, content, reason):

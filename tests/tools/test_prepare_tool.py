@@ -220,7 +220,7 @@ def test_clips_checks_a_csv_and_makes_its_cache(tiny_root: Path, tmp_path: Path)
     table.write_text(f"file,dive_number,start,end,split\n{video},5253B,,,train\n{video},107B,0.1,0.3,test\n")
     done = call("clips", table, "--column", "path=file", *SMALL_CACHES)
     assert done.returncode == 0, done.stderr
-    assert "1 train, 1 test clips of 2 dives; every row can be used" in done.stdout
+    assert "1 train, 1 test clips of 2 dives; every row is well-formed" in done.stdout
     assert {path.parent.name for path in (tmp_path / "mine.cache").rglob("*.*4")} == {"training"}
     table.write_text(f"path,dive_number\n{video},5253B\nnone.mp4,107B\n{video},999Z\n")
     wrong = call("clips", table)
