@@ -163,7 +163,6 @@ def report(root: Path, splits: dict[str, list[ClipRecord]]) -> dict[str, Any]:
         "rendered": is_rendered(record.path for records in splits.values() for record in records),
         "fit": not errors,
         "errors": errors,
-        "missing": missing,
         "warnings": warnings,
         "splits": about,
         "unplayable": problems,

@@ -15,9 +15,11 @@ import tempfile
 import time
 from bisect import bisect_right
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -175,7 +177,8 @@ def measure_loading(videos: list[Path], num_frames: int, size: tuple[int, int], 
     names = list(read)
     if sys.platform != "linux":
         raise ValueError("measuring on one core, and memory, needs Linux")
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
     torch.set_num_threads(1)
     seconds = np.zeros((num_repeats, len(names)))
     for name in names:  # imports and file caches
@@ -186,12 +189,10 @@ def measure_loading(videos: list[Path], num_frames: int, size: tuple[int, int], 
             begun = time.perf_counter()
             read_all(read[names[column]], times_s, size)
             seconds[repeat, column] = time.perf_counter() - begun
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1, maxtasksperchild=1) as pool:
-        peers = [name for name in names if name in READERS]
-        jobs = [(name, video, times_s[video], size) for name in peers for video in videos]
-        extra = np.array(pool.map(extra_memory_mib, jobs, chunksize=1)).reshape(len(peers), len(videos)).max(1)
-        memory = {name: f"{mib:.1f}" for name, mib in zip(peers, extra, strict=True)}
+    os.sched_setaffinity(0, cores)  # memory needs no core of its own
+    peers = [name for name in names if name in READERS]
+    extra = {name: max(in_a_fresh_process(name, video, times_s[video], size) for video in videos) for name in peers}
+    memory = {name: f"{mib:.1f}" for name, mib in extra.items()}
     rows = []
     for column, name in enumerate(names):
         ratio = np.median(seconds[:, column] / seconds[:, 0])
@@ -233,9 +234,14 @@ def read_all(read: Reader, times_s: dict[Path, Tensor], size: tuple[int, int]) -
             raise ValueError(f"{video}: {read} gave {tuple(frames.shape)} instead of {(len(times), 3, *size)}")
 
 
-def extra_memory_mib(job: tuple[str, Path, Tensor, tuple[int, int]]) -> float:
+def in_a_fresh_process(*job: Any) -> float:
+    """What `extra_memory_mib` gives for the job, in a process that has done nothing else."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(extra_memory_mib, *job).result()
+
+
+def extra_memory_mib(name: str, video: Path, times_s: Tensor, size: tuple[int, int]) -> float:
     """How far the process's memory rises while it reads one video, above what its imports took (Linux)."""
-    name, video, times_s, size = job
     read, _, module = READERS[name]
     importlib.import_module(module)
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak counts from here on

@@ -139,9 +139,9 @@ def check_data_set(args: argparse.Namespace) -> int:
     found = report(args.root, splits)
     write_json(args.root / REPORT_FILE, found)
     print(in_words(found))
-    if found["missing"]:  # no training reads a data set that is not whole
-        return 1
-    make_caches(args, splits["train"], records)
+    # training can go on without files that cannot be played, but not with whatever else makes a data set unfit
+    if len(found["errors"]) == bool(found["unplayable"]):
+        make_caches(args, splits["train"], records)
     return 0 if found["fit"] else 1
 
 
