@@ -18,7 +18,7 @@ demo: setup
 	$(BIN)/python tools/demo.py
 
 test: setup lint
-	$(BIN)/pytest --numprocesses 2
+	$(BIN)/pytest --numprocesses 2 --dist worksteal
 
 lint: setup
 	$(BIN)/ruff check .

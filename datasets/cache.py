@@ -33,6 +33,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from diveparse.configs import ClipConfig
+from diveparse.datasets import journal
 from diveparse.datasets.atomic import write_json, written_atomically
 from diveparse.datasets.diving48 import NAME_PATTERN, ClipRecord
 from diveparse.datasets.sampling import sample_frame_times
@@ -201,8 +202,7 @@ def build_cache(
     jobs = [(record, settings, folder) for record in todo]
     with worker_pool(num_workers, __name__) as pool, (folder / INDEX_FILE).open("a", encoding="utf-8") as index:
         for number, entry in enumerate(pool.map(_build_clip, jobs, chunksize=2), start=num_done + 1):
-            index.write("\n" + json.dumps(asdict(entry)))  # a line that a kill cut short stays a line of its own
-            index.flush()
+            journal.append(index, entry)
             yield number, len(records)
 
 
@@ -230,16 +230,8 @@ def read_settings(folder: Path) -> CacheSettings | None:
 
 
 def read_index(folder: Path) -> dict[str, CacheEntry]:
-    """The newest entry of each clip, by its name. A line that a kill cut short is left out: its clip is made again."""
-    path = folder / INDEX_FILE
-    entries = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            entry = CacheEntry(**json.loads(line))
-        except (ValueError, TypeError):
-            continue
-        entries[entry.name] = entry
-    return entries
+    """The newest entry of each clip, by its name."""
+    return journal.read(folder / INDEX_FILE, CacheEntry)
 
 
 def file_name(clip: str, kind: CacheKind) -> str:

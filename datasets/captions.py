@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from diveparse.datasets.atomic import written_atomically
-from diveparse.datasets.orientation import is_flipped, quarter_turns, upright_size
+from diveparse.datasets.orientation import is_flipped, quarter_turns, upright_pixels, upright_size
 from diveparse.datasets.video import VideoError, open_stream
 
 FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"  # Pillow's own has no ½
@@ -189,7 +189,7 @@ def _encode(
             file.mux(packet)
 
     for ticks, frame in chain([(first_ticks, first)], frames):
-        pixels = _upright_pixels(frame, size, flipped).repeat(scale, axis=0).repeat(scale, axis=1)
+        pixels = upright_pixels(frame, size, flipped=flipped).repeat(scale, axis=0).repeat(scale, axis=1)
         pixels = np.pad(pixels, ((0, height - pixels.shape[0]), (0, width - pixels.shape[1]), (0, 0)), mode="edge")
         pixels[-len(band) :] = np.rint(pixels[-len(band) :] * (1 - opacity) + words)
         drawn = VideoFrame.from_ndarray(pixels, format="rgb24").reformat(
@@ -199,11 +199,3 @@ def _encode(
         durations[drawn.pts] = frame.duration
         write(stream.encode(drawn))
     write(stream.encode(None))
-
-
-def _upright_pixels(frame: VideoFrame, size: tuple[int, int], flipped: bool) -> NDArray[np.uint8]:
-    """RGB pixels (height, width, 3), resized where the size changes on the way. size: (height, width), upright."""
-    turns = quarter_turns(frame)
-    height, width = size[::-1] if turns % 2 else size
-    pixels = frame.to_ndarray(format="rgb24", height=height, width=width)
-    return np.rot90(pixels[::-1] if flipped else pixels, turns)

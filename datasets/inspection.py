@@ -7,18 +7,18 @@ check that was stopped goes on where it was, and a file that has not changed is 
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import tarfile
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from diveparse.datasets import journal
 from diveparse.datasets.atomic import written_atomically
 from diveparse.datasets.dives import (
     DIVING48,
@@ -73,22 +73,13 @@ def check_files(root: Path, records: Sequence[ClipRecord], num_workers: int) -> 
     yield len(present) - len(todo), len(present)
     with worker_pool(num_workers, __name__) as pool, (root / LOG_FILE).open("a", encoding="utf-8") as log:
         for number, check in enumerate(pool.map(check_file, todo, chunksize=4), start=len(present) - len(todo) + 1):
-            log.write("\n" + json.dumps(asdict(check)))  # a line that a kill cut short stays a line of its own
-            log.flush()
+            journal.append(log, check)
             yield number, len(present)
 
 
 def read_log(root: Path) -> dict[str, FileCheck]:
-    """The newest check of each file, by clip. A line that a kill cut short is played again."""
-    path = root / LOG_FILE
-    checks = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            check = FileCheck(**json.loads(line))
-        except (ValueError, TypeError):
-            continue
-        checks[check.name] = check
-    return checks
+    """The newest check of each file, by clip."""
+    return journal.read(root / LOG_FILE, FileCheck)
 
 
 def _is_current(check: FileCheck | None, path: Path) -> bool:

@@ -6,6 +6,7 @@ from contextlib import suppress
 
 import numpy as np
 from av.video.frame import VideoFrame
+from numpy.typing import NDArray
 
 
 def quarter_turns(frame: VideoFrame) -> int:
@@ -24,3 +25,11 @@ def is_flipped(frame: VideoFrame) -> bool:
 
 def upright_size(frame: VideoFrame) -> tuple[int, int]:
     return (frame.width, frame.height) if quarter_turns(frame) % 2 else (frame.height, frame.width)
+
+
+def upright_pixels(frame: VideoFrame, size: tuple[int, int], *, flipped: bool) -> NDArray[np.uint8]:
+    """RGB pixels (height, width, 3), resized where the size changes on the way. size: (height, width), upright."""
+    turns = quarter_turns(frame)
+    height, width = size[::-1] if turns % 2 else size
+    pixels = frame.to_ndarray(format="rgb24", height=height, width=width)
+    return np.rot90(pixels[::-1] if flipped else pixels, turns)

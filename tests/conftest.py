@@ -1,5 +1,7 @@
 import json
+import multiprocessing
 import sys
+from multiprocessing import forkserver
 from pathlib import Path
 
 import av
@@ -26,6 +28,16 @@ backbone: {{embed_dim: 16, depth: 2, num_heads: 2, drop_path_rate: 0.1}}
 train: {{num_epochs: 2, batch_size: 4, accumulation_steps: 2, learning_rate: 3.0e-3, checkpoint_every: 2, log_every: 3}}
 test: {{batch_size: 5}}
 """
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _worker_server() -> None:
+    """Start the server that every worker process of the tests is forked from with all that any of them imports.
+
+    There is one for the whole test process, and what the first user preloads is all that it ever holds.
+    """
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["diveparse.engine.loop"])
+    forkserver.ensure_running()
 
 
 @pytest.fixture(scope="session")

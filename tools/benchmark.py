@@ -40,6 +40,7 @@ from diveparse.datasets.cache import (
     read_settings,
 )
 from diveparse.datasets.diving48 import ClipRecord
+from diveparse.datasets.orientation import is_flipped, upright_pixels, upright_size
 from diveparse.datasets.sampling import sample_frame_times
 from diveparse.datasets.transforms import cut_square, decode_size
 from diveparse.datasets.video import probe, read_frames
@@ -112,7 +113,10 @@ def main(argv: list[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             videos = list(dict.fromkeys(args.videos))
             if args.height:
-                videos = [at_height(video, args.height, Path(folder)) for video in videos]
+                targets = [Path(folder) / f"{number}-{video.stem}.mp4" for number, video in enumerate(videos)]
+                for video, target in zip(videos, targets, strict=True):
+                    reencode(video, target, args.height)
+                videos = targets
             print(measure_loading(videos, args.frames, (args.size, args.size), args.repeats, Path(folder)))
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -123,11 +127,11 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def at_height(video: Path, height: int, folder: Path) -> Path:
-    """The whole video at another height (a multiple of 2), in its proportions and at its mean frame rate."""
+def reencode(video: Path, target: Path, height: int) -> None:
+    """Write the whole video at another height (a multiple of 2), in its proportions and at its mean frame rate."""
     if height < 2 or height % 2:
         raise ValueError(f"height must be a multiple of 2, got {height}")
-    info, target = probe(video), folder / f"{video.stem}-{height}.mp4"
+    info = probe(video)
     width = 2 * round(info.width * height / info.height / 2)
     with av.open(str(target), "w") as file:
         stream = file.add_stream("libx264", rate=Fraction(info.frame_rate_hz).limit_denominator(1001))
@@ -136,7 +140,6 @@ def at_height(video: Path, height: int, folder: Path) -> Path:
         for picture in read_frames(video, times_s, (height, width)).permute(0, 2, 3, 1).contiguous().numpy():
             file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         file.mux(stream.encode(None))
-    return target
 
 
 def read_from_cache(root: Path, kind: CacheKind, path: Path, times_s: Tensor, size: tuple[int, int]) -> Tensor:
@@ -215,7 +218,9 @@ def equals_full_decode(video: Path, times_s: Tensor) -> bool:
     with av.open(str(video)) as file:
         frames = list(file.decode(video=0))
     shown_s = [float((frame.pts - frames[0].pts) * frame.time_base) for frame in frames]
-    wanted = [frames[bisect_right(shown_s, time_s) - 1].to_ndarray(format="rgb24") for time_s in times_s.tolist()]
+    size, flipped = upright_size(frames[0]), is_flipped(frames[0])
+    shown = [frames[bisect_right(shown_s, time_s) - 1] for time_s in times_s.tolist()]
+    wanted = [upright_pixels(frame, size, flipped=flipped) for frame in shown]
     return torch.equal(read_frames(video, times_s), torch.from_numpy(np.stack(wanted)).permute(0, 3, 1, 2))
 
 

@@ -38,7 +38,6 @@ loop.train(load_config(Path({experiment!r}), []), resume=True)
 def start(experiment: Path, deadly_call: int = NEVER) -> multiprocessing.Process:
     """Train in a process of its own, which kills itself at its `deadly_call`-th step of writing to the disk."""
     context = multiprocessing.get_context("forkserver")  # forking this process, with torch's threads, could hang
-    context.set_forkserver_preload(["diveparse.engine.loop"])
     script = CHILD.format(experiment=str(experiment), deadly_call=deadly_call)
     process = context.Process(target=exec, args=(script, {}))
     process.start()

@@ -17,7 +17,7 @@ def clips_of_sources(num_sources=8, seed=0):
     """Values that differ between sources, and sources of very different sizes."""
     rng = np.random.default_rng(seed)
     sources = [f"source{k}" for k in range(num_sources) for _ in range(int(rng.integers(1, 12)))]
-    level = {name: rng.random() for name in set(sources)}
+    level = {name: rng.random() for name in dict.fromkeys(sources)}  # a set has another order in each process
     return np.array([rng.random() < level[name] for name in sources]), sources
 
 
