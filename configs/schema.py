@@ -28,10 +28,22 @@ class FrameOrder(Enum):
 
 
 class HeadKind(Enum):
-    FLAT = "flat"
+    """The ladder: each is the one before it with one thing added, and the last is the one thing that was added last."""
+
     INDEPENDENT = "independent"
     CONSTRAINED = "constrained"
     JOINT = "joint"
+    PAIRWISE = "pairwise"
+    RESIDUAL = "residual"
+    FLAT = "flat"
+
+
+class Pooling(Enum):
+    """What of a clip's tokens a head reads."""
+
+    CLASS_TOKEN = "class_token"
+    MEAN = "mean"  # over all patches
+    QUERIES = "queries"  # one learned query an attribute attends to all tokens; a flat head has one
 
 
 class StemKind(Enum):
@@ -66,12 +78,19 @@ class DataConfig:
     columns: dict[str, str] = field(default_factory=dict)  # of a CSV with other names: see datasets/clips.py
     dives: Dives | None = None  # that a CSV's labels count in; None takes those that it holds
     val_fraction: float = 0.15  # share of the training clips to hold out, as whole sources
+    train_fraction: float = 1.0  # share of what is left that training uses; a smaller one is part of every larger one
+    unseen_dives: list[str] = field(default_factory=list)  # numbers of which training and validation see no clip, but
+    num_shots: int = 0  # this many training clips of each, the first of the fractions above
     num_workers: int = 2
     cache: bool = True  # read clips from the cache that tools/prepare.py made, where it suits; else from the videos
     damaged: DamagedClips = DamagedClips.STOP  # what to do about a clip that cannot be read
 
     def __post_init__(self) -> None:
         require(0 < self.val_fraction < 1, "data.val_fraction", "between 0 and 1", self.val_fraction)
+        require(0 < self.train_fraction <= 1, "data.train_fraction", "in (0, 1]", self.train_fraction)
+        require(self.num_shots >= 0, "data.num_shots", ">= 0", self.num_shots)
+        expected = "0 without data.unseen_dives"
+        require(not self.num_shots or bool(self.unseen_dives), "data.num_shots", expected, self.num_shots)
         require(self.num_workers >= 0, "data.num_workers", ">= 0", self.num_workers)
 
 
@@ -145,10 +164,18 @@ class BackboneConfig:
 @dataclass
 class HeadConfig:
     kind: HeadKind = HeadKind.JOINT
-    auxiliary_weight: float = 1.0  # weight of the four cross-entropies beside the joint likelihood (kind JOINT)
+    pooling: Pooling = Pooling.CLASS_TOKEN
+    auxiliary_weight: float = 1.0  # weight of the four cross-entropies beside the joint likelihood (from JOINT on)
+    correction_penalty: float = 0.01  # on the mean square of what PAIRWISE and RESIDUAL add to the scores
+    learned_weights: bool = False  # weigh the four cross-entropies by their learned uncertainty; else alike
+    ordinal_weight: float = 0.0  # weight of the earth mover's distance of the two counts beside the cross-entropies
+    label_smoothing: float = 0.0  # of every cross-entropy
+    logit_adjustment: float = 0.0  # power of the training clips' class prior that logits are adjusted by in training
 
     def __post_init__(self) -> None:
-        require(self.auxiliary_weight >= 0, "head.auxiliary_weight", ">= 0", self.auxiliary_weight)
+        for name in ("auxiliary_weight", "correction_penalty", "ordinal_weight", "logit_adjustment"):
+            require(getattr(self, name) >= 0, f"head.{name}", ">= 0", getattr(self, name))
+        require(0 <= self.label_smoothing < 1, "head.label_smoothing", "in [0, 1)", self.label_smoothing)
 
 
 @dataclass
@@ -182,6 +209,8 @@ class OptimConfig:
 @dataclass
 class TrainConfig(OptimConfig):
     accumulation_steps: int = 1  # forward passes to one update
+    class_balanced: bool = False  # draw each dive's clips as often as any other's; else every clip once an epoch
+    num_stored_views: int = 0  # of each clip, taken through the frozen blocks once and stored; 0: anew at every step
     precision: Precision = Precision.FP32
     checkpoint_every: int = 100  # updates between checkpoints; every epoch ends with one too
 
@@ -189,6 +218,7 @@ class TrainConfig(OptimConfig):
         super().__post_init__()
         for name in ("accumulation_steps", "checkpoint_every"):
             require(getattr(self, name) > 0, f"train.{name}", "> 0", getattr(self, name))
+        require(self.num_stored_views >= 0, "train.num_stored_views", ">= 0", self.num_stored_views)
 
 
 @dataclass
@@ -223,6 +253,14 @@ class Config:
         require_folder_name("arm", self.arm)
         require(self.seed >= 0, "seed", ">= 0", self.seed)
         self.backbone.require_whole_patches(self.clip.image_size)
+        if num_stored := self.train.num_stored_views:
+            for suits, expected in (
+                (self.backbone.num_frozen_blocks > 0, "0 without backbone.num_frozen_blocks"),
+                (self.backbone.weights is not None, "0 without backbone.weights"),
+                (self.backbone.drop_path_rate == 0, "0 with backbone.drop_path_rate"),
+                (self.data.damaged is DamagedClips.STOP, "0 with data.damaged=skip"),
+            ):
+                require(suits, "train.num_stored_views", expected, num_stored)
 
 
 @dataclass

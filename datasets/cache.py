@@ -235,9 +235,12 @@ def read_index(folder: Path) -> dict[str, CacheEntry]:
 
 
 def file_name(clip: str, kind: CacheKind) -> str:
-    """Of a clip's file; a name that is no plain file name, such as one with a folder, is replaced by its digest."""
-    stem = clip if NAME_PATTERN.fullmatch(clip) else sha256(clip.encode()).hexdigest()
-    return stem + (".mp4" if kind is CacheKind.TRAINING else ".safetensors")
+    return file_stem(clip) + (".mp4" if kind is CacheKind.TRAINING else ".safetensors")
+
+
+def file_stem(clip: str) -> str:
+    """A clip's name, or its digest where it is no plain file name, such as one with a folder."""
+    return clip if NAME_PATTERN.fullmatch(clip) else sha256(clip.encode()).hexdigest()
 
 
 def _is_done(folder: Path, kind: CacheKind, entry: CacheEntry | None, record: ClipRecord) -> bool:

@@ -140,14 +140,19 @@ class ClipDataset(Dataset[ClipItem]):
 class EpochSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index) without end, from any step on: resuming needs the number of the step and nothing else.
 
-    Each epoch visits every clip once in an order that depends on (seed, epoch) only, less the last, short batch.
+    Each epoch visits every clip once in an order that depends on (seed, epoch) only, less the last, short batch. With
+    the clips' `labels` it is balanced instead: as many clips, drawn with replacement, of every label as often.
     """
 
-    def __init__(self, num_clips: int, batch_size: int, seed: int, start_step: int = 0) -> None:
+    def __init__(
+        self, num_clips: int, batch_size: int, seed: int, start_step: int = 0, labels: Sequence[int] | None = None
+    ) -> None:
         """Raises: ValueError if there are fewer clips than one batch takes."""
         if not 0 < batch_size <= num_clips:
             raise ValueError(f"batch_size must be 1 to {num_clips}, the number of clips, got {batch_size}")
         self.num_clips, self.batch_size, self.seed, self.start_step = num_clips, batch_size, seed, start_step
+        # 1 / number of clips that share its label
+        self.weights = None if labels is None else torch.bincount(torch.tensor(labels)).double().reciprocal()[labels]
 
     @property
     def steps_per_epoch(self) -> int:
@@ -157,8 +162,13 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         epoch, first_step = divmod(self.start_step, self.steps_per_epoch)
         while True:
             generator = torch.Generator().manual_seed(stream_seed(self.seed, EPOCH_ORDER, epoch))
-            order = torch.randperm(self.num_clips, generator=generator).tolist()
+            order = self._order(generator)
             for step in range(first_step, self.steps_per_epoch):
                 batch = order[step * self.batch_size : (step + 1) * self.batch_size]
                 yield [(epoch, index) for index in batch]
             epoch, first_step = epoch + 1, 0
+
+    def _order(self, generator: torch.Generator) -> list[int]:
+        if self.weights is None:
+            return torch.randperm(self.num_clips, generator=generator).tolist()
+        return torch.multinomial(self.weights, self.num_clips, replacement=True, generator=generator).tolist()

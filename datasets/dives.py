@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import overload
 
 ATTRIBUTES = ("takeoff", "somersault", "twist", "position")
+COUNTS = ("somersault", "twist")  # those whose values are numbers, of half turns
 HEIGHTS_M = (1, 3, 5, 7.5, 10)  # boards at 1 and 3 m, platforms at 5, 7.5 and 10 m
 MAX_SOMERSAULT_HALF_TURNS = 11  # the most that any table lists; the grammar gives more than 9 to groups 1-4 only
 MAX_TWIST_HALF_TURNS = 9  # one digit

@@ -7,6 +7,7 @@ recognising the source, and promises far more than the test will keep.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,62 @@ DIVE_SETS = {Dives.DIVING48: DIVING48, Dives.WORLD_AQUATICS: WORLD_AQUATICS}
 def training_clips(data: DataConfig, seed: int) -> tuple[list[ClipRecord], list[ClipRecord], DiveSet]:
     """(training, validation, the dives that their labels count in). A CSV may name its own validation clips.
 
-    Raises: ValueError if the data cannot be read, or there is nothing to train on.
+    Of the training clips only `data.train_fraction` are given; of `data.unseen_dives` only `data.num_shots` each, and
+    none for validation; without any shots they are no dives of the set.
+    Raises: ValueError if the data cannot be read, there is nothing to train on, or a value of an unseen dive is in no
+    other.
     """
+    train, val, dive_set = _whole_training_clips(data, seed)
+    order = np.random.default_rng(seed).permutation(len(train))
+    chosen = set(order[: max(1, round(data.train_fraction * len(train)))].tolist())
+    if not data.unseen_dives:
+        return [record for row, record in enumerate(train) if row in chosen], val, dive_set
+    seen = without_dives(dive_set, data.unseen_dives)
+    unseen = set(range(len(dive_set))) - {dive_set.label_of(dive) for dive in seen}
+    for label in unseen:
+        rows = [row for row in order.tolist() if train[row].label == label]
+        chosen -= set(rows[data.num_shots :])
+    train = [record for row, record in enumerate(train) if row in chosen]
+    val = [record for record in val if record.label not in unseen]
+    if data.num_shots:
+        return train, val, dive_set
+    new_labels = {label: seen.label_of(dive) for label, dive in enumerate(dive_set) if label not in unseen}
+    relabelled = [
+        [replace(record, label=new_labels[record.label]) for record in records if record.label not in unseen]
+        for records in (train, val)
+    ]
+    return relabelled[0], relabelled[1], seen
+
+
+def without_dives(dive_set: DiveSet, numbers: Sequence[str]) -> DiveSet:
+    """The set without some of its dives, which are then to be named from their values alone.
+
+    Raises: ValueError naming a number that is not in the set, or one with a value that no dive left has.
+    """
+    unseen = DiveSet.from_numbers(numbers, "data.unseen_dives")
+    for dive in unseen:
+        dive_set.label_of(dive)  # raises for a stranger
+    seen = DiveSet(tuple(dive for dive in dive_set if dive not in unseen), f"{dive_set.name} without {len(unseen)}")
+    for dive in unseen:
+        for attribute, value in dive.attribute_values().items():
+            if value not in seen.values[attribute]:
+                raise ValueError(
+                    f"data.unseen_dives: {dive.number} has the {attribute} {value!r}, which no dive that is left has"
+                )
+    return seen
+
+
+def scored_dives(data: DataConfig, dive_set: DiveSet) -> DiveSet:
+    """The dives that a model of `dive_set` is tested on: those, and the ones that its training was not to see."""
+    if not data.unseen_dives:
+        return dive_set
+    if not _is_csv(data):
+        return DIVING48
+    missing = [number for number in data.unseen_dives if number not in dive_set.numbers]
+    return DiveSet.from_numbers([*dive_set.numbers, *missing], dive_set.name)
+
+
+def _whole_training_clips(data: DataConfig, seed: int) -> tuple[list[ClipRecord], list[ClipRecord], DiveSet]:
     if not _is_csv(data):
         return *split_by_source(read_split(Path(data.root), "train"), data.val_fraction, seed), DIVING48
     clips = _read_csv(data, DIVE_SETS[data.dives] if data.dives else None)

@@ -5,10 +5,16 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
+from types import TracebackType
+from typing import TypeVar
+
+Item = TypeVar("Item")
 
 
 def worker_context(module: str) -> ForkServerContext:
@@ -43,3 +49,21 @@ def end_with_main_process(*_: object) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    sys.excepthook = _complain
+
+
+def _complain(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """A main process that leaves while it is handed a batch breaks the connection; it says itself why it leaves."""
+    if not issubclass(kind, ConnectionError):
+        sys.__excepthook__(kind, error, traceback)
+
+
+def without_worker_traceback(batches: Iterator[Item]) -> Iterator[Item]:
+    """Give a worker's complaint about a file as it was raised: torch wraps it into the worker's whole traceback."""
+    try:
+        yield from batches
+    except ValueError as error:
+        if not str(error).startswith("Caught "):
+            raise
+        last_line = str(error).strip().splitlines()[-1]
+        raise ValueError(last_line.partition(": ")[2]) from error

@@ -12,10 +12,11 @@ from einops import rearrange
 from torch import Tensor
 
 from diveparse.configs import Precision
-from diveparse.datasets.dives import ATTRIBUTES
+from diveparse.datasets.dives import ATTRIBUTES, DiveSet
 from diveparse.datasets.diving48 import ClipRecord
-from diveparse.engine.device import autocast
+from diveparse.engine.loading import INPUTS, features_of
 from diveparse.engine.predictions import Predictions
+from diveparse.heads.recombine import INVALID
 from diveparse.models.classifier import ClassifierOutputs, DiveClassifier
 
 
@@ -25,42 +26,51 @@ def evaluate(
     batches: Iterable[dict[str, Tensor]],
     records: Sequence[ClipRecord],
     precision: Precision = Precision.FP32,
+    dive_set: DiveSet | None = None,
 ) -> Predictions:
     """Collect a model's answers; nothing is written, and the model returns to the mode it was in.
 
-    batches: dicts of "clip" (batch, views, time, channel, height, width) and "index" (batch,), which points into
-    `records`. The features of a clip's views are averaged before the head reads them.
-    Each clip counts once, in the order of `batches`, whatever the size of the last batch.
+    batches: dicts of "clip" (batch, views, time, channel, height, width), or of "tokens" of clips that are stored, and
+    "index" (batch,), which points into `records`. The features of a clip's views are averaged before the head reads
+    them. Each clip counts once, in the order of `batches`, whatever the size of the last batch.
+    dive_set: what the labels count in and the model is read out over, by default its own; a dive of it that the model
+    cannot express has probability 0.
     Raises: ValueError if there are no batches, or a clip's answer is not a number.
     """
-    device = next(model.parameters()).device
+    dive_set = dive_set or model.dive_set
+    known = model.head.expressible(dive_set)
     was_training = model.training
     model.eval()
     indices: list[int] = []
     answers: list[ClassifierOutputs] = []
     try:
         for batch in batches:
-            clips = batch["clip"].to(device, non_blocking=True)
-            with autocast(precision, device):
-                features = model.features(rearrange(clips, "b v t c h w -> (b v) t c h w"))
-            features = rearrange(features.float(), "(b v) d -> b v d", b=len(clips)).mean(dim=1)
+            num_clips = len(batch["index"])
+            one_by_one = {name: rearrange(batch[name], "b v ... -> (b v) ...") for name in INPUTS if name in batch}
+            features = features_of(model, one_by_one, precision)
+            features = rearrange(features, "(b v) ... -> b v ...", b=num_clips).mean(dim=1)
             indices += batch["index"].tolist()
-            answers.append(model.read_out(features))
+            answers.append(model.read_out(features, known))
     finally:
         model.train(was_training)
     if not indices:
         raise ValueError("evaluation needs at least one clip, got none")
     clips_seen = [records[index] for index in indices]
-    dive_log_probs = _joined(each.dive_log_probs for each in answers)
+    columns = np.array([dive_set.label_of(dive) for dive in known])
+    dive_log_probs = np.full((len(indices), len(dive_set)), -np.inf, np.float32)
+    dive_log_probs[:, columns] = _joined(each.dive_log_probs for each in answers)
     _require_finite(dive_log_probs, clips_seen)
+    named, decoded = (
+        _joined(getattr(each, name) for each in answers) for name in ("named_labels", "decoded_labels")
+    )  # both (num_clips,), in `known`
     return Predictions(
         clips=[record.name for record in clips_seen],
         sources=[record.source for record in clips_seen],
         labels=np.array([record.label for record in clips_seen]),
         dive_log_probs=dive_log_probs,
         attribute_log_probs={name: _joined(each.attribute_log_probs[name] for each in answers) for name in ATTRIBUTES},
-        named_labels=_joined(each.named_labels for each in answers),
-        decoded_labels=_joined(each.decoded_labels for each in answers),
+        named_labels=np.where(named == INVALID, INVALID, columns[named]),
+        decoded_labels=np.where(decoded == INVALID, INVALID, columns[decoded]),
     )
 
 

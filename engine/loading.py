@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from diveparse.configs import Config, DamagedClips, TrainConfig
+from diveparse.configs import Config, DamagedClips, Precision, TrainConfig
 from diveparse.datasets.cache import CacheKind, cache_folder, open_cache
 from diveparse.datasets.clip_dataset import ClipDataset, EpochSampler
 from diveparse.datasets.diving48 import ClipRecord
-from diveparse.datasets.workers import end_with_main_process, worker_context
+from diveparse.datasets.workers import end_with_main_process, without_worker_traceback, worker_context
+from diveparse.engine.device import autocast
+from diveparse.engine.stored import StoredClips, store_clips
+from diveparse.models.classifier import DiveClassifier
 
-# "clip", "label" and "index", each with one entry a clip; "num_damaged", how many clips the batch was to have besides
+# one of INPUTS, "label" and "index", each with one entry a clip; "num_damaged", how many the batch was to have besides
 Batch = dict[str, Tensor]
+INPUTS = ("clip", "tokens")  # what a model can begin with: clips, or what its frozen blocks made of them
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +31,9 @@ class ClipLoader(DataLoader[Any]):
     """A DataLoader that gives a worker's complaint about a file as it was raised, and names damaged clips that were
     skipped, each once. Their blank stand-ins of an evaluation are left out of the batches."""
 
-    dataset: ClipDataset
+    dataset: ClipDataset | StoredClips
 
-    def __init__(self, clips: ClipDataset, **options: Any) -> None:
+    def __init__(self, clips: ClipDataset | StoredClips, **options: Any) -> None:
         super().__init__(clips, **options)
         self.problems: set[str] = set()
 
@@ -85,32 +89,40 @@ def build_clips(
     )
 
 
+def features_of(model: DiveClassifier, batch: Mapping[str, Tensor], precision: Precision) -> Tensor:
+    """What the head reads of a batch, in fp32, since its log-probabilities need the whole range."""
+    device = next(model.parameters()).device
+    name = next(name for name in INPUTS if name in batch)
+    inputs = batch[name].to(device, non_blocking=True)
+    with autocast(precision, device):
+        features = model.features(inputs) if name == "clip" else model.features_of_frozen(inputs)
+    return features.float()
+
+
+def stored(clips: ClipDataset, model: DiveClassifier, cfg: Config) -> ClipDataset | StoredClips:
+    """The same clips as what the model's frozen blocks make of them, where the config says so; else as they are."""
+    if not cfg.train.num_stored_views:
+        return clips
+    root, num_views = Path(cfg.data.root), cfg.train.num_stored_views
+    return store_clips(model.backbone, clips, root, num_views=num_views, num_workers=cfg.data.num_workers)
+
+
 def training_batches(
-    clips: ClipDataset, cfg: TrainConfig, seed: int, *, start_step: int, num_workers: int
+    clips: ClipDataset | StoredClips, cfg: TrainConfig, seed: int, *, start_step: int, num_workers: int
 ) -> Iterator[Batch]:
     """Every batch of the training from update `start_step` on, epoch after epoch without a pause in between.
 
     An epoch is a whole number of updates, each of `accumulation_steps` batches; what does not fill one is left out.
     """
-    updates = EpochSampler(len(clips), cfg.batch_size * cfg.accumulation_steps, seed, start_step)
+    labels = [record.label for record in clips.records] if cfg.class_balanced else None
+    updates = EpochSampler(len(clips), cfg.batch_size * cfg.accumulation_steps, seed, start_step, labels)
     parts = MicroBatches(updates, cfg.batch_size)
     return iter(ClipLoader(clips, batch_sampler=parts, **_worker_options(num_workers)))
 
 
-def evaluation_batches(clips: ClipDataset, *, batch_size: int, num_workers: int) -> ClipLoader:
+def evaluation_batches(clips: ClipDataset | StoredClips, *, batch_size: int, num_workers: int) -> ClipLoader:
     """Every clip once, in order, as often as asked; the last batch may be short."""
     return ClipLoader(clips, batch_size=batch_size, shuffle=False, **_worker_options(num_workers))
-
-
-def without_worker_traceback(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Give a worker's complaint about a file as it was raised: torch wraps it into the worker's whole traceback."""
-    try:
-        yield from batches
-    except ValueError as error:
-        if not str(error).startswith("Caught "):
-            raise
-        last_line = str(error).strip().splitlines()[-1]
-        raise ValueError(last_line.partition(": ")[2]) from error
 
 
 def _worker_options(num_workers: int) -> dict[str, Any]:

@@ -19,9 +19,16 @@ from diveparse.datasets.diving48 import ClipRecord
 from diveparse.datasets.splits import training_clips
 from diveparse.engine.calibration import fit_temperatures
 from diveparse.engine.checkpoint import Learner, resume_from_checkpoint, save_checkpoint
-from diveparse.engine.device import autocast, choose_device, require_trainable, seed_everything
+from diveparse.engine.device import choose_device, require_trainable, seed_everything
 from diveparse.engine.evaluate import evaluate
-from diveparse.engine.loading import Batch, build_clips, evaluation_batches, training_batches
+from diveparse.engine.loading import (
+    Batch,
+    build_clips,
+    evaluation_batches,
+    features_of,
+    stored,
+    training_batches,
+)
 from diveparse.engine.logging import flat_metrics, flush, log_confusion, log_scalars, log_start, open_writer
 from diveparse.engine.metrics import compute_metrics
 from diveparse.engine.optim import build_optimizer, build_schedule
@@ -51,6 +58,7 @@ def train(cfg: Config, *, resume: bool = False) -> Path:
     num_steps = steps_per_epoch * cfg.train.num_epochs
     seed_everything(cfg.seed, device)
     model = build_classifier(cfg, dive_set).to(device)
+    model.head.set_class_counts(torch.bincount(torch.tensor([r.label for r in records]), minlength=len(dive_set)))
     learner = build_learner(model, cfg.train, num_steps, device)
     # a run goes on reading what it began with, cache or videos
     begun = splits_from_cache(run_folder(cfg)) if resume and (run_folder(cfg) / ENVIRONMENT).is_file() else None
@@ -69,8 +77,9 @@ def train(cfg: Config, *, resume: bool = False) -> Path:
     (run / TRAINED).unlink(missing_ok=True)  # there where the run had ended and now has more epochs
     cached = [split for split, read in (("train", clips), ("val", val_clips)) if read.cache is not None]
     record_environment(run, cfg.seed, cached)
-    batches = training_batches(clips, cfg.train, cfg.seed, start_step=progress.step, num_workers=cfg.data.num_workers)
-    val_batches = evaluation_batches(val_clips, batch_size=cfg.test.batch_size, num_workers=cfg.data.num_workers)
+    inputs, val_inputs = stored(clips, model, cfg), stored(val_clips, model, cfg)
+    batches = training_batches(inputs, cfg.train, cfg.seed, start_step=progress.step, num_workers=cfg.data.num_workers)
+    val_batches = evaluation_batches(val_inputs, batch_size=cfg.test.batch_size, num_workers=cfg.data.num_workers)
 
     with open_writer(run, progress.step) as writer:
         if progress.step == 0:
@@ -156,12 +165,8 @@ def update(
 
 def compute_loss(model: DiveClassifier, batch: Batch, precision: Precision) -> tuple[Tensor, dict[str, float], int]:
     """One pass over a batch. Returns: the loss; it and its terms as numbers, named for TensorBoard; the clips right."""
-    device = next(model.parameters()).device
-    clips = batch["clip"].to(device, non_blocking=True)
-    labels = batch["label"].to(device, non_blocking=True)
-    with autocast(precision, device):
-        features = model.features(clips)
-    features = features.float()  # the head's log-probabilities need the whole range
+    features = features_of(model, batch, precision)
+    labels = batch["label"].to(features.device, non_blocking=True)
     loss, terms = model.head.loss(features, labels)
     with torch.no_grad():
         num_correct = int((model.head.decode(features) == labels).sum())
@@ -169,7 +174,8 @@ def compute_loss(model: DiveClassifier, batch: Batch, precision: Precision) -> t
 
 
 def build_learner(model: DiveClassifier, cfg: TrainConfig, num_steps: int, device: torch.device) -> Learner:
-    optimizer = build_optimizer(model, model.head, cfg)
+    head = model.head if model.pooling is None else nn.ModuleList([model.pooling, model.head])
+    optimizer = build_optimizer(model, head, cfg)
     schedule = build_schedule(optimizer, cfg, num_steps)
     scaler = GradScaler(device.type, enabled=cfg.precision is Precision.FP16)
     return Learner(model, optimizer, schedule, scaler, Progress())

@@ -11,12 +11,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from diveparse.datasets.atomic import written_atomically
-from diveparse.datasets.dives import ATTRIBUTES, DiveSet
+from diveparse.datasets.dives import ATTRIBUTES, COUNTS, DiveSet
 from diveparse.heads.recombine import INVALID
 
 TEXT_COLUMNS = ("clip", "source", "true_number", "predicted_number", "top5", "takeoff", "position", "named_number")
 FLOAT_COLUMNS = ("log_prob_true", "confidence")
-COUNT_COLUMNS = ("somersault", "twist")  # half turns
 COLUMNS = (
     "clip",
     "source",
@@ -111,8 +110,8 @@ def read_predictions(path: Path) -> pd.DataFrame:
     for column in ("clip", "source", "true_number", "top5"):
         if (table[column] == "").any():
             raise ValueError(f"{path}: column {column} is empty in row {int((table[column] == '').argmax()) + 2}")
-    for column in FLOAT_COLUMNS + COUNT_COLUMNS:
-        table[column] = _as_numbers(path, table[column], integer=column in COUNT_COLUMNS)
+    for column in FLOAT_COLUMNS + COUNTS:
+        table[column] = _as_numbers(path, table[column], integer=column in COUNTS)
     return table[list(COLUMNS)]
 
 

@@ -11,11 +11,11 @@ from tqdm import tqdm
 from diveparse.configs import Config, load_config
 from diveparse.datasets.atomic import write_json
 from diveparse.datasets.rendered_set import is_rendered
-from diveparse.datasets.splits import evaluation_clips
+from diveparse.datasets.splits import evaluation_clips, scored_dives
 from diveparse.engine.checkpoint import count_updates_done
 from diveparse.engine.device import choose_device
 from diveparse.engine.evaluate import evaluate
-from diveparse.engine.loading import build_clips, evaluation_batches
+from diveparse.engine.loading import build_clips, evaluation_batches, stored
 from diveparse.engine.logging import log_test
 from diveparse.engine.metrics import calibrated_metrics, compute_metrics
 from diveparse.engine.predictions import write_predictions
@@ -40,12 +40,14 @@ def evaluate_run(run: Path, overrides: list[str], *, split: str, again: bool = F
     model = DiveClassifier.load(run).to(choose_device())
     num_updates = json.loads((run / TRAINED).read_text(encoding="utf-8"))["num_updates"]
     model_update = json.loads((run / MODEL_UPDATE).read_text(encoding="utf-8"))["update"]
-    dive_set = model.dive_set
+    dive_set = scored_dives(cfg.data, model.dive_set)
     records = evaluation_clips(cfg.data, split, cfg.seed, dive_set)
     views = (cfg.test.num_temporal_views, cfg.test.num_spatial_views)
     clips = build_clips(cfg, records, training=False, views=views)
-    batches = evaluation_batches(clips, batch_size=cfg.test.batch_size, num_workers=cfg.data.num_workers)
-    predictions = evaluate(model, tqdm(batches, desc=f"testing {cfg.arm} on {split}"), records, cfg.train.precision)
+    inputs = stored(clips, model, cfg)
+    batches = evaluation_batches(inputs, batch_size=cfg.test.batch_size, num_workers=cfg.data.num_workers)
+    bar = tqdm(batches, desc=f"testing {cfg.arm} on {split}")
+    predictions = evaluate(model, bar, records, cfg.train.precision, dive_set)
     about = {"split": split, "name": cfg.name, "arm": cfg.arm, "seed": cfg.seed, "num_views": views[0] * views[1]}
     about |= {
         "data_root": cfg.data.root,

@@ -9,46 +9,73 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diveparse.datasets.dives import ATTRIBUTES, DiveSet
-from diveparse.heads.head import Head, Readout
-from diveparse.heads.recombine import decode, named_labels, normalise, score, slot_table
+from diveparse.configs import HeadConfig
+from diveparse.datasets.dives import ATTRIBUTES, COUNTS, DiveSet
+from diveparse.heads.head import Head, Readout, detached
+from diveparse.heads.losses import LearnedWeights, earth_mover_distance
+from diveparse.heads.recombine import decode, marginals, named_labels, normalise, score, slot_table
 
 
 class AttributeHeads(Head):
     """Independent: four cross-entropies, four argmaxes. May name a dive that does not exist."""
 
-    slots: Tensor
+    num_queries = len(ATTRIBUTES)
 
-    def __init__(self, embed_dim: int, dive_set: DiveSet) -> None:
-        super().__init__(dive_set)
+    def __init__(self, embed_dim: int, dive_set: DiveSet, cfg: HeadConfig) -> None:
+        super().__init__(embed_dim, dive_set, cfg)
         self.linears = nn.ModuleDict({name: Readout(embed_dim, len(dive_set.values[name])) for name in ATTRIBUTES})
-        self.register_buffer("slots", slot_table(dive_set), persistent=False)  # derived from the set, so not saved
+        self.weights = LearnedWeights(ATTRIBUTES) if cfg.learned_weights else None
 
     def attribute_log_probs(self, features: Tensor) -> dict[str, Tensor]:
-        return {name: linear(features).log_softmax(-1) for name, linear in self.linears.items()}
+        own = [features] * len(ATTRIBUTES) if features.ndim == 2 else features.unbind(dim=1)
+        return {name: self.linears[name](own[k]).log_softmax(-1) for k, name in enumerate(ATTRIBUTES)}
+
+    def scores(self, features: Tensor, dive_set: DiveSet | None = None) -> Tensor:
+        """What a dive of a set is worth, before it is normalised. Returns: (batch, num_dives)."""
+        return score(self.attribute_log_probs(features), self._slots_of(dive_set))
 
     def dive_log_probs(self, features: Tensor, dive_set: DiveSet | None = None) -> Tensor:
         """As `Head.dive_log_probs`; another set may hold any dive whose four values occur in the head's own set."""
-        return normalise(score(self.attribute_log_probs(features), self._slots_of(dive_set)))
+        return normalise(self.scores(features, dive_set))
 
-    def named_labels(self, features: Tensor) -> Tensor:
-        return named_labels(self.attribute_log_probs(features), self.slots)
+    def named_labels(self, features: Tensor, dive_set: DiveSet | None = None) -> Tensor:
+        return named_labels(self.attribute_log_probs(features), self._slots_of(dive_set))
 
-    def decode(self, features: Tensor) -> Tensor:
+    def decode(self, features: Tensor, dive_set: DiveSet | None = None) -> Tensor:
         """The four best values and nothing else. Returns: (batch,) labels, -1 where they spell no dive of the set."""
-        return self.named_labels(features)
+        return self.named_labels(features, dive_set)
+
+    def expressible(self, dive_set: DiveSet) -> DiveSet:
+        return dive_set.expressible(self.dive_set.values)
 
     def loss(self, features: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of four cross-entropies: -log p(dive | clip) if the attributes were independent."""
-        terms = self._cross_entropies(self.attribute_log_probs(features), labels)
-        return torch.stack(list(terms.values())).sum(), _detached(terms)
+        return self._attribute_loss(self.attribute_log_probs(features), labels)
 
-    def _cross_entropies(self, attribute_log_probs: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
-        return {
-            # log-probabilities are logits that are normalised already
-            name: F.cross_entropy(attribute_log_probs[name], row[labels])
-            for name, row in zip(ATTRIBUTES, self.slots, strict=True)
+    def _attribute_loss(
+        self, attribute_log_probs: dict[str, Tensor], labels: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The four cross-entropies, weighed alike or as was learned, and the distance of the counts; and the terms."""
+        targets = dict(zip(ATTRIBUTES, self.slots[:, labels], strict=True))
+        priors, smoothing = marginals(self.log_prior.unsqueeze(0), self.slots), self.cfg.label_smoothing
+        entropies = {
+            # log-probabilities are logits that are normalised already; adjusted as `Head.adjusted` does
+            name: F.cross_entropy(
+                log_probs + self.cfg.logit_adjustment * priors[name], targets[name], label_smoothing=smoothing
+            )
+            for name, log_probs in attribute_log_probs.items()
         }
+        total = torch.stack(list(entropies.values())).sum() if self.weights is None else self.weights(entropies)
+        if not self.cfg.ordinal_weight:
+            return total, detached(entropies)
+        distances = {
+            f"{name}_distance": earth_mover_distance(
+                attribute_log_probs[name], targets[name], [int(value) for value in self.dive_set.values[name]]
+            )
+            for name in COUNTS
+        }
+        total = total + self.cfg.ordinal_weight * torch.stack(list(distances.values())).sum()
+        return total, detached(entropies | distances)
 
     def _slots_of(self, dive_set: DiveSet | None) -> Tensor:
         if dive_set is None or dive_set == self.dive_set:
@@ -59,8 +86,8 @@ class AttributeHeads(Head):
 class ConstrainedHeads(AttributeHeads):
     """Constrained: trained as four independent heads, decoded by the best dive that exists."""
 
-    def decode(self, features: Tensor) -> Tensor:
-        return decode(self.dive_log_probs(features))
+    def decode(self, features: Tensor, dive_set: DiveSet | None = None) -> Tensor:
+        return decode(self.dive_log_probs(features, dive_set))
 
 
 class JointHeads(ConstrainedHeads):
@@ -70,23 +97,13 @@ class JointHeads(ConstrainedHeads):
     cross-entropies tie it down, so that the heads can be read out over dives that were never seen.
     """
 
-    def __init__(self, embed_dim: int, dive_set: DiveSet, *, auxiliary_weight: float = 1.0) -> None:
-        super().__init__(embed_dim, dive_set)
-        self.auxiliary_weight = auxiliary_weight
-
     def loss(self, features: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """-log p(dive | clip) over the set, plus `auxiliary_weight` times the sum of the four cross-entropies.
+        """-log p(dive | clip) over the set, plus `auxiliary_weight` times what the independent heads are trained on.
 
         Both are likelihoods of the same dive in nats; the first is the second plus the log of the probability that
         the independent heads leave on the set as a whole.
         """
-        attribute_log_probs = self.attribute_log_probs(features)
-        terms = self._cross_entropies(attribute_log_probs, labels)
-        auxiliary = torch.stack(list(terms.values())).sum()
-        scores = score(attribute_log_probs, self.slots)
-        joint = F.cross_entropy(scores, labels)
-        return joint + self.auxiliary_weight * auxiliary, _detached({"joint": joint} | terms)
-
-
-def _detached(terms: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: term.detach() for name, term in terms.items()}
+        auxiliary, terms = self._attribute_loss(self.attribute_log_probs(features), labels)
+        scores = self.adjusted(self.scores(features))
+        joint = F.cross_entropy(scores, labels, label_smoothing=self.cfg.label_smoothing)
+        return joint + self.cfg.auxiliary_weight * auxiliary, detached({"joint": joint}) | terms

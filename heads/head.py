@@ -4,22 +4,46 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 
+from diveparse.configs import HeadConfig
 from diveparse.datasets.dives import DiveSet
-from diveparse.heads.recombine import decode
+from diveparse.heads.losses import class_log_prior
+from diveparse.heads.recombine import decode, slot_table
 
 
 class Head(nn.Module, ABC):
     """Turns a clip's features (batch, embed_dim) into log-probabilities of dives.
 
-    A new head subclasses this, fills in the four abstract methods, and gets a kind in `configs/schema.py` and a line in
-    `build_head`; nothing else needs to know about it.
+    A head that asks several questions, `num_queries` of them, may instead be given (batch, num_queries, embed_dim), a
+    feature for each; see `heads/pooling.py`. A new head subclasses this, fills in the abstract methods, and gets a kind
+    in `configs/schema.py` and a line in `build_head`; nothing else needs to know about it.
     """
 
-    def __init__(self, dive_set: DiveSet) -> None:
+    num_queries = 1
+    slots: Tensor
+    log_prior: Tensor
+
+    def __init__(self, embed_dim: int, dive_set: DiveSet, cfg: HeadConfig) -> None:
         super().__init__()
         self.dive_set = dive_set  # labels are labels of this set
+        self.cfg = cfg
+        # which value each dive takes from each attribute; derived from the set, so not saved
+        self.register_buffer("slots", slot_table(dive_set), persistent=False)
+        # of training alone, so not saved either
+        self.register_buffer("log_prior", torch.zeros(len(dive_set)), persistent=False)
+
+    def set_class_counts(self, num_clips: Tensor) -> None:
+        """Tell a head that is to adjust its logits how many training clips each dive has. num_clips: (num_dives,)."""
+        self.log_prior.copy_(class_log_prior(num_clips))
+
+    def adjusted(self, scores: Tensor) -> Tensor:
+        """Scores of the head's dives as training sees them: a frequent dive has a head start that it need not learn.
+
+        Source: Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, equation 10.
+        """
+        return scores + self.cfg.logit_adjustment * self.log_prior
 
     @abstractmethod
     def dive_log_probs(self, features: Tensor, dive_set: DiveSet | None = None) -> Tensor:
@@ -34,7 +58,7 @@ class Head(nn.Module, ABC):
         """log p(value | clip) for each attribute. Returns: {name: (batch, num_values)}, values as `dive_set.values`."""
 
     @abstractmethod
-    def named_labels(self, features: Tensor) -> Tensor:
+    def named_labels(self, features: Tensor, dive_set: DiveSet | None = None) -> Tensor:
         """What the head names before anything knows which dives exist. Returns: (batch,), -1 where no such dive."""
 
     @abstractmethod
@@ -44,9 +68,13 @@ class Head(nn.Module, ABC):
         labels: (batch,) labels of `dive_set`.
         """
 
-    def decode(self, features: Tensor) -> Tensor:
-        """The head's answer: the most probable dive. Returns: (batch,) labels of `dive_set`."""
-        return decode(self.dive_log_probs(features))
+    @abstractmethod
+    def expressible(self, dive_set: DiveSet) -> DiveSet:
+        """The dives of a set that the head can answer with. Raises: ValueError if there is none."""
+
+    def decode(self, features: Tensor, dive_set: DiveSet | None = None) -> Tensor:
+        """The head's answer: the most probable dive of a set. Returns: (batch,) labels of that set."""
+        return decode(self.dive_log_probs(features, dive_set))
 
 
 class Readout(nn.Linear):
@@ -55,3 +83,15 @@ class Readout(nn.Linear):
     def reset_parameters(self) -> None:
         nn.init.trunc_normal_(self.weight, std=0.02)
         nn.init.zeros_(self.bias)
+
+
+class Correction(nn.Linear):
+    """A linear layer that adds to logits; it starts at zero, so that a new head is the simpler one that it extends."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+def detached(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: term.detach() for name, term in terms.items()}

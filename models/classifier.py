@@ -16,6 +16,7 @@ from diveparse.configs import BackboneConfig, ClipConfig, Config, HeadConfig, pl
 from diveparse.datasets.atomic import write_json
 from diveparse.datasets.dives import ATTRIBUTES, DiveSet
 from diveparse.heads import Head, build_head
+from diveparse.heads.pooling import build_pooling
 from diveparse.models.timesformer import TimeSformer, build_backbone
 from diveparse.models.weights import (
     MODEL_FILE,
@@ -62,6 +63,8 @@ class DiveClassifier(nn.Module):
     def __init__(self, backbone: TimeSformer, head: Head, config: ModelConfig) -> None:
         super().__init__()
         self.backbone = backbone
+        sizes = (backbone.embed_dim, config.backbone.num_heads, head.num_queries)
+        self.pooling = build_pooling(config.head.pooling, *sizes)
         self.head = head
         self.config = config
         self.temperatures = dict.fromkeys((DIVE, *ATTRIBUTES), 1.0)
@@ -74,8 +77,15 @@ class DiveClassifier(nn.Module):
         return self.dive_log_probs(clips)
 
     def features(self, clips: Tensor) -> Tensor:
-        """What the head reads. Returns: (batch, embed_dim)."""
-        return self.backbone(clips)
+        """What the head reads. Returns: (batch, embed_dim), or (batch, num_queries, embed_dim) with a query each."""
+        return self.backbone(clips) if self.pooling is None else self.pooling(self.backbone.tokens(clips))
+
+    def features_of_frozen(self, frozen_tokens: Tensor) -> Tensor:
+        """As `features`, from what `TimeSformer.frozen_tokens` gives of the clips."""
+        if self.pooling is None:
+            return self.backbone.class_feature(frozen_tokens)
+        features: Tensor = self.pooling(self.backbone.token_features(frozen_tokens))
+        return features
 
     def dive_log_probs(self, clips: Tensor, dive_set: DiveSet | None = None) -> Tensor:
         """log p(dive | clip) over a set of dives, by default the model's own.
@@ -93,13 +103,16 @@ class DiveClassifier(nn.Module):
         """All answers from one pass through the backbone."""
         return self.read_out(self.features(clips))
 
-    def read_out(self, features: Tensor) -> ClassifierOutputs:
-        """All that the head says about features (batch, embed_dim)."""
+    def read_out(self, features: Tensor, dive_set: DiveSet | None = None) -> ClassifierOutputs:
+        """All that the head says about features, over a set of dives, by default the model's own.
+
+        Raises: ValueError naming a dive of `dive_set` that the head cannot express.
+        """
         return ClassifierOutputs(
-            dive_log_probs=self.head.dive_log_probs(features),
+            dive_log_probs=self.head.dive_log_probs(features, dive_set),
             attribute_log_probs=self.head.attribute_log_probs(features),
-            named_labels=self.head.named_labels(features),
-            decoded_labels=self.head.decode(features),
+            named_labels=self.head.named_labels(features, dive_set),
+            decoded_labels=self.head.decode(features, dive_set),
         )
 
     def loss(self, clips: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

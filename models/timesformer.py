@@ -162,18 +162,33 @@ class TimeSformer(nn.Module):
         clips: (batch, time, channel, height, width), normalised. Returns: (batch, embed_dim).
         Raises: ValueError if the clips are not of the size this backbone was built for.
         """
-        last = len(self.blocks) - 1
-        tokens = self.run_blocks(self.embed(clips), last)
-        with self.keep_activations_of(last):
-            x = cast(DividedBlock, self.blocks[last]).class_token(tokens, self.num_frames)
-        return self.norm(x)
+        return self.class_feature(self.frozen_tokens(clips))
 
     def tokens(self, clips: Tensor) -> Tensor:
         """Every token after the last norm: class token, then the patches frame by frame.
 
         clips: as for `forward`. Returns: (batch, 1 + time * patches, embed_dim).
         """
-        return self.norm(self.run_blocks(self.embed(clips), len(self.blocks)))
+        return self.token_features(self.frozen_tokens(clips))
+
+    def frozen_tokens(self, clips: Tensor) -> Tensor:
+        """What the embeddings and the frozen blocks make of clips, which training does not change.
+
+        Returns: (batch, 1 + time * patches, embed_dim), for `class_feature` or `token_features` to go on with.
+        """
+        return self.run_blocks(self.embed(clips), range(self.num_frozen_blocks))
+
+    def class_feature(self, frozen_tokens: Tensor) -> Tensor:
+        """The rest of `forward`: the blocks that are trained, the last of them for the class token alone."""
+        if self.num_frozen_blocks == len(self.blocks):
+            return self.norm(frozen_tokens[:, 0])
+        last = len(self.blocks) - 1
+        tokens = self.run_blocks(frozen_tokens, range(self.num_frozen_blocks, last))
+        return self.norm(cast(DividedBlock, self.blocks[last]).class_token(tokens, self.num_frames))
+
+    def token_features(self, frozen_tokens: Tensor) -> Tensor:
+        """The rest of `tokens`."""
+        return self.norm(self.run_blocks(frozen_tokens, range(self.num_frozen_blocks, len(self.blocks))))
 
     def embed(self, clips: Tensor) -> Tensor:
         """Class token and patches, with their places in space and time. Returns: (batch, 1 + frames * patches, d)."""
@@ -189,11 +204,11 @@ class TimeSformer(nn.Module):
             class_token = repeat(self.class_token + class_embed, "1 1 d -> b 1 d", b=len(clips))
             return torch.cat([class_token, patches], dim=1)
 
-    def run_blocks(self, tokens: Tensor, num_blocks: int) -> Tensor:
-        """The first `num_blocks` blocks. tokens, result: (batch, 1 + time * patches, embed_dim)."""
-        for index, block in enumerate(self.blocks[:num_blocks]):
+    def run_blocks(self, tokens: Tensor, blocks: range) -> Tensor:
+        """Some of the blocks. tokens, result: (batch, 1 + time * patches, embed_dim)."""
+        for index in blocks:
             with self.keep_activations_of(index):
-                tokens = block(tokens, self.num_frames)
+                tokens = self.blocks[index](tokens, self.num_frames)
         return tokens
 
     def keep_activations_of(self, block: int) -> AbstractContextManager[None]:

@@ -45,3 +45,21 @@ def test_workers_end_with_a_main_process_that_is_killed_or_interrupted(deadly: s
     _, errors = main.communicate(timeout=30)
     if deadly is signal.SIGINT:
         assert errors.count("Traceback") == 1  # the main process's own, and no worker's
+
+
+COMPLAINTS = """
+import sys
+from diveparse.datasets.workers import worker_pool
+if __name__ == "__main__":
+    with worker_pool(1, "diveparse.datasets.workers") as pool:
+        for error in (ConnectionResetError("the main process left"), ValueError("something else")):
+            pool.submit(sys.excepthook, type(error), error, None).result()  # by its name, so that it is the worker's
+"""
+
+
+def test_a_worker_says_nothing_of_a_main_process_that_leaves_and_all_else(tmp_path: Path) -> None:
+    script = tmp_path / "main.py"
+    script.write_text(COMPLAINTS)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert "something else" in done.stderr
+    assert "the main process left" not in done.stderr

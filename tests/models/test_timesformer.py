@@ -172,7 +172,7 @@ def test_frame_order_is_invisible_without_time_embedding_and_temporal_projection
 def test_frozen_blocks_get_no_gradient_and_keep_no_activations() -> None:
     backbone = tiny_backbone(depth=3, num_frozen_blocks=2).train()
     clips = random_clips(backbone)
-    frozen_output = backbone.run_blocks(backbone.embed(clips), 2)
+    frozen_output = backbone.frozen_tokens(clips)
     assert not frozen_output.requires_grad
     backbone(clips).square().sum().backward()
     trained = {name for name, parameter in backbone.named_parameters() if parameter.grad is not None}
