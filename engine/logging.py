@@ -79,10 +79,11 @@ def log_test(
 
 
 def flat_metrics(metrics: dict[str, Any]) -> dict[str, float]:
-    """The numbers of metrics.json by their tags: the attributes' accuracies as accuracy_takeoff, accuracy_twist, …"""
+    """The numbers of metrics.json by tag: the accuracies of attributes and groups as accuracy_twist, accuracy_few."""
     attributes = {f"accuracy_{name}": value for name, value in metrics["attribute_accuracy"].items()}
     numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-    return numbers | attributes
+    groups = {f"accuracy_{name}": group["accuracy"] for name, group in metrics["groups"].items() if group["num_clips"]}
+    return numbers | attributes | groups
 
 
 def _names(dive_set: DiveSet) -> list[str]:

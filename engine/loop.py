@@ -58,7 +58,8 @@ def train(cfg: Config, *, resume: bool = False) -> Path:
     num_steps = steps_per_epoch * cfg.train.num_epochs
     seed_everything(cfg.seed, device)
     model = build_classifier(cfg, dive_set).to(device)
-    model.head.set_class_counts(torch.bincount(torch.tensor([r.label for r in records]), minlength=len(dive_set)))
+    num_clips = torch.bincount(torch.tensor([record.label for record in records]), minlength=len(dive_set))
+    model.head.set_class_counts(num_clips)
     learner = build_learner(model, cfg.train, num_steps, device)
     # a run goes on reading what it began with, cache or videos
     begun = splits_from_cache(run_folder(cfg)) if resume and (run_folder(cfg) / ENVIRONMENT).is_file() else None
@@ -108,7 +109,7 @@ def train(cfg: Config, *, resume: bool = False) -> Path:
             predictions = evaluate(
                 model, tqdm(val_batches, desc="validation", leave=False), val_records, cfg.train.precision
             )
-            metrics = compute_metrics(predictions, dive_set)
+            metrics = compute_metrics(predictions, dive_set, num_clips.numpy())
             log_scalars(writer, "val", flat_metrics(metrics), progress.step)
             log_scalars(writer, "train_epoch", progress.epoch.scalars(), progress.step)
             log_epoch(epoch, cfg, progress.epoch, metrics, time.perf_counter() - start)

@@ -1,7 +1,8 @@
-"""What a model said about each clip of a split, in memory and as predictions.csv."""
+"""What a model said about each clip of a split: in memory, whole in predictions.safetensors, and as a table."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sized
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from diveparse.datasets.atomic import written_atomically
 from diveparse.datasets.dives import ATTRIBUTES, COUNTS, DiveSet
 from diveparse.heads.recombine import INVALID
 
 TEXT_COLUMNS = ("clip", "source", "true_number", "predicted_number", "top5", "takeoff", "position", "named_number")
+ATTRIBUTE_PREFIX = "attribute."
 FLOAT_COLUMNS = ("log_prob_true", "confidence")
 COLUMNS = (
     "clip",
@@ -56,6 +60,53 @@ class Predictions:
 
     def __len__(self) -> int:
         return len(self.clips)
+
+    def at(self, rows: npt.NDArray[np.integer] | npt.NDArray[np.bool_]) -> Predictions:
+        """Those of some clips only, or in another order. rows: indices, or a mask."""
+        return Predictions(
+            clips=np.asarray(self.clips)[rows].tolist(),
+            sources=np.asarray(self.sources)[rows].tolist(),
+            labels=self.labels[rows],
+            dive_log_probs=self.dive_log_probs[rows],
+            attribute_log_probs={name: values[rows] for name, values in self.attribute_log_probs.items()},
+            named_labels=self.named_labels[rows],
+            decoded_labels=self.decoded_labels[rows],
+        )
+
+
+def save_predictions(path: Path, predictions: Predictions, dive_set: DiveSet) -> None:
+    """Write all of it as tensors, all or nothing; clips, sources and dives are JSON in the file's metadata."""
+    tensors = {
+        "labels": predictions.labels,
+        "dive_log_probs": predictions.dive_log_probs,
+        "named_labels": predictions.named_labels,
+        "decoded_labels": predictions.decoded_labels,
+        **{ATTRIBUTE_PREFIX + name: values for name, values in predictions.attribute_log_probs.items()},
+    }
+    texts = {"clips": predictions.clips, "sources": predictions.sources, "dives": dive_set.numbers}
+    metadata = {name: json.dumps(values) for name, values in texts.items()}
+    with written_atomically(path) as temporary:
+        save_file({name: np.ascontiguousarray(values) for name, values in tensors.items()}, temporary, metadata)
+
+
+def load_predictions(path: Path) -> tuple[Predictions, DiveSet]:
+    """Read what `save_predictions` wrote, sorted by clip. Raises: ValueError naming the file if it cannot be used."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; tools/test.py writes it into a run folder")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
+        clips, sources, numbers = (json.loads(metadata[name]) for name in ("clips", "sources", "dives"))
+        predictions = Predictions(
+            clips=clips,
+            sources=sources,
+            attribute_log_probs={name: tensors.pop(ATTRIBUTE_PREFIX + name) for name in ATTRIBUTES},
+            **tensors,
+        )
+        return predictions.at(np.argsort(clips)), DiveSet.from_numbers(numbers)
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not the predictions of a test: {error}") from error
 
 
 def write_predictions(path: Path, predictions: Predictions, dive_set: DiveSet) -> None:
@@ -121,7 +172,8 @@ def _numbers(labels: npt.NDArray[np.int64], dive_set: DiveSet) -> list[str]:
 
 def _as_numbers(path: Path, column: pd.Series[str], *, integer: bool) -> pd.Series[float] | pd.Series[int]:
     numbers = pd.to_numeric(column, errors="coerce")
-    wrong = ~np.isfinite(numbers) | (integer & (numbers % 1 != 0))
+    numbers = numbers.where(column != "-inf", -np.inf)  # of a dive that a model cannot name
+    wrong = numbers.isna() | (numbers == np.inf) | (integer & (numbers % 1 != 0))
     if wrong.any():
         row = int(wrong.argmax())
         expected = "a whole number" if integer else "a finite number"

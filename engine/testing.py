@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from tqdm import tqdm
 
 from diveparse.configs import Config, load_config
 from diveparse.datasets.atomic import write_json
+from diveparse.datasets.dives import DiveSet
 from diveparse.datasets.rendered_set import is_rendered
-from diveparse.datasets.splits import evaluation_clips, scored_dives
+from diveparse.datasets.splits import evaluation_clips, scored_dives, training_clips
 from diveparse.engine.checkpoint import count_updates_done
 from diveparse.engine.device import choose_device
 from diveparse.engine.evaluate import evaluate
 from diveparse.engine.loading import build_clips, evaluation_batches, stored
 from diveparse.engine.logging import log_test
 from diveparse.engine.metrics import calibrated_metrics, compute_metrics
-from diveparse.engine.predictions import write_predictions
+from diveparse.engine.predictions import save_predictions, write_predictions
 from diveparse.engine.run import CONFIG, MODEL_UPDATE, TRAINED, splits_from_cache
 from diveparse.models.classifier import DIVE, DiveClassifier
 
@@ -29,8 +34,9 @@ CHANGEABLE = ("data.root", "data.num_workers", "data.cache", "data.damaged", "te
 def evaluate_run(run: Path, overrides: list[str], *, split: str, again: bool = False) -> dict[str, Any]:
     """Evaluate a run's best model on its "test" or "val" split, write what it predicted and scored, return the scores.
 
-    Nothing is fitted or chosen here. The files are metrics.json and predictions.csv; for "val" their names begin with
-    validation_, and with shuffled_ where clip.order=shuffled makes it the control of a run trained in order.
+    Nothing is fitted or chosen here. The files are metrics.json, predictions.safetensors and predictions.csv; for "val"
+    their names begin with validation_, and with shuffled_ where clip.order=shuffled makes it the control of a run
+    trained in order.
     Raises: ValueError if training has not ended, an option is not for testing, or the metrics are there already.
     """
     cfg, prefix = read_test_config(run, overrides, split)
@@ -57,13 +63,26 @@ def evaluate_run(run: Path, overrides: list[str], *, split: str, again: bool = F
         "skipped_clips": sorted({record.name for record in records} - set(predictions.clips)),
     }  # of this test, not of training
     about |= {"model_update": model_update, "num_updates": num_updates}
-    scores = compute_metrics(predictions, dive_set) | calibrated_metrics(predictions, model.temperatures[DIVE])
+    counts = count_training_clips(cfg, dive_set)
+    scores = compute_metrics(predictions, dive_set, counts)
+    scores |= calibrated_metrics(predictions, model.temperatures[DIVE])
+    scores = {name: None if score == math.inf else score for name, score in scores.items()}  # JSON has no infinity
+    save_predictions(run / f"{prefix}predictions.safetensors", predictions, dive_set)
     write_predictions(run / f"{prefix}predictions.csv", predictions, dive_set)
     if not prefix:
         log_test(run, cfg, scores, predictions, dive_set, num_updates)
     metrics = {**about, **scores}
     write_json(metrics_path, metrics)  # the last, since it says that the split has been tested
     return metrics
+
+
+def count_training_clips(cfg: Config, dive_set: DiveSet) -> npt.NDArray[np.int64]:
+    """How many clips of each dive of a set the run learnt from. Returns: (num_dives,)."""
+    records, _, own = training_clips(cfg.data, cfg.seed)
+    counts = np.zeros(len(dive_set), np.int64)
+    for label, number in Counter(record.label for record in records).items():
+        counts[dive_set.label_of(own[label])] = number
+    return counts
 
 
 def read_test_config(run: Path, overrides: list[str], split: str) -> tuple[Config, str]:

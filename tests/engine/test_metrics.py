@@ -1,10 +1,17 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from diveparse.datasets.dives import ATTRIBUTES, DIVING48, DiveSet
-from diveparse.engine.metrics import calibrated_metrics, calibration_error, compute_metrics, confusion_matrix
+from diveparse.engine.metrics import (
+    calibrated_metrics,
+    calibration_error,
+    compute_metrics,
+    confusion_matrix,
+    reliability,
+)
 from diveparse.engine.predictions import Predictions
 from diveparse.heads.recombine import INVALID
 
@@ -70,9 +77,74 @@ def test_metrics_do_not_depend_on_the_order_of_clips():
         named_labels=p.named_labels[order],
         decoded_labels=p.decoded_labels[order],
     )
-    before, after = compute_metrics(p, DIVES), compute_metrics(shuffled, DIVES)
-    assert before.pop("attribute_accuracy") == pytest.approx(after.pop("attribute_accuracy"))
+    counts = np.array([200, 101, 100, 20, 19, 1, 0])
+    before, after = compute_metrics(p, DIVES, counts), compute_metrics(shuffled, DIVES, counts)
+    for name in ("attribute_accuracy", "wrong_attributes"):
+        assert before.pop(name) == pytest.approx(after.pop(name))
+    for name in ("groups", "attribute_confusions"):
+        assert before.pop(name) == after.pop(name)
     assert before == pytest.approx(after)
+
+
+def test_dives_fall_into_groups_by_their_training_clips():
+    p, counts = random_predictions(), np.array([200, 101, 100, 20, 19, 1, 0])
+    expected = {"many": (0, 1), "medium": (2, 3), "few": (4, 5), "unseen": ()}  # the last dive has no clips
+    groups = compute_metrics(p, DIVES, counts)["groups"]
+    for name, labels in expected.items():
+        rows = np.isin(p.labels, labels)
+        assert (groups[name]["num_clips"], groups[name]["num_classes"]) == (rows.sum(), len(labels))
+        if rows.any():
+            assert groups[name]["accuracy"] == pytest.approx((p.decoded_labels == p.labels)[rows].mean())
+        else:
+            assert groups[name]["accuracy"] is None
+    assert compute_metrics(p, DIVES)["groups"] == {}
+
+
+def test_brier_is_the_squared_distance_from_the_truth():
+    p = random_predictions()
+    expected = np.mean(
+        [
+            sum((np.exp(row[dive]) - (dive == label)) ** 2 for dive in range(len(DIVES)))
+            for row, label in zip(p.dive_log_probs, p.labels, strict=True)
+        ]
+    )
+    assert compute_metrics(p, DIVES)["brier"] == pytest.approx(expected)
+
+
+def test_what_was_wrong_where_the_number_was():
+    labels = np.array([0, 0, 0, 3, 5, 5])
+    decoded = np.array([0, 1, INVALID, 0, 6, 0])  # right; 103B for 101B; no dive; 101B for 201B; 5331D for 5132D; 101B
+    p = random_predictions(num_clips=6)
+    shares = compute_metrics(replace(p, labels=labels, decoded_labels=decoded), DIVES)["wrong_attributes"]
+    expected = np.zeros((4, 4))
+    for row, (true, named) in enumerate([(0, 1), (3, 0), (5, 6), (5, 0)]):
+        values = [DIVES[label].attribute_values() for label in (true, named)]
+        expected[row] = [values[0][name] != values[1][name] for name in ATTRIBUTES]
+    assert [shares[name] for name in ATTRIBUTES] == pytest.approx(expected.mean(axis=0))
+    at_once = expected.sum(axis=1)
+    assert [shares[str(number)] for number in (1, 2, 3, 4)] == pytest.approx(
+        [(at_once == n).mean() for n in (1, 2, 3, 4)]
+    )
+    perfect = compute_metrics(replace(p, labels=labels, decoded_labels=labels), DIVES)["wrong_attributes"]
+    assert set(perfect.values()) == {None}
+
+
+def test_attribute_confusions_count_every_clip_by_its_true_value():
+    p = random_predictions()
+    metrics = compute_metrics(p, DIVES)
+    for attribute, matrix in metrics["attribute_confusions"].items():
+        assert np.sum(matrix) == len(p)
+        assert np.trace(matrix) / len(p) == pytest.approx(metrics["attribute_accuracy"][attribute])
+        truth = np.bincount(np.array(DIVES.slots()[attribute])[p.labels], minlength=len(DIVES.values[attribute]))
+        assert np.sum(matrix, axis=1).tolist() == truth.tolist()
+
+
+def test_reliability_bins_add_up_to_the_calibration_error():
+    p = random_predictions()
+    bins = reliability(p.dive_log_probs, p.labels)
+    assert bins["num_clips"].sum() == len(p)
+    gaps = bins["num_clips"] * np.abs(bins["accuracy"] - bins["confidence"])
+    assert np.nansum(gaps) / len(p) == pytest.approx(compute_metrics(p, DIVES)["ece"])
 
 
 def test_a_perfect_and_certain_model_scores_one_and_zero():

@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 
 from diveparse.datasets.dives import ATTRIBUTES, DIVING48
-from diveparse.engine.predictions import COLUMNS, Predictions, read_predictions, write_predictions
+from diveparse.engine.predictions import (
+    COLUMNS,
+    Predictions,
+    load_predictions,
+    read_predictions,
+    save_predictions,
+    write_predictions,
+)
 from diveparse.heads.recombine import INVALID
 
 
@@ -54,6 +61,38 @@ def test_a_table_reads_back_as_what_was_predicted(tmp_path):
             assert got["predicted_number"] == DIVING48[best[0]].number
             assert got["confidence"] == pytest.approx(np.exp(log_probs[best[0]]), rel=1e-6)
             assert got["named_number"] == DIVING48[row].number
+
+
+def test_saved_predictions_come_back_whole_and_sorted_by_clip(tmp_path):
+    predictions, path = random_predictions(), tmp_path / "predictions.safetensors"
+    save_predictions(path, predictions, DIVING48)
+    loaded, dive_set = load_predictions(path)
+    assert dive_set == DIVING48
+    order = np.argsort(predictions.clips)
+    assert loaded.clips == sorted(predictions.clips)
+    assert loaded.sources == [predictions.sources[row] for row in order]
+    for name in ("labels", "dive_log_probs", "named_labels", "decoded_labels"):
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(predictions, name)[order])
+    for name in ATTRIBUTES:
+        np.testing.assert_array_equal(loaded.attribute_log_probs[name], predictions.attribute_log_probs[name][order])
+
+
+@pytest.mark.parametrize("content", [b"", b"not tensors", b"\x02\0\0\0\0\0\0\0{}"])
+def test_saved_predictions_that_are_damaged_are_named(tmp_path, content):
+    path = tmp_path / "predictions.safetensors"
+    with pytest.raises(ValueError, match=r"predictions.safetensors: no such file; tools/test.py writes it"):
+        load_predictions(path)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"predictions.safetensors: not the predictions of a test"):
+        load_predictions(path)
+
+
+def test_a_dive_that_cannot_be_named_has_no_probability_in_the_table(tmp_path):
+    predictions = random_predictions()
+    log_probs = predictions.dive_log_probs.copy()
+    log_probs[0, predictions.labels[0]] = -np.inf
+    table = read_predictions(written(tmp_path, replace(predictions, dive_log_probs=log_probs)))
+    assert table["log_prob_true"][0] == -np.inf
 
 
 def test_an_invalid_number_is_an_empty_cell_without_confidence(tmp_path):
