@@ -15,9 +15,11 @@ from diveparse.configs.schema import (
     BackboneConfig,
     ClipConfig,
     Config,
+    CurveConfig,
     DamagedClips,
     DataConfig,
     Dives,
+    ExperimentConfig,
     FrameOrder,
     HeadConfig,
     HeadKind,
@@ -37,9 +39,11 @@ __all__ = [
     "BackboneConfig",
     "ClipConfig",
     "Config",
+    "CurveConfig",
     "DamagedClips",
     "DataConfig",
     "Dives",
+    "ExperimentConfig",
     "FrameOrder",
     "HeadConfig",
     "HeadKind",
@@ -62,7 +66,7 @@ __all__ = [
 ]
 
 
-Schema = TypeVar("Schema", Config, PretrainConfig)
+Schema = TypeVar("Schema", Config, PretrainConfig, ExperimentConfig)
 
 
 def load_config(path: Path, overrides: list[str], schema: type[Schema] = Config) -> Schema:  # type: ignore[assignment]

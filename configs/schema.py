@@ -308,3 +308,40 @@ class PretrainConfig:
         require(self.num_easy_clips >= 0, "num_easy_clips", ">= 0", self.num_easy_clips)
         require(self.num_workers >= 0, "num_workers", ">= 0", self.num_workers)
         self.backbone.require_whole_patches(self.clip.image_size)
+
+
+@dataclass
+class CurveConfig:
+    """Arms along an axis: `series` names one arm for each of `values`."""
+
+    axis: str = MISSING  # what the values are, such as "training clips, %"
+    values: list[float] = MISSING
+    series: dict[str, list[str]] = MISSING
+
+    def __post_init__(self) -> None:
+        for name, arms in self.series.items():
+            require(len(arms) == len(self.values), f"curve.series.{name}", f"{len(self.values)} arms", arms)
+
+
+@dataclass
+class ExperimentConfig:
+    """Several arms, each trained and tested with several seeds, and which of them are compared."""
+
+    question: str = MISSING
+    config: str = MISSING  # the file of options that all arms share
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    # arm -> the options that differ, `key=value` separated by spaces, or EXPERIMENT/ARM for one that is trained there
+    arms: dict[str, str] = MISSING
+    pairs: list[list[str]] = field(default_factory=list)  # [first, second], whose difference is second - first
+    curve: CurveConfig | None = None
+    split: str = "test"  # that the arms are scored on; val to choose a setting
+
+    def __post_init__(self) -> None:
+        require(len(self.seeds) > 0, "seeds", "one or more", self.seeds)
+        require(self.split in ("val", "test"), "split", "val or test", self.split)
+        for arm in self.arms:
+            require_folder_name("arms", arm)
+        for pair in self.pairs:
+            require(len(pair) == 2 and set(pair) <= set(self.arms), "pairs", "two names of arms each", pair)
+        for name, arms in (self.curve.series if self.curve else {}).items():
+            require(set(arms) <= set(self.arms), f"curve.series.{name}", "names of arms", arms)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,18 @@ import pandas as pd
 
 from diveparse.configs import Config, load_config, options
 from diveparse.datasets.dives import ATTRIBUTES
-from diveparse.engine.predictions import read_predictions
-from diveparse.engine.statistics import Comparison, Estimate, accuracy_over_sources, compare_arms
+from diveparse.engine.metrics import GROUPS, group_of
+from diveparse.engine.predictions import VALIDATION_PREFIX, read_predictions
+from diveparse.engine.statistics import (
+    Comparison,
+    Estimate,
+    accuracy_over_sources,
+    compare_arms,
+    holm,
+    mean_over_sources,
+    sign_flip_p_value,
+    verdict,
+)
 
 SCORES = (
     "top1",
@@ -25,9 +37,11 @@ SCORES = (
     "invalid_rate",
     "nll",
     "nll_calibrated",
+    "brier",
     "ece",
     "ece_calibrated",
 )
+EVERY_CLIP = "all"  # beside the groups of dives
 TESTED_ON = ("data_root", "rendered", "from_cache", "trained_from_cache")
 INDIFFERENT = ("seed", "runs_dir", "data.num_workers")  # all that may differ in an arm; the last two change no weight
 
@@ -46,12 +60,36 @@ class Run:
     trained_from_cache: bool
     num_classes_scored: int
     scores: dict[str, float]  # one for each of SCORES
+    num_train_clips: dict[str, int]  # by dive number, of the clips that it learnt from
     predictions: pd.DataFrame  # sorted by clip, so that runs pair row by row
 
     @property
     def correct(self) -> npt.NDArray[np.bool_]:
         """(num_clips,) whether the predicted number is the true one."""
         return (self.predictions["predicted_number"] == self.predictions["true_number"]).to_numpy(dtype=bool)
+
+    @property
+    def nll(self) -> npt.NDArray[np.float64]:
+        """(num_clips,) -log p(true dive), in nats and uncalibrated."""
+        return -self.predictions["log_prob_true"].to_numpy(dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What one arm has more than another of some quantity, over some clips."""
+
+    quantity: str  # "top-1" or "NLL"
+    group: str  # EVERY_CLIP, or the name of one of GROUPS: dives with so many training clips
+    num_clips: int
+    num_classes: int
+    difference: Estimate
+    p_value: float  # over sources
+    p_holm: float  # the same, for as many comparisons as the report makes of this quantity and group
+
+    @property
+    def verdict(self) -> str:
+        """On an NLL "no difference that matters" is one of less than 0.02 nats."""
+        return verdict(self.difference, self.p_holm)
 
 
 @dataclass(frozen=True)
@@ -63,6 +101,8 @@ class ArmPair:
     seeds: tuple[int, ...]
     differing: list[str]  # the options, each with the second's value and the first's
     comparison: Comparison
+    effects: list[Effect]
+    classes: pd.DataFrame  # a row a dive: number, training_clips, test_clips, both arms' accuracy and the difference
 
     @property
     def name(self) -> str:
@@ -89,30 +129,41 @@ def compare_runs(runs: list[Run]) -> Report:
 
     Raises: ValueError saying why the runs cannot be compared.
     """
-    require_comparable(runs)
+    require_comparable(runs)  # before they are grouped, since it says more
     arms = group_by_arm(runs)
+    return compare_groups(arms, list(combinations(arms, 2)))
+
+
+def compare_groups(arms: dict[str, dict[int, Run]], pairs: Sequence[tuple[str, str]]) -> Report:
+    """Compare pairs of arms, (first, second). arms: arm -> seed -> run.
+
+    Raises: ValueError saying why the runs cannot be compared.
+    """
+    runs = [run for by_seed in arms.values() for run in by_seed.values()]
+    require_comparable(runs)
     sources = runs[0].predictions["source"].tolist()
     return Report(
         split=runs[0].split,
         caption=_caption(runs[0]),
         arms=arms,
         accuracies={arm: accuracy_over_sources(_correct(by_seed), sources) for arm, by_seed in arms.items()},
-        pairs=[_pair(arms, first, second, sources) for first, second in combinations(arms, 2)],
+        pairs=_corrected([_pair(arms, first, second, sources) for first, second in pairs]),
     )
 
 
-def load_run(folder: Path) -> Run:
-    """Read a run that has been tested.
+def load_run(folder: Path, split: str = "test") -> Run:
+    """Read a run that has been tested on a split, "test" or "val".
 
     Raises: ValueError naming the file that is missing or wrong, and what would make it right.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such run folder")
-    for name in ("config.yaml", "metrics.json", "predictions.csv"):
+    prefix = "" if split == "test" else VALIDATION_PREFIX
+    for name in ("config.yaml", f"{prefix}metrics.json", f"{prefix}predictions.csv"):
         if not (folder / name).is_file():
             how = "is it a run folder?" if name == "config.yaml" else f"test it first: python tools/test.py {folder}"
             raise ValueError(f"{folder} has no {name}; {how}")
-    metrics = _read_metrics(folder / "metrics.json")
+    metrics = _read_metrics(folder / f"{prefix}metrics.json")
     run = Run(
         folder=folder,
         config=load_config(folder / "config.yaml", []),
@@ -123,13 +174,15 @@ def load_run(folder: Path) -> Run:
         from_cache=bool(metrics["from_cache"]),
         trained_from_cache=bool(metrics["trained_from_cache"]),
         num_classes_scored=int(metrics["num_classes_scored"]),
-        scores={name: float((metrics | metrics["attribute_accuracy"])[name]) for name in SCORES},
-        predictions=read_predictions(folder / "predictions.csv").sort_values("clip", ignore_index=True),
+        scores={name: _number((metrics | metrics["attribute_accuracy"])[name]) for name in SCORES},
+        num_train_clips=metrics["num_train_clips"],
+        predictions=read_predictions(folder / f"{prefix}predictions.csv").sort_values("clip", ignore_index=True),
     )
     accuracy = float(run.correct.mean())
     if abs(accuracy - run.scores["top1"]) > 1e-6:
         raise ValueError(
-            f"{folder}: predictions.csv has a top-1 of {accuracy:.6f} and metrics.json {run.scores['top1']:.6f}; "
+            f"{folder}: {prefix}predictions.csv has a top-1 of {accuracy:.6f} and {prefix}metrics.json "
+            f"{run.scores['top1']:.6f}; "
             f"they are of different tests, so test again: python tools/test.py {folder} --again"
         )
     return run
@@ -202,9 +255,65 @@ def _pair(arms: dict[str, dict[int, Run]], first: str, second: str, sources: lis
             f"arms {first} (seeds {sorted(arms[first])}) and {second} (seeds {sorted(arms[second])}) share no seed; "
             "arms are compared seed by seed"
         )
-    corrects = [_correct({seed: arms[arm][seed] for seed in seeds}) for arm in (first, second)]
-    differing = differing_values(arms[second][seeds[0]].config, arms[first][seeds[0]].config)
-    return ArmPair(first, second, seeds, differing, compare_arms(corrects[0], corrects[1], sources))
+    paired = [[arms[arm][seed] for seed in seeds] for arm in (first, second)]
+    corrects = [np.stack([run.correct for run in runs]) for runs in paired]  # each (num_seeds, num_clips)
+    one, other = paired[0][0], paired[1][0]
+    numbers = one.predictions["true_number"].to_numpy(dtype=str)
+    # by the clips that the first seed learnt from; where the arms differ in that, by the arm that had more
+    counts = max((one.num_train_clips, other.num_train_clips), key=lambda clips: sum(clips.values()))
+    groups = group_of(np.array([counts.get(number, 0) for number in numbers]))  # (num_clips,)
+    gains = {"top-1": corrects[1].mean(axis=0) - corrects[0].mean(axis=0)}  # each (num_clips,)
+    nlls = [np.stack([run.nll for run in runs]).mean(axis=0) for runs in paired]
+    if np.isfinite(nlls).all():  # else an arm cannot name a dive that there is
+        gains["NLL"] = nlls[1] - nlls[0]
+    effects = [
+        _effect(quantity, group, values, rows, numbers, np.array(sources))
+        for quantity, values in gains.items()
+        for group in (EVERY_CLIP, *GROUPS)
+        if len(set(np.array(sources)[rows := (groups == group) | (group == EVERY_CLIP)])) > 1
+    ]
+    by_clip = pd.DataFrame(
+        {"number": numbers, "first": corrects[0].mean(axis=0), "second": corrects[1].mean(axis=0), "test_clips": 1}
+    )
+    classes = by_clip.groupby("number").agg({"test_clips": "sum", "first": "mean", "second": "mean"}).reset_index()
+    classes.insert(1, "training_clips", [counts.get(number, 0) for number in classes["number"]])
+    classes["difference"] = classes["second"] - classes["first"]
+    comparison = compare_arms(corrects[0], corrects[1], sources)
+    return ArmPair(first, second, seeds, differing_values(other.config, one.config), comparison, effects, classes)
+
+
+def _effect(
+    quantity: str,
+    group: str,
+    values: npt.NDArray[np.float64],
+    rows: npt.NDArray[np.bool_],
+    numbers: npt.NDArray[np.str_],
+    sources: npt.NDArray[np.str_],
+) -> Effect:
+    values, of = values[rows], sources[rows].tolist()
+    p_value = sign_flip_p_value(values, of)
+    size = (int(rows.sum()), len(set(numbers[rows])))
+    return Effect(quantity, group, *size, mean_over_sources(values, of), p_value, p_holm=p_value)
+
+
+def _corrected(pairs: list[ArmPair]) -> list[ArmPair]:
+    """The same with Holm's correction: all pairs together, each quantity and group by itself."""
+    members: dict[tuple[str, str], list[Effect]] = {}
+    for pair in pairs:
+        for effect in pair.effects:
+            members.setdefault((effect.quantity, effect.group), []).append(effect)
+    p_holm = {
+        id(effect): p_value
+        for effects in members.values()
+        for effect, p_value in zip(effects, holm([effect.p_value for effect in effects]), strict=True)
+    }
+    return [
+        replace(pair, effects=[replace(effect, p_holm=p_holm[id(effect)]) for effect in pair.effects]) for pair in pairs
+    ]
+
+
+def _number(score: float | None) -> float:
+    return math.inf if score is None else float(score)  # JSON has no infinity
 
 
 def _correct(by_seed: dict[int, Run]) -> npt.NDArray[np.bool_]:
@@ -227,7 +336,7 @@ def _read_metrics(path: Path) -> dict[str, Any]:
     attributes = metrics.get("attribute_accuracy") if isinstance(metrics, dict) else None
     if not isinstance(attributes, dict):
         raise ValueError(f"{path}: has no attribute_accuracy; tools/test.py writes it")
-    expected = ("split", "num_views", *TESTED_ON, "num_classes_scored", *SCORES)
+    expected = ("split", "num_views", *TESTED_ON, "num_classes_scored", "num_train_clips", *SCORES)
     missing = [key for key in expected if key not in metrics | attributes]
     if missing:
         again = f"python tools/test.py {path.parent} --again"

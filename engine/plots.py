@@ -147,6 +147,56 @@ def attribute_figure(accuracies: Mapping[str, Mapping[str, float]], caption: str
     return figure
 
 
+def effect_figure(training_clips: Sequence[int], differences: Sequence[float], versus: str, caption: str) -> Figure:
+    """Draw what one arm gains on each dive over how many clips of it training had. differences: of accuracy."""
+    figure = Figure(figsize=(7.0, 3.6), dpi=130, layout="constrained")
+    axes = figure.add_subplot()
+    axes.axhline(0, color="0.6", linewidth=1, linestyle="--")
+    axes.plot(np.maximum(training_clips, 0.5), differences, "o", color=INK, alpha=0.7)  # 0 has no place on the axis
+    axes.set_xscale("log")
+    axes.set(xlabel="training clips of the dive (none at the left edge)", ylabel=f"accuracy, {versus}")
+    axes.set_title(caption, fontsize=9, loc="left", color="0.3")
+    _clear_spines(axes)
+    return figure
+
+
+def reliability_figure(seeds: Sequence[Mapping[str, npt.NDArray[np.float64]]], title: str) -> Figure:
+    """Draw accuracy over confidence, bin by bin, a line a seed, and how many clips each bin has.
+
+    seeds: what `metrics.reliability` gives, for each seed.
+    """
+    figure = Figure(figsize=(4.6, 5.2), dpi=110, layout="constrained")
+    axes, counts = figure.subplots(2, 1, height_ratios=[3, 1], sharex=True)
+    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--")
+    for color, bins in zip(ARM_COLORS * len(seeds), seeds, strict=False):
+        filled = bins["num_clips"] > 0
+        axes.plot(bins["confidence"][filled], bins["accuracy"][filled], "o-", color=color, markersize=4)
+        edges = np.linspace(0, 1, len(filled) + 1)
+        counts.stairs(bins["num_clips"], edges, color=color)
+    axes.set(ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
+    axes.set_title(title, fontsize=9, loc="left", color="0.3")
+    counts.set(xlabel="probability of the most probable dive, uncalibrated", ylabel="clips")
+    for each in (axes, counts):
+        _clear_spines(each)
+    return figure
+
+
+def curve_figure(axis: str, values: Sequence[float], series: Mapping[str, Sequence[Estimate]], caption: str) -> Figure:
+    """Draw top-1 along an axis, a line with its interval for each of `series`, which have an estimate a value."""
+    figure = Figure(figsize=(6.4, 3.8), dpi=130, layout="constrained")
+    axes = figure.add_subplot()
+    for color, (name, estimates) in zip(ARM_COLORS, series.items(), strict=False):
+        means, lows, highs = ([getattr(estimate, end) for estimate in estimates] for end in ("value", "low", "high"))
+        axes.plot(values, means, "o-", color=color, label=name)
+        axes.fill_between(values, lows, highs, color=color, alpha=0.2, linewidth=0)
+    axes.set(xlabel=axis, ylabel="top-1 (band: 95 % over sources)", ylim=(0, 1))
+    axes.set_xticks(values, [f"{value:g}" for value in values])
+    axes.set_title(caption, fontsize=9, loc="left", color="0.3")
+    axes.legend(frameon=False)
+    _clear_spines(axes)
+    return figure
+
+
 def _draw_interval(axes: Axes, row: int, estimate: Estimate, *, color: Any, text: str) -> None:
     axes.plot([estimate.low, estimate.high], [row, row], color=color, linewidth=5, alpha=0.35, solid_capstyle="butt")
     axes.plot(estimate.value, row, "o", color=color, markersize=7)

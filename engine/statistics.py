@@ -13,9 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 NUM_RESAMPLES = 10_000
 CONFIDENCE_LEVEL = 0.95
+DECISIVE_P_VALUE = 0.01
+MARGIN = 0.02  # of accuracy: differences below it do not matter
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,12 @@ class Comparison:
 
     difference: Estimate
     tests: tuple[McNemar, ...]  # one a seed
-    p_value: float  # over all seeds, see `combined_p_value`
+    mcnemar_p_value: float  # over all seeds, see `combined_p_value`
+    p_value: float  # over all seeds and with sources as the unit of chance, see `sign_flip_p_value`
+
+    @property
+    def num_clips(self) -> int:
+        return self.tests[0].num_clips
 
 
 def accuracy_over_sources(correct: npt.NDArray[np.bool_], sources: Sequence[str], *, seed: int = 0) -> Estimate:
@@ -71,8 +79,29 @@ def compare_arms(
     return Comparison(
         difference=mean_over_sources(gain, sources, seed=seed),
         tests=tests,
-        p_value=combined_p_value([test.p_value for test in tests]),
+        mcnemar_p_value=combined_p_value([test.p_value for test in tests]),
+        p_value=sign_flip_p_value(gain, sources, seed=seed),
     )
+
+
+def verdict(difference: Estimate, p_value: float, margin: float = MARGIN) -> str:
+    """What may be said of a difference, once its p-value is corrected for how many were looked at."""
+    if p_value < DECISIVE_P_VALUE:
+        return "higher" if difference.value > 0 else "lower"
+    if -margin < difference.low and difference.high < margin:
+        return "no difference that matters"
+    return "undecided"
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values of several comparisons, each raised so that one false alarm among all of them is as rare as it says.
+
+    Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
+    """
+    if not p_values:
+        return []
+    corrected: list[float] = multipletests(p_values, method="holm")[1].tolist()
+    return corrected
 
 
 def mean_over_sources(
@@ -132,9 +161,40 @@ def combined_p_value(p_values: Sequence[float]) -> float:
     return float(p_values[0]) if len(p_values) == 1 else min(1.0, 2 * float(np.mean(p_values)))
 
 
+def sign_flip_p_value(
+    values: npt.NDArray[np.floating[Any]],
+    sources: Sequence[str],
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> float:
+    """Two-sided p-value of "neither arm is better", from differences between them, (num_clips,), and their sources.
+
+    If neither is, all differences of a source might as well have the other sign; how often random signs, one a source,
+    give as large a mean. Clips of one source may depend on each other in any way. With few sources every choice of
+    signs is taken once.
+    """
+    _, source_of_clip = np.unique(np.asarray(sources), return_inverse=True)
+    totals = np.bincount(source_of_clip, weights=values)  # (num_sources,)
+    tested = stats.permutation_test(
+        (totals,),
+        _sum,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=num_resamples,
+        batch=1000,  # bounds the memory to 1000 * num_sources
+        rng=np.random.default_rng(seed),
+    )
+    return float(tested.pvalue)
+
+
 def spread_over_seeds(values: Sequence[float]) -> float | None:
     """Sample standard deviation over seeds, or None where one seed cannot tell."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def _sum(totals: Any, axis: int) -> Any:
+    return totals.sum(axis=axis)
 
 
 def _mean_of_sums(totals: Any, num_clips: Any, axis: int) -> Any:

@@ -23,7 +23,7 @@ from diveparse.engine.evaluate import evaluate
 from diveparse.engine.loading import build_clips, evaluation_batches, stored
 from diveparse.engine.logging import log_test
 from diveparse.engine.metrics import calibrated_metrics, compute_metrics
-from diveparse.engine.predictions import save_predictions, write_predictions
+from diveparse.engine.predictions import VALIDATION_PREFIX, save_predictions, write_predictions
 from diveparse.engine.run import CONFIG, MODEL_UPDATE, TRAINED, splits_from_cache
 from diveparse.models.classifier import DIVE, DiveClassifier
 
@@ -64,6 +64,7 @@ def evaluate_run(run: Path, overrides: list[str], *, split: str, again: bool = F
     }  # of this test, not of training
     about |= {"model_update": model_update, "num_updates": num_updates}
     counts = count_training_clips(cfg, dive_set)
+    about["num_train_clips"] = dict(zip(dive_set.numbers, counts.tolist(), strict=True))
     scores = compute_metrics(predictions, dive_set, counts)
     scores |= calibrated_metrics(predictions, model.temperatures[DIVE])
     scores = {name: None if score == math.inf else score for name, score in scores.items()}  # JSON has no infinity
@@ -100,4 +101,4 @@ def read_test_config(run: Path, overrides: list[str], split: str) -> tuple[Confi
             raise ValueError(f"testing can change {', '.join(CHANGEABLE)} only, got {override!r}")
     cfg = load_config(config, overrides)
     control = "" if cfg.clip.order is load_config(config, []).clip.order else f"{cfg.clip.order.value}_"
-    return cfg, control + ("" if split == "test" else "validation_")
+    return cfg, control + ("" if split == "test" else VALIDATION_PREFIX)

@@ -1,0 +1,150 @@
+"""An experiment: every arm trained and tested with every seed, side by side, going on where it was stopped."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import torch
+
+from diveparse.configs import Config, ExperimentConfig, differing_options, load_config, run_folder
+from diveparse.datasets.splits import evaluation_clips, scored_dives, training_clips
+from diveparse.datasets.workers import end_with_main_process, worker_context
+from diveparse.engine.device import seed_everything
+from diveparse.engine.loading import build_clips, stored
+from diveparse.engine.loop import train
+from diveparse.engine.predictions import VALIDATION_PREFIX
+from diveparse.engine.run import CONFIG
+from diveparse.engine.testing import evaluate_run
+from diveparse.models.classifier import build_classifier
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm with one seed."""
+
+    arm: str
+    config: Config
+    split: str
+
+    @property
+    def run(self) -> Path:
+        return run_folder(self.config)
+
+    @property
+    def log(self) -> Path:
+        """Beside the run folder, which holds nothing before it is begun."""
+        return self.run.with_name(f"{self.run.name}.log")
+
+    @property
+    def metrics(self) -> Path:
+        return self.run / ("metrics.json" if self.split == "test" else f"{VALIDATION_PREFIX}metrics.json")
+
+
+def read_cells(path: Path) -> tuple[ExperimentConfig, list[Cell]]:
+    """Read an experiment and what it consists of, arm by arm.
+
+    Raises: ValueError naming the file and what is wrong with it.
+    """
+    experiment = load_config(path, [], ExperimentConfig)
+    return experiment, [_cell(path, experiment, arm, seed) for seed in experiment.seeds for arm in experiment.arms]
+
+
+def _cell(path: Path, experiment: ExperimentConfig, arm: str, seed: int) -> Cell:
+    options = experiment.arms[arm].split()
+    if len(options) == 1 and "=" not in options[0]:  # trained in another experiment, beside this one
+        other, _, other_arm = options[0].partition("/")
+        other_path = path.with_name(f"{other}.yaml")
+        others = load_config(other_path, [], ExperimentConfig)
+        if other_arm not in others.arms or seed not in others.seeds:
+            raise ValueError(
+                f"{path}: arms.{arm} is {options[0]}, but {other_path} has no arm {other_arm} of seed {seed}"
+            )
+        return Cell(arm, _cell(other_path, others, other_arm, seed).config, experiment.split)
+    overrides = [*options, f"name={path.stem}", f"arm={arm}", f"seed={seed}"]
+    return Cell(arm, load_config(Path(experiment.config), overrides), experiment.split)
+
+
+def missing_cells(cells: list[Cell]) -> list[Cell]:
+    """Those that have not been tested. Raises: ValueError if one has been, with other options than it has now."""
+    missing = []
+    for cell in cells:
+        if (cell.run / CONFIG).is_file():
+            differing = differing_options(load_config(cell.run / CONFIG, []), cell.config)
+            if differing:
+                raise ValueError(
+                    f"{cell.run} was trained with other options: {'; '.join(differing)}; remove it to train it anew"
+                )
+        if not cell.metrics.is_file():
+            missing.append(cell)
+    return missing
+
+
+def store_inputs(cells: list[Cell]) -> None:
+    """Store what cells have in common before they run side by side, since two of them must not write one file."""
+    for cell in cells:
+        cfg = cell.config
+        if cfg.train.num_stored_views:
+            seed_everything(cfg.seed, torch.device("cpu"))
+            train_records, val_records, dive_set = training_clips(cfg.data, cfg.seed)
+            splits = [(train_records, True), (val_records, False)]
+            if cell.split == "test":
+                test_dives = scored_dives(cfg.data, dive_set)
+                splits.append((evaluation_clips(cfg.data, "test", cfg.seed, test_dives), False))
+            model = build_classifier(cfg, dive_set)
+            for records, training in splits:
+                stored(build_clips(cfg, records, training=training), model, cfg)
+
+
+def run_cells(cells: list[Cell], num_jobs: int) -> Iterator[tuple[Cell, bool]]:
+    """Train and test cells in processes of their own, `num_jobs` at a time; yields each as it ends, and whether well.
+
+    What a cell says goes to its log. All processes end with this one.
+    """
+    context = worker_context(__name__)
+    waiting, running = list(reversed(cells)), dict[int, tuple[BaseProcess, Cell]]()
+    num_threads = max(1, (os.cpu_count() or 1) // num_jobs)
+    try:
+        while waiting or running:
+            while waiting and len(running) < num_jobs:
+                cell = waiting.pop()
+                process = context.Process(target=_run_cell, args=(cell, num_threads))
+                process.start()
+                running[process.sentinel] = (process, cell)
+            for sentinel in wait(list(running)):
+                assert isinstance(sentinel, int)  # not one of the other things that can be waited for
+                process, cell = running.pop(sentinel)
+                process.join()
+                yield cell, process.exitcode == 0
+    finally:
+        for process, _ in running.values():
+            process.terminate()
+            process.join()
+
+
+def _run_cell(cell: Cell, num_threads: int) -> None:
+    end_with_main_process()
+    torch.set_num_threads(num_threads)
+    log = cell.log
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8", buffering=1) as file:
+        sys.stdout = sys.stderr = file
+        logging.basicConfig(stream=file, format="%(message)s")
+        logging.getLogger("diveparse").setLevel(logging.INFO)
+        try:
+            run = train(cell.config, resume=True)
+            evaluate_run(run, [], split=cell.split)
+        except Exception:
+            traceback.print_exc()
+            raise SystemExit(1) from None
+        finally:
+            sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
