@@ -66,10 +66,15 @@ __all__ = [
 ]
 
 
-Schema = TypeVar("Schema", Config, PretrainConfig, ExperimentConfig)
+Schema = TypeVar("Schema", Config, PretrainConfig)
+AnySchema = TypeVar("AnySchema", Config, PretrainConfig, ExperimentConfig)
 
 
-def load_config(path: Path, overrides: list[str], schema: type[Schema] = Config) -> Schema:  # type: ignore[assignment]
+def load_config(
+    path: Path,
+    overrides: list[str],
+    schema: type[AnySchema] = Config,  # type: ignore[assignment]
+) -> AnySchema:
     """Read a YAML file over the defaults, and `key=value` overrides over both.
 
     Raises: ValueError, one line that names the file and the option: an unknown key, a wrong type, an impossible value,
@@ -85,7 +90,7 @@ def load_config(path: Path, overrides: list[str], schema: type[Schema] = Config)
         if not OmegaConf.is_dict(written):
             raise ValueError("must hold options as `name: value`")
         merged = OmegaConf.merge(OmegaConf.structured(schema), written, OmegaConf.from_dotlist(overrides))
-        return cast(Schema, OmegaConf.to_object(merged))  # builds the dataclasses, so every __post_init__ runs
+        return cast(AnySchema, OmegaConf.to_object(merged))  # builds the dataclasses, so every __post_init__ runs
     except OmegaConfBaseException as error:
         raise ValueError(f"{_origin(path, overrides)}: {_option(error)}{_first_line(error)}") from error
     except yaml.YAMLError as error:

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import torch
@@ -111,7 +111,7 @@ def run_cells(cells: list[Cell], num_jobs: int) -> Iterator[tuple[Cell, bool]]:
     What a cell says goes to its log. All processes end with this one.
     """
     context = worker_context(__name__)
-    waiting, running = list(reversed(cells)), dict[int, tuple[BaseProcess, Cell]]()
+    waiting, running = list(reversed(cells)), dict[int, tuple[ForkServerProcess, Cell]]()
     num_threads = max(1, (os.cpu_count() or 1) // num_jobs)
     try:
         while waiting or running:

@@ -165,7 +165,12 @@ def figures(report: Report) -> Iterator[tuple[str, Figure]]:
     for pair in report.pairs:
         if set(pair.classes["training_clips"]) != {0}:
             classes, name = pair.classes, _file_name(f"classes-{pair.second}-{pair.first}")
-            yield name, effect_figure(classes["training_clips"], classes["difference"], pair.name, report.caption)
+            yield (
+                name,
+                effect_figure(
+                    classes["training_clips"].tolist(), classes["difference"].tolist(), pair.name, report.caption
+                ),
+            )
     answers = {arm: pd.concat([run.predictions for run in runs.values()]) for arm, runs in report.arms.items()}
     columns = ["true_number", "predicted_number"]
     numbers = sorted(set(pd.concat(answers)[columns].stack()) - {""})

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from diveparse.configs import Config, DataConfig, HeadConfig, HeadKind, TrainConfig
-from diveparse.engine.comparison import SCORES, Run, compare_runs, group_by_arm
+from diveparse.engine.comparison import SCORES, Run, compare_groups, compare_runs, group_by_arm
+from diveparse.engine.statistics import holm
 
 NUM_CLIPS = 24
 
@@ -23,6 +24,7 @@ def a_run(arm, seed=0, *, accuracy=0.5, name="demo", trained=None, tested=None, 
         | columns
     )
     table["predicted_number"] = table["true_number"].where(hit, "407C")
+    table["log_prob_true"] = np.where(hit, -0.1, -2.0)
     config = Config(name=name, arm=arm, seed=seed, **{"data": DataConfig(root="data")} | (trained or {}))
     scores = dict.fromkeys(SCORES, 0.5) | {"top1": float(hit.mean())}
     how = (
@@ -31,7 +33,9 @@ def a_run(arm, seed=0, *, accuracy=0.5, name="demo", trained=None, tested=None, 
         | (tested or {})
     )
     folder = Path(f"runs/{name}/{arm}/seed-{seed}")
-    return Run(folder, config, **how, num_classes_scored=3, scores=scores, predictions=table)
+    num_train_clips = {"101B": 200, "103B": 50, "203C": 3}
+    about = {"num_classes_scored": 3, "num_train_clips": num_train_clips, "scores": scores}
+    return Run(folder, config, **how, **about, predictions=table)
 
 
 def test_arms_are_compared_with_each_earlier_one_over_the_seeds_that_both_have():
@@ -45,6 +49,55 @@ def test_arms_are_compared_with_each_earlier_one_over_the_seeds_that_both_have()
     assert pair.comparison.difference.value == pytest.approx(expected)
     assert report.accuracies["flat"].value == pytest.approx(np.mean([run.correct.mean() for run in flat]))
     assert report.scores_of("joint", "top1") == [joint[1].scores["top1"], joint[0].scores["top1"]]
+
+
+def test_effects_are_told_for_every_group_of_dives_and_corrected_for_all_pairs_of_it():
+    runs = [a_run("flat", accuracy=0.2), a_run("joint", accuracy=0.9), a_run("constrained", accuracy=0.5)]
+    report = compare_runs(runs)
+    for pair in report.pairs:
+        first, second = report.arms[pair.first][0], report.arms[pair.second][0]
+        numbers = first.predictions["true_number"].to_numpy()
+        groups = {"all": ["101B", "103B", "203C"], "many": ["101B"], "medium": ["103B"], "few": ["203C"]}
+        by_name = {(effect.quantity, effect.group): effect for effect in pair.effects}
+        assert set(by_name) == {(quantity, group) for quantity in ("top-1", "NLL") for group in groups}
+        for group, members in groups.items():
+            rows = np.isin(numbers, members)
+            effect = by_name["top-1", group]
+            assert (effect.num_clips, effect.num_classes) == (rows.sum(), len(members))
+            gain = second.correct[rows].mean() - first.correct[rows].mean()
+            assert effect.difference.value == pytest.approx(gain)
+            assert by_name["NLL", group].difference.value == pytest.approx(-1.9 * gain)
+            family = [
+                effect.p_value
+                for other in report.pairs
+                for effect in other.effects
+                if (effect.quantity, effect.group) == ("top-1", group)
+            ]
+            assert effect.p_holm == pytest.approx(holm(family)[report.pairs.index(pair)])
+
+
+def test_the_effect_on_each_dive_is_listed_with_its_training_clips():
+    (pair,) = compare_runs([a_run("flat", accuracy=0.2), a_run("joint", accuracy=0.9)]).pairs
+    classes = pair.classes.set_index("number")
+    assert classes["training_clips"].to_dict() == {"101B": 200, "103B": 50, "203C": 3}
+    assert (classes["test_clips"] == NUM_CLIPS // 3).all()
+    assert (classes["difference"] * classes["test_clips"]).sum() / NUM_CLIPS == pytest.approx(
+        pair.comparison.difference.value
+    )
+
+
+def test_an_arm_that_cannot_name_a_dive_is_compared_by_accuracy_alone():
+    other = a_run("joint")
+    unable = replace(other, predictions=other.predictions.assign(log_prob_true=-np.inf))
+    (pair,) = compare_runs([a_run("flat"), unable]).pairs
+    assert {effect.quantity for effect in pair.effects} == {"top-1"}
+
+
+def test_only_the_pairs_that_are_asked_for_are_compared():
+    arms = {arm: {0: a_run(arm)} for arm in ("flat", "joint", "constrained")}
+    report = compare_groups(arms, [("flat", "constrained")])
+    assert [pair.name for pair in report.pairs] == ["constrained - flat"]
+    assert list(report.accuracies) == list(arms)
 
 
 def test_every_two_of_three_arms_are_compared():

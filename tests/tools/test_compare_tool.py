@@ -11,12 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from torch.utils.tensorboard import SummaryWriter
 
 from diveparse.configs import Config, DataConfig, HeadConfig, HeadKind, save_config
 from diveparse.datasets.dives import ATTRIBUTES, DIVING48
 from diveparse.engine.comparison import SCORES
 from diveparse.engine.metrics import calibrated_metrics, compute_metrics
-from diveparse.engine.predictions import Predictions, write_predictions
+from diveparse.engine.predictions import Predictions, save_predictions, write_predictions
 from diveparse.heads.recombine import INVALID
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "compare.py"
@@ -53,9 +55,14 @@ def write_run(folder, arm, seed, *, skill, split="test", num_clips=NUM_CLIPS):
     save_config(cfg, folder / "config.yaml")
     about = {"split": split, "num_views": 1, "data_root": "data/demo", "rendered": True}
     about |= {"from_cache": False, "trained_from_cache": False}
+    about |= {"num_train_clips": {dive.number: 10 * label for label, dive in enumerate(DIVING48)}}
     metrics = {**about, **compute_metrics(predictions, DIVING48), **calibrated_metrics(predictions, temperature=1.5)}
     (folder / "metrics.json").write_text(json.dumps(metrics))
     write_predictions(folder / "predictions.csv", predictions, DIVING48)
+    save_predictions(folder / "predictions.safetensors", predictions, DIVING48)
+    with SummaryWriter(str(folder)) as writer:
+        for step in (10, 20):
+            writer.add_scalar("val/top1", skill / 10 + step / 100, step)
     return folder
 
 
@@ -80,7 +87,8 @@ def compared(main, tmp_path_factory):
 def test_compare_prints_one_table_of_the_scores_and_the_paired_difference(compared):
     folder, printed = compared
     metrics = [json.loads((folder / arm / "seed-0" / "metrics.json").read_text()) for arm in ("flat", "structured")]
-    rows = {line.split("|")[1].strip(): line for line in printed.splitlines() if line.startswith("|")}
+    # of rows with the same name the first
+    rows = {line.split("|")[1].strip(): line for line in reversed(printed.splitlines()) if line.startswith("|")}
     assert "rendered dives, not Diving48" in printed
     assert [f"{m['top1']:.3f}" in rows["top-1"] for m in metrics] == [True, True]
     for name, value in {
@@ -107,21 +115,53 @@ def test_compare_writes_a_page_a_table_plots_and_tensorboard_images_where_the_ru
     page = (folder / "comparison.md").read_text(encoding="utf-8")
     assert "rendered dives, not Diving48" in page
     plots = {path.stem for path in (folder / "comparison").glob("*.png")}
-    assert plots == {"top1", "attributes", "confusion-flat", "confusion-structured"}
+    per_arm = {f"{plot}-{arm}" for plot in ("confusion", "reliability") for arm in ("flat", "structured")}
+    assert plots == {"top1", "attributes", "classes-structured-flat", *per_arm}
     assert all(f"(comparison/{plot}.png)" in page for plot in plots)
     events = EventAccumulator(str(folder / "comparison")).Reload()
     assert set(events.Tags()["images"]) == {f"test/{plot}" for plot in plots}
+
+
+def test_tensorboard_lays_the_validation_curves_over_each_other_and_lists_the_runs(compared):
+    folder, _ = compared
+    events = EventAccumulator(str(folder / "comparison")).Reload()
+    layout = layout_pb2.Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    (chart,) = layout.category[0].chart
+    assert chart.title == "validation top-1"
+    tags = [f"val_top1/{arm}, seed 0" for arm in ("flat", "structured")]
+    assert list(chart.multiline.tag) == tags
+    for tag, skill in zip(tags, (1, 6), strict=True):
+        assert [(point.step, point.value) for point in events.Scalars(tag)] == [
+            (step, pytest.approx(skill / 10 + step / 100)) for step in (10, 20)
+        ]
+    for arm in ("flat", "structured"):
+        run = EventAccumulator(str(folder / "comparison" / f"{arm}-seed-0")).Reload()
+        assert "_hparams_/session_start_info" in run.summary_metadata
+        top1 = json.loads((folder / arm / "seed-0" / "metrics.json").read_text())["top1"]
+        assert run.Scalars("test/top1")[0].value == pytest.approx(top1)
 
 
 def test_the_tidy_table_holds_every_score_with_its_caption(compared):
     folder, _ = compared
     table = pd.read_csv(folder / "comparison.csv")
     assert table["clips"].str.contains("rendered dives, not Diving48").all()
-    assert set(table["quantity"]) == {*SCORES, "top1_difference"}
-    overall = table[(table["quantity"] == "top1_difference") & (table["seed"] == "all")].iloc[0]
+    assert set(table["quantity"]) == {*SCORES, "top1_difference", "nll_difference"}
+    rows = (table["quantity"] == "top1_difference") & (table["seed"] == "all") & (table["group"] == "all")
+    overall = table[rows].iloc[0]
     assert (overall["arm"], overall["versus"]) == ("structured", "flat")
     assert overall["low"] <= overall["value"] <= overall["high"]
-    assert 0 <= overall["p_value"] <= 1
+    for p_value in ("p", "p_holm", "mcnemar_p"):
+        assert 0 <= overall[p_value] <= 1
+    assert overall["verdict"] in ("higher", "lower", "undecided", "no difference that matters")
+
+
+def test_the_table_of_dives_holds_the_effect_on_each(compared):
+    folder, _ = compared
+    table = pd.read_csv(folder / "classes.csv")
+    assert set(table["first"]) == {"flat"}
+    assert table["test_clips"].sum() == NUM_CLIPS
+    np.testing.assert_allclose(table["difference"], table["accuracy_second"] - table["accuracy_first"])
+    assert (table["training_clips"] == [10 * DIVING48.label_of(number) for number in table["number"]]).all()
 
 
 def test_several_seeds_show_their_spread_and_a_row_each(main, tmp_path, capsys):
@@ -139,7 +179,12 @@ def test_comparing_into_a_folder_leaves_nothing_of_an_earlier_comparison_there(m
     for stale in ("confusion-older.png", "events.out.tfevents.1.older"):
         (out / "comparison" / stale).touch()
     assert main([str(two_arms[0]), "--out", str(out)]) == 0
-    assert {path.stem for path in (out / "comparison").glob("*.png")} == {"top1", "attributes", "confusion-flat"}
+    assert {path.stem for path in (out / "comparison").glob("*.png")} == {
+        "top1",
+        "attributes",
+        "confusion-flat",
+        "reliability-flat",
+    }
     assert len(list((out / "comparison").glob("events*"))) == 1
 
 
