@@ -317,6 +317,7 @@ class CurveConfig:
     axis: str = MISSING  # what the values are, such as "training clips, %"
     values: list[float] = MISSING
     series: dict[str, list[str]] = MISSING
+    unseen_alone: bool = False  # draw the accuracy on clips of `data.unseen_dives` instead of on all
 
     def __post_init__(self) -> None:
         for name, arms in self.series.items():
@@ -333,6 +334,10 @@ class ExperimentConfig:
     # arm -> the options that differ, `key=value` separated by spaces, or EXPERIMENT/ARM for one that is trained there
     arms: dict[str, str] = MISSING
     pairs: list[list[str]] = field(default_factory=list)  # [first, second], whose difference is second - first
+    common: str = ""  # options that all arms have beside those of `config`
+    # arm that did not see some dives -> EXPERIMENT/ARM that did not see more, whose validation clips of those beyond
+    # choose its penalty on seen dives: see engine/unseen.py
+    stacking: dict[str, str] = field(default_factory=dict)
     curve: CurveConfig | None = None
     split: str = "test"  # that the arms are scored on; val to choose a setting
 
@@ -343,5 +348,6 @@ class ExperimentConfig:
             require_folder_name("arms", arm)
         for pair in self.pairs:
             require(len(pair) == 2 and set(pair) <= set(self.arms), "pairs", "two names of arms each", pair)
+        require(set(self.stacking) <= set(self.arms), "stacking", "names of arms", list(self.stacking))
         for name, arms in (self.curve.series if self.curve else {}).items():
             require(set(arms) <= set(self.arms), f"curve.series.{name}", "names of arms", arms)

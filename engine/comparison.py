@@ -41,7 +41,7 @@ SCORES = (
     "ece",
     "ece_calibrated",
 )
-EVERY_CLIP = "all"  # beside the groups of dives
+EVERY_CLIP, HELD_OUT = "all", "held out"  # beside the groups of dives
 TESTED_ON = ("data_root", "rendered", "from_cache", "trained_from_cache")
 INDIFFERENT = ("seed", "runs_dir", "data.num_workers")  # all that may differ in an arm; the last two change no weight
 
@@ -79,7 +79,7 @@ class Effect:
     """What one arm has more than another of some quantity, over some clips."""
 
     quantity: str  # "top-1" or "NLL"
-    group: str  # EVERY_CLIP, or the name of one of GROUPS: dives with so many training clips
+    group: str  # EVERY_CLIP, HELD_OUT, or the name of one of GROUPS: dives with so many training clips
     num_clips: int
     num_classes: int
     difference: Estimate
@@ -134,8 +134,11 @@ def compare_runs(runs: list[Run]) -> Report:
     return compare_groups(arms, list(combinations(arms, 2)))
 
 
-def compare_groups(arms: dict[str, dict[int, Run]], pairs: Sequence[tuple[str, str]]) -> Report:
-    """Compare pairs of arms, (first, second). arms: arm -> seed -> run.
+def compare_groups(
+    arms: dict[str, dict[int, Run]], pairs: Sequence[tuple[str, str]], held_out: Sequence[str] = ()
+) -> Report:
+    """Compare pairs of arms, (first, second). arms: arm -> seed -> run; held_out: numbers of dives that are a group of
+    their own beside those of GROUPS.
 
     Raises: ValueError saying why the runs cannot be compared.
     """
@@ -147,7 +150,7 @@ def compare_groups(arms: dict[str, dict[int, Run]], pairs: Sequence[tuple[str, s
         caption=_caption(runs[0]),
         arms=arms,
         accuracies={arm: accuracy_over_sources(_correct(by_seed), sources) for arm, by_seed in arms.items()},
-        pairs=_corrected([_pair(arms, first, second, sources) for first, second in pairs]),
+        pairs=_corrected([_pair(arms, first, second, sources, held_out) for first, second in pairs]),
     )
 
 
@@ -248,7 +251,9 @@ def differing_values(one: Config, other: Config) -> list[str]:
     return [f"{name} ({values[name]}, {others[name]})" for name in names]
 
 
-def _pair(arms: dict[str, dict[int, Run]], first: str, second: str, sources: list[str]) -> ArmPair:
+def _pair(
+    arms: dict[str, dict[int, Run]], first: str, second: str, sources: list[str], held_out: Sequence[str]
+) -> ArmPair:
     seeds = tuple(sorted(arms[first].keys() & arms[second].keys()))
     if not seeds:
         raise ValueError(
@@ -266,11 +271,13 @@ def _pair(arms: dict[str, dict[int, Run]], first: str, second: str, sources: lis
     nlls = [np.stack([run.nll for run in runs]).mean(axis=0) for runs in paired]
     if np.isfinite(nlls).all():  # else an arm cannot name a dive that there is
         gains["NLL"] = nlls[1] - nlls[0]
+    members = {EVERY_CLIP: np.ones(len(numbers), bool), **{group: groups == group for group in GROUPS}}
+    members[HELD_OUT] = np.isin(numbers, held_out)
     effects = [
         _effect(quantity, group, values, rows, numbers, np.array(sources))
         for quantity, values in gains.items()
-        for group in (EVERY_CLIP, *GROUPS)
-        if len(set(np.array(sources)[rows := (groups == group) | (group == EVERY_CLIP)])) > 1
+        for group, rows in members.items()
+        if len(set(np.array(sources)[rows])) > 1
     ]
     by_clip = pd.DataFrame(
         {"number": numbers, "first": corrects[0].mean(axis=0), "second": corrects[1].mean(axis=0), "test_clips": 1}

@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -59,18 +59,24 @@ def read_cells(path: Path) -> tuple[ExperimentConfig, list[Cell]]:
     return experiment, [_cell(path, experiment, arm, seed) for seed in experiment.seeds for arm in experiment.arms]
 
 
+def cell_elsewhere(path: Path, name: str, seed: int) -> Cell:
+    """The cell that an experiment, of `path`, names as EXPERIMENT/ARM.
+
+    Raises: ValueError if there is no such experiment beside it, or no such cell in that.
+    """
+    experiment, _, arm = name.partition("/")
+    other_path = path.with_name(f"{experiment}.yaml")
+    others = load_config(other_path, [], ExperimentConfig)
+    if arm not in others.arms or seed not in others.seeds:
+        raise ValueError(f"{path} names {name}, but {other_path} has no arm {arm!r} of seed {seed}")
+    return _cell(other_path, others, arm, seed)
+
+
 def _cell(path: Path, experiment: ExperimentConfig, arm: str, seed: int) -> Cell:
     options = experiment.arms[arm].split()
     if len(options) == 1 and "=" not in options[0]:  # trained in another experiment, beside this one
-        other, _, other_arm = options[0].partition("/")
-        other_path = path.with_name(f"{other}.yaml")
-        others = load_config(other_path, [], ExperimentConfig)
-        if other_arm not in others.arms or seed not in others.seeds:
-            raise ValueError(
-                f"{path}: arms.{arm} is {options[0]}, but {other_path} has no arm {other_arm} of seed {seed}"
-            )
-        return Cell(arm, _cell(other_path, others, other_arm, seed).config, experiment.split)
-    overrides = [*options, f"name={path.stem}", f"arm={arm}", f"seed={seed}"]
+        return replace(cell_elsewhere(path, options[0], seed), arm=arm, split=experiment.split)
+    overrides = [*experiment.common.split(), *options, f"name={path.stem}", f"arm={arm}", f"seed={seed}"]
     return Cell(arm, load_config(Path(experiment.config), overrides), experiment.split)
 
 

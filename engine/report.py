@@ -13,10 +13,10 @@ from tabulate import tabulate
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
-from diveparse.configs import ExperimentConfig, options
+from diveparse.configs import CurveConfig, ExperimentConfig, options
 from diveparse.datasets.dives import ATTRIBUTES
 from diveparse.engine.comparison import INDIFFERENT, SCORES, Report, Run, compare_groups, load_run
-from diveparse.engine.experiment import Cell
+from diveparse.engine.experiment import Cell, cell_elsewhere
 from diveparse.engine.metrics import GROUPS, confusion_matrix, reliability
 from diveparse.engine.plots import (
     accuracy_figure,
@@ -27,8 +27,16 @@ from diveparse.engine.plots import (
     figure_image,
     reliability_figure,
 )
-from diveparse.engine.predictions import load_predictions
-from diveparse.engine.statistics import CONFIDENCE_LEVEL, DECISIVE_P_VALUE, MARGIN, Estimate, spread_over_seeds
+from diveparse.engine.predictions import VALIDATION_PREFIX, load_predictions
+from diveparse.engine.statistics import (
+    CONFIDENCE_LEVEL,
+    DECISIVE_P_VALUE,
+    MARGIN,
+    Estimate,
+    accuracy_over_sources,
+    spread_over_seeds,
+)
+from diveparse.engine.unseen import choose_penalty, generalised
 from diveparse.heads.recombine import INVALID
 
 ROW_NAMES = {"mean_class_accuracy": "mean class accuracy", "top1": "top-1", "top5": "top-5"} | {
@@ -271,30 +279,74 @@ def write_experiment(path: Path, experiment: ExperimentConfig, cells: list[Cell]
     arms: dict[str, dict[int, Run]] = {}
     for cell in cells:
         arms.setdefault(cell.arm, {})[cell.config.seed] = load_run(cell.run, cell.split)
-    report = compare_groups(arms, [(first, second) for first, second in experiment.pairs])
+    held_out = sorted({number for cell in cells for number in cell.config.data.unseen_dives})
+    report = compare_groups(arms, [(first, second) for first, second in experiment.pairs], held_out)
     folder = out / path.stem
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob("*.png"):
         stale.unlink()
     plots = {name: figure for name, figure in figures(report) if not name.startswith("confusion")}
     if experiment.curve is not None:
-        series = {
-            name: [report.accuracies[arm] for arm in arms_of_series]
-            for name, arms_of_series in experiment.curve.series.items()
-        }
-        curve = curve_figure(experiment.curve.axis, experiment.curve.values, series, report.caption)
-        plots = {"curve": curve, **{name: plot for name, plot in plots.items() if name == "top1"}}
+        plots = {"curve": draw_curve(experiment.curve, report, held_out), "top1": plots["top1"]}
     for name, figure in plots.items():
         Image.fromarray(figure_image(figure)).save(folder / f"{name}.png", optimize=True)
+    unseen = [unseen_table(path, experiment, arms)] if experiment.stacking else []
     commands = f"`python tools/experiment.py {path}`"
     page = [
         f"# {path.stem.capitalize()}: {experiment.question}",
-        f"{commands}, over `{experiment.config}`; seeds {', '.join(map(str, experiment.seeds))}.",
+        f"{commands}, over `{experiment.config}` {experiment.common and f'with `{experiment.common}`'}; seeds "
+        f"{', '.join(map(str, experiment.seeds))}.",
         "\n".join(f"- {arm}: `{options_of_arm}`" for arm, options_of_arm in experiment.arms.items()),
         report_text(report).strip(),
+        *unseen,
         NOTES,
         *(f"![{name}]({path.stem}/{name}.png)" for name in plots),
     ]
     (out / f"{path.stem}.md").write_text("\n\n".join(page) + "\n", encoding="utf-8")
     tidy_table(report).to_csv(out / f"{path.stem}.csv", index=False, float_format="%.5g")
     return out / f"{path.stem}.md"
+
+
+def draw_curve(curve: CurveConfig, report: Report, held_out: list[str]) -> Figure:
+    """Each arm of each series at its value: its top-1 over all seeds, on all clips or on those of held-out dives."""
+    first = next(iter(next(iter(report.arms.values())).values())).predictions
+    rows = first["true_number"].isin(held_out).to_numpy() if curve.unseen_alone else np.ones(len(first), bool)
+    sources = first["source"][rows].tolist()
+    series = {
+        name: [
+            accuracy_over_sources(np.stack([run.correct[rows] for run in report.arms[arm].values()]), sources)
+            for arm in arms
+        ]
+        for name, arms in curve.series.items()
+    }
+    clips = f"{len(sources):,} clips of dives held out; " if curve.unseen_alone else ""
+    return curve_figure(curve.axis, curve.values, series, clips + report.caption)
+
+
+def unseen_table(path: Path, experiment: ExperimentConfig, arms: dict[str, dict[int, Run]]) -> str:
+    """Generalised zero-shot accuracy of the arms that did not see some dives, without and with stacking."""
+    rows = []
+    for arm, name in experiment.stacking.items():
+        answers, penalties = [], []
+        for seed, run in arms[arm].items():
+            unseen = run.config.data.unseen_dives
+            predictions, dive_set = load_predictions(run.folder / "predictions.safetensors")
+            answers.append(predictions)
+            development = cell_elsewhere(path, name, seed)
+            beyond = [number for number in development.config.data.unseen_dives if number not in unseen]
+            chosen_on = load_predictions(development.run / f"{VALIDATION_PREFIX}predictions.safetensors")
+            penalties.append(choose_penalty(*chosen_on, unseen=beyond, ignored=unseen))
+        for stacking, values in (("", [0.0] * len(penalties)), (" + stacking", penalties)):
+            scores = generalised(answers, dive_set, unseen, values)
+            cells = [
+                f"{each.value:.3f} ({_interval(each, '')})" for each in (scores.seen, scores.unseen, scores.harmonic)
+            ]
+            told = ", ".join(f"{value:.2f}" for value in values)
+            rows.append([arm + stacking, told, *cells, f"{scores.unseen_alone:.3f}"])
+    headers = ["arm", "penalty of each seed, nats", "seen", "unseen", "harmonic mean", "among the unseen alone"]
+    about = (
+        f"Right answers among all dives, on clips of dives that training saw and on clips of the {len(unseen)} that it "
+        f"did not ({', '.join(unseen)}), with 95 % intervals over sources. The penalty was chosen on validation clips, "
+        f"by arms that did not see {', '.join(beyond)} either."
+    )
+    return f"{about}\n\n{tabulate(rows, headers=headers, tablefmt='github', disable_numparse=True)}"

@@ -1,0 +1,120 @@
+"""Dives that training never saw: how often they are named when every dive may be the answer.
+
+A model that was trained on some dives favours them over those it was not. Calibrated stacking takes a constant from
+the scores of all that were seen. The constant is chosen where other dives were held out, so that none of the dives that
+count has a say in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from diveparse.datasets.dives import DiveSet
+from diveparse.engine.predictions import Predictions
+from diveparse.engine.statistics import CONFIDENCE_LEVEL, NUM_RESAMPLES, Estimate
+
+
+@dataclass(frozen=True)
+class Generalised:
+    """Right answers among all dives: of clips of dives that were seen, of clips of the others, and the harmonic mean."""
+
+    seen: Estimate
+    unseen: Estimate
+    harmonic: Estimate
+    unseen_alone: float  # where only the unseen dives may be the answer
+
+
+def stacked_answers(
+    log_probs: npt.NDArray[Any], unseen: npt.NDArray[np.bool_], penalty: float
+) -> npt.NDArray[np.int64]:
+    """The best dive once `penalty`, in nats, is taken from every one that was seen. unseen: (num_dives,).
+
+    Source: Chao et al., "An empirical study and analysis of generalized zero-shot learning for object recognition in
+    the wild", ECCV 2016, equation 3.
+    """
+    return (log_probs - np.where(unseen, 0.0, penalty)).argmax(axis=1)
+
+
+def choose_penalty(predictions: Predictions, dive_set: DiveSet, unseen: Sequence[str], ignored: Sequence[str]) -> float:
+    """The penalty with the highest harmonic mean on clips that chose nothing else, such as those of validation.
+
+    unseen: the dives that this model's training did not see; ignored: those that are not to be looked at, neither as
+    clips nor as answers.
+    Raises: ValueError if there are not both clips of seen dives and of unseen ones.
+    """
+    kept = np.array([number not in ignored for number in dive_set.numbers])
+    rows = kept[predictions.labels]
+    log_probs, labels = predictions.dive_log_probs[rows][:, kept], predictions.labels[rows]
+    new_labels = np.cumsum(kept) - 1
+    is_unseen = np.array([number in unseen for number in dive_set.numbers])[kept]
+    labels = new_labels[labels]
+    of_unseen = is_unseen[labels]
+    if of_unseen.all() or not of_unseen.any():
+        raise ValueError("a penalty is chosen on clips of seen and of unseen dives, but only one kind is there")
+    # answers change only where a clip's best unseen dive overtakes its best seen one
+    lead = log_probs[:, ~is_unseen].max(axis=1) - log_probs[:, is_unseen].max(axis=1)
+    edges = np.unique(np.concatenate([[0.0], lead]))
+    candidates = np.concatenate([(edges[:-1] + edges[1:]) / 2, [0.0]])
+    correct = np.stack([stacked_answers(log_probs, is_unseen, penalty) == labels for penalty in candidates])
+    scores = harmonic_mean(correct[:, ~of_unseen].mean(axis=1), correct[:, of_unseen].mean(axis=1))
+    return float(candidates[scores.argmax()])
+
+
+def generalised(
+    seeds: Sequence[Predictions], dive_set: DiveSet, unseen: Sequence[str], penalties: Sequence[float]
+) -> Generalised:
+    """Score an arm whose training did not see some dives, over its seeds, each with its penalty.
+
+    Intervals resample whole sources, as those of `statistics.mean_over_sources`.
+    """
+    is_unseen = np.array([number in unseen for number in dive_set.numbers])
+    labels, of_unseen = seeds[0].labels, is_unseen[seeds[0].labels]
+    answers = [
+        stacked_answers(each.dive_log_probs, is_unseen, penalty) for each, penalty in zip(seeds, penalties, strict=True)
+    ]
+    correct = np.mean([answer == labels for answer in answers], axis=0)  # (num_clips,)
+    alone = [stacked_answers(each.dive_log_probs, is_unseen, np.inf) == labels for each in seeds]
+    _, source_of_clip = np.unique(np.asarray(seeds[0].sources), return_inverse=True)
+    sums = [
+        np.bincount(source_of_clip, weights=weights.astype(np.float64))
+        for weights in (correct * ~of_unseen, ~of_unseen, correct * of_unseen, of_unseen)
+    ]  # four of (num_sources,)
+    return Generalised(
+        *(_over_sources(sums, number) for number in range(3)),
+        unseen_alone=float(np.mean([each[of_unseen].mean() for each in alone])),
+    )
+
+
+def harmonic_mean(seen: Any, unseen: Any) -> Any:
+    """Of two arrays of accuracies; 0 where either is."""
+    total = seen + unseen
+    return np.divide(2 * seen * unseen, total, out=np.zeros_like(total), where=total > 0)
+
+
+def _over_sources(sums: list[npt.NDArray[np.float64]], number: int) -> Estimate:
+    """Seen, unseen or harmonic mean, whichever has this number, with the interval of a bootstrap over sources."""
+
+    def statistic(right_seen: Any, num_seen: Any, right_unseen: Any, num_unseen: Any, axis: int) -> Any:
+        seen = right_seen.sum(axis=axis) / np.maximum(num_seen.sum(axis=axis), 1)
+        unseen = right_unseen.sum(axis=axis) / np.maximum(num_unseen.sum(axis=axis), 1)
+        return (seen, unseen, harmonic_mean(np.asarray(seen), np.asarray(unseen)))[number]
+
+    interval = stats.bootstrap(
+        sums,
+        statistic,
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        n_resamples=NUM_RESAMPLES,
+        confidence_level=CONFIDENCE_LEVEL,
+        batch=1000,
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    value = float(statistic(*sums, axis=-1))
+    return Estimate(value, float(interval.low), float(interval.high))
