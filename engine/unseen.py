@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from diveparse.engine.statistics import CONFIDENCE_LEVEL, NUM_RESAMPLES, Estimat
 
 @dataclass(frozen=True)
 class Generalised:
-    """Right answers among all dives: of clips of dives that were seen, of clips of the others, and the harmonic mean."""
+    """Right answers among all dives: of clips of dives that were seen, of the others, and the harmonic mean."""
 
     seen: Estimate
     unseen: Estimate
@@ -81,12 +82,14 @@ def generalised(
     correct = np.mean([answer == labels for answer in answers], axis=0)  # (num_clips,)
     alone = [stacked_answers(each.dive_log_probs, is_unseen, np.inf) == labels for each in seeds]
     _, source_of_clip = np.unique(np.asarray(seeds[0].sources), return_inverse=True)
-    sums = [
-        np.bincount(source_of_clip, weights=weights.astype(np.float64))
+    totals: list[npt.NDArray[np.float64]] = [  # four of (num_sources,)
+        np.bincount(source_of_clip, weights=weights).astype(np.float64)
         for weights in (correct * ~of_unseen, ~of_unseen, correct * of_unseen, of_unseen)
-    ]  # four of (num_sources,)
+    ]
     return Generalised(
-        *(_over_sources(sums, number) for number in range(3)),
+        seen=_over_sources(totals, "seen"),
+        unseen=_over_sources(totals, "unseen"),
+        harmonic=_over_sources(totals, "harmonic"),
         unseen_alone=float(np.mean([each[of_unseen].mean() for each in alone])),
     )
 
@@ -97,24 +100,23 @@ def harmonic_mean(seen: Any, unseen: Any) -> Any:
     return np.divide(2 * seen * unseen, total, out=np.zeros_like(total), where=total > 0)
 
 
-def _over_sources(sums: list[npt.NDArray[np.float64]], number: int) -> Estimate:
-    """Seen, unseen or harmonic mean, whichever has this number, with the interval of a bootstrap over sources."""
-
-    def statistic(right_seen: Any, num_seen: Any, right_unseen: Any, num_unseen: Any, axis: int) -> Any:
-        seen = right_seen.sum(axis=axis) / np.maximum(num_seen.sum(axis=axis), 1)
-        unseen = right_unseen.sum(axis=axis) / np.maximum(num_unseen.sum(axis=axis), 1)
-        return (seen, unseen, harmonic_mean(np.asarray(seen), np.asarray(unseen)))[number]
-
+def _over_sources(totals: list[npt.NDArray[np.float64]], score: str) -> Estimate:
+    """One of the scores of `Generalised`, with the interval of a bootstrap over sources."""
     interval = stats.bootstrap(
-        sums,
-        statistic,
+        totals,
+        partial(_scored, score=score),
         paired=True,
         vectorized=True,
         method="percentile",
         n_resamples=NUM_RESAMPLES,
         confidence_level=CONFIDENCE_LEVEL,
-        batch=1000,
+        batch=1000,  # bounds the memory to 1000 * num_sources
         rng=np.random.default_rng(0),
     ).confidence_interval
-    value = float(statistic(*sums, axis=-1))
-    return Estimate(value, float(interval.low), float(interval.high))
+    return Estimate(float(_scored(*totals, axis=-1, score=score)), float(interval.low), float(interval.high))
+
+
+def _scored(right_seen: Any, num_seen: Any, right_unseen: Any, num_unseen: Any, *, axis: int, score: str) -> Any:
+    seen = right_seen.sum(axis=axis) / np.maximum(num_seen.sum(axis=axis), 1)
+    unseen = right_unseen.sum(axis=axis) / np.maximum(num_unseen.sum(axis=axis), 1)
+    return {"seen": seen, "unseen": unseen, "harmonic": harmonic_mean(np.asarray(seen), np.asarray(unseen))}[score]
