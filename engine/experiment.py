@@ -139,6 +139,7 @@ def run_cells(cells: list[Cell], num_jobs: int) -> Iterator[tuple[Cell, bool]]:
 
 def _run_cell(cell: Cell, num_threads: int) -> None:
     end_with_main_process()
+    os.environ["OMP_NUM_THREADS"] = str(num_threads)  # as `choose_device` takes it
     torch.set_num_threads(num_threads)
     log = cell.log
     log.parent.mkdir(parents=True, exist_ok=True)
