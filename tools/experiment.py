@@ -28,7 +28,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="cells at a time (default: one a core)")
     parser.add_argument("--out", type=Path, default=Path("docs/results"), help="for the pages (default: docs/results)")
     args = parser.parse_args(argv)
-    os.environ.setdefault("TQDM_MININTERVAL", "60")  # of the cells, whose bars end up in their logs
 
     # imported here, so that --help is quick
     from tqdm import tqdm
