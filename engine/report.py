@@ -254,8 +254,12 @@ def list_hyperparameters(folder: Path, report: Report) -> None:
 
 
 def _bins(run: Run) -> dict[str, np.ndarray]:
-    predictions, _ = load_predictions(run.folder / "predictions.safetensors")
+    predictions, _ = load_predictions(probabilities_of(run))
     return reliability(predictions.dive_log_probs, predictions.labels)
+
+
+def probabilities_of(run: Run) -> Path:
+    return run.folder / f"{'' if run.split == 'test' else VALIDATION_PREFIX}predictions.safetensors"
 
 
 def _file_name(title: str) -> str:
@@ -330,7 +334,7 @@ def unseen_table(path: Path, experiment: ExperimentConfig, arms: dict[str, dict[
         answers, penalties = [], []
         for seed, run in arms[arm].items():
             unseen = run.config.data.unseen_dives
-            predictions, dive_set = load_predictions(run.folder / "predictions.safetensors")
+            predictions, dive_set = load_predictions(probabilities_of(run))
             answers.append(predictions)
             development = cell_elsewhere(path, name, seed)
             beyond = [number for number in development.config.data.unseen_dives if number not in unseen]
