@@ -160,24 +160,27 @@ def effect_figure(training_clips: Sequence[int], differences: Sequence[float], v
     return figure
 
 
-def reliability_figure(seeds: Sequence[Mapping[str, npt.NDArray[np.float64]]], title: str) -> Figure:
-    """Draw accuracy over confidence, bin by bin, a line a seed, and how many clips each bin has.
+def reliability_figure(arms: Mapping[str, Sequence[Mapping[str, npt.NDArray[np.float64]]]], caption: str) -> Figure:
+    """Draw accuracy over confidence, bin by bin, a panel an arm and a line a seed, and how many clips each bin has.
 
-    seeds: what `metrics.reliability` gives, for each seed.
+    arms: for each arm what `metrics.reliability` gives, for each seed.
     """
-    figure = Figure(figsize=(4.6, 5.2), dpi=110, layout="constrained")
-    axes, counts = figure.subplots(2, 1, height_ratios=[3, 1], sharex=True)
-    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--")
-    for color, bins in zip(ARM_COLORS * len(seeds), seeds, strict=False):
-        filled = bins["num_clips"] > 0
-        axes.plot(bins["confidence"][filled], bins["accuracy"][filled], "o-", color=color, markersize=4)
-        edges = np.linspace(0, 1, len(filled) + 1)
-        counts.stairs(bins["num_clips"], edges, color=color)
-    axes.set(ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
-    axes.set_title(title, fontsize=9, loc="left", color="0.3")
-    counts.set(xlabel="probability of the most probable dive, uncalibrated", ylabel="clips")
-    for each in (axes, counts):
-        _clear_spines(each)
+    figure = Figure(figsize=(max(4.6, 2.6 * len(arms)), 4.2), dpi=110, layout="constrained")
+    panels = figure.subplots(2, len(arms), height_ratios=[3, 1], sharex=True, sharey="row", squeeze=False)
+    for (axes, counts), (arm, seeds) in zip(panels.T, arms.items(), strict=True):
+        axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--")
+        for color, bins in zip(ARM_COLORS * len(seeds), seeds, strict=False):
+            filled = bins["num_clips"] > 0
+            axes.plot(bins["confidence"][filled], bins["accuracy"][filled], "o-", color=color, markersize=3)
+            counts.stairs(bins["num_clips"], np.linspace(0, 1, len(filled) + 1), color=color)
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+        axes.set_title(arm, fontsize=9)
+        for each in (axes, counts):
+            _clear_spines(each)
+    panels[0, 0].set(ylabel="share that is right")
+    panels[1, 0].set(ylabel="clips")
+    figure.suptitle(caption, fontsize=9, color="0.3")
+    figure.supxlabel("probability of the most probable dive, uncalibrated", fontsize=9)
     return figure
 
 

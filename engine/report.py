@@ -47,16 +47,20 @@ ROW_NAMES = {"mean_class_accuracy": "mean class accuracy", "top1": "top-1", "top
     "ece": "calibration error",
     "ece_calibrated": "calibration error, calibrated",
 }
+NUM_COLUMNS = 4  # of arms, beyond which a table is turned
 CURVES = {"val/top1": "validation top-1", "val/nll": "validation NLL", "train/loss": "training loss"}
-NOTES = f"""\
+NOTES = (
+    f"""\
 Intervals are {CONFIDENCE_LEVEL:.0%} percentile bootstrap intervals that resample whole sources, the trained models held
 fixed. ± is the standard deviation over seeds. In a row "a - b", clips won are those that only a names rightly and clips
 lost those that only b does. McNemar's test on them is exact and two-sided and takes clips as independent, which the
 interval does not; over several seeds its p-value is twice the mean of theirs. The p-value over sources flips the signs
 of whole sources, all seeds together, and is corrected after Holm for the pairs that are compared on the same quantity
 and group. A difference is called higher or lower where that is below {DECISIVE_P_VALUE}, one that does not matter where
-its interval lies within ±{MARGIN}, and undecided else. Dives are grouped by their training clips: """ + ", ".join(
-    f"{name} (at least {least})" if least else f"{name} (none)" for name, least in GROUPS.items()
+its interval lies within ±{MARGIN}, and undecided else. Dives are grouped by their training clips:
+"""
+    + ", ".join(f"{name} (at least {least})" if least else f"{name} (none)" for name, least in GROUPS.items())
+    + "."
 )
 
 
@@ -69,14 +73,17 @@ def report_text(report: Report) -> str:
 
 
 def score_table(report: Report) -> str:
-    """One column an arm, one row a score; over several seeds the mean ± standard deviation."""
+    """One column an arm, one row a score; over several seeds the mean ± standard deviation. Many arms are rows."""
     rows = [["seeds", *(", ".join(str(seed) for seed in by_seed) for by_seed in report.arms.values())]]
     for score in SCORES:
         cells = [_mean_and_spread(report.scores_of(arm, score)) for arm in report.arms]
         rows.append([ROW_NAMES.get(score, score), *cells])
         if score == "top1":
             rows.append(["95 % interval", *(_interval(estimate, "") for estimate in report.accuracies.values())])
-    return tabulate(rows, headers=["", *report.arms], tablefmt="github", disable_numparse=True)
+    table = [["", *report.arms], *rows]
+    if len(report.arms) > NUM_COLUMNS:
+        table = [list(row) for row in zip(*table, strict=True)]
+    return tabulate(table, headers="firstrow", tablefmt="github", disable_numparse=True)
 
 
 def difference_table(report: Report) -> str:
@@ -188,9 +195,8 @@ def figures(report: Report) -> Iterator[tuple[str, Figure]]:
         matrix = confusion_matrix(labels, predicted, len(numbers))
         title = f"{arm}, seeds {', '.join(map(str, report.arms[arm]))}\n{report.caption}"
         yield _file_name(f"confusion-{arm}"), confusion_figure(matrix, numbers, title)
-    for arm, runs in report.arms.items():
-        runs_bins = [_bins(run) for run in runs.values()]
-        yield _file_name(f"reliability-{arm}"), reliability_figure(runs_bins, f"{arm}\n{report.caption}")
+    bins = {arm: [_bins(run) for run in runs.values()] for arm, runs in report.arms.items()}
+    yield "reliability", reliability_figure(bins, report.caption)
 
 
 def write_report(out: Path, report: Report, text: str) -> None:
@@ -289,16 +295,16 @@ def write_experiment(path: Path, experiment: ExperimentConfig, cells: list[Cell]
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob("*.png"):
         stale.unlink()
-    plots = {name: figure for name, figure in figures(report) if not name.startswith("confusion")}
+    plots = {name: figure for name, figure in figures(report) if name in ("top1", "reliability")}
     if experiment.curve is not None:
-        plots = {"curve": draw_curve(experiment.curve, report, held_out), "top1": plots["top1"]}
+        plots["curve"] = draw_curve(experiment.curve, report, held_out)
     for name, figure in plots.items():
         Image.fromarray(figure_image(figure)).save(folder / f"{name}.png", optimize=True)
     unseen = [unseen_table(path, experiment, arms)] if experiment.stacking else []
     commands = f"`python tools/experiment.py {path}`"
     page = [
         f"# {path.stem.capitalize()}: {experiment.question}",
-        f"{commands}, over `{experiment.config}` {experiment.common and f'with `{experiment.common}`'}; seeds "
+        f"{commands}, over `{experiment.config}`{experiment.common and f' with `{experiment.common}`'}; seeds "
         f"{', '.join(map(str, experiment.seeds))}.",
         "\n".join(f"- {arm}: `{options_of_arm}`" for arm, options_of_arm in experiment.arms.items()),
         report_text(report).strip(),

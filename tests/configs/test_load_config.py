@@ -6,9 +6,12 @@ import pytest
 
 from diveparse.configs import (
     Config,
+    CurveConfig,
+    ExperimentConfig,
     FrameOrder,
     HeadKind,
     OptimizerKind,
+    Pooling,
     Precision,
     differing_options,
     load_config,
@@ -18,6 +21,14 @@ from diveparse.configs import (
 )
 
 MINIMAL = "name: demo\narm: flat\ndata: {root: some/where}\n"
+STORED = ["backbone.num_frozen_blocks=10", "backbone.weights=kinematics", "train.num_stored_views=4"]
+EXPERIMENT = """\
+question: Does it help?
+config: configs/study.yaml
+arms: {flat-5: head.kind=flat data.train_fraction=0.05, joint-5: head.kind=joint, flat-9: ladder/flat, joint-9: ""}
+pairs: [[flat-5, joint-5], [flat-9, joint-9]]
+curve: {axis: share of the clips, values: [5, 9], series: {flat: [flat-5, flat-9], joint: [joint-5, joint-9]}}
+"""
 
 
 def written(folder: Path, text: str = MINIMAL) -> Path:
@@ -39,6 +50,7 @@ def test_overrides_win_over_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("override", "section", "option", "value"),
     [("head.kind", "head", "kind", kind) for kind in HeadKind]
+    + [("head.pooling", "head", "pooling", pooling) for pooling in Pooling]
     + [("clip.order", "clip", "order", order) for order in FrameOrder]
     + [("train.optimizer", "train", "optimizer", kind) for kind in OptimizerKind]
     + [("train.precision", "train", "precision", precision) for precision in Precision],
@@ -61,6 +73,20 @@ def test_every_choice_is_written_as_its_own_word(tmp_path, override, section, op
         ("head.kind=softmax", r"head.kind: .*'softmax'.*FLAT"),
         ("head=3", "HeadConfig"),
         ("data.val_fraction=1", "data.val_fraction must be between 0 and 1, got 1.0"),
+        ("data.train_fraction=0", r"data.train_fraction must be in \(0, 1\], got 0.0"),
+        ("data.train_fraction=1.01", r"data.train_fraction must be in \(0, 1\], got 1.01"),
+        ("data.num_shots=1", "data.num_shots must be 0 without data.unseen_dives, got 1"),
+        ("data={unseen_dives: [205B], num_shots: -1}", "data.num_shots must be >= 0, got -1"),
+        ("head.label_smoothing=1", r"head.label_smoothing must be in \[0, 1\), got 1.0"),
+        ("head.label_smoothing=-0.1", r"head.label_smoothing must be in \[0, 1\), got -0.1"),
+        ("head.auxiliary_weight=-1", "head.auxiliary_weight must be >= 0, got -1.0"),
+        ("head.correction_penalty=-1", "head.correction_penalty must be >= 0, got -1.0"),
+        ("head.ordinal_weight=-1", "head.ordinal_weight must be >= 0, got -1.0"),
+        ("head.logit_adjustment=nan", "head.logit_adjustment must be >= 0, got nan"),
+        ("head.pooling=max", r"head.pooling: .*'max'.*QUERIES"),
+        ("train.num_stored_views=-1", "train.num_stored_views must be >= 0, got -1"),
+        ("train.num_stored_views=4", "train.num_stored_views must be 0 without backbone.num_frozen_blocks, got 4"),
+        ("backbone.num_frozen_blocks=13", "backbone.num_frozen_blocks must be between 0 and backbone.depth=12, got 13"),
         ("clip.image_size=100", "clip.image_size must be a multiple of backbone.patch_size=16, got 100"),
         ("backbone={stem: conv, patch_size: 12}", "backbone.patch_size must be 4, 8, 16, ... for .*stem=conv, got 12"),
         ("backbone={stem: conv, embed_dim: 6, num_heads: 1}", "backbone.embed_dim must be a multiple of 4 .*, got 6"),
@@ -76,6 +102,72 @@ def test_every_choice_is_written_as_its_own_word(tmp_path, override, section, op
 def test_a_wrong_option_is_one_line_that_names_it(tmp_path, override, complaint):
     with pytest.raises(ValueError, match=complaint) as caught:
         load_config(written(tmp_path), [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_views_can_be_stored_where_frozen_blocks_begin_with_weights(tmp_path):
+    assert load_config(written(tmp_path), STORED).train.num_stored_views == 4
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("backbone.num_frozen_blocks=0", "0 without backbone.num_frozen_blocks"),
+        ("backbone.weights=null", "0 without backbone.weights"),
+        ("backbone.drop_path_rate=0.1", "0 with backbone.drop_path_rate"),
+        ("data.damaged=skip", "0 with data.damaged=skip"),
+    ],
+)
+def test_stored_views_are_refused_where_a_frozen_block_would_not_answer_alike(tmp_path, override, complaint):
+    with pytest.raises(ValueError, match=f"train.num_stored_views must be {complaint}, got 4") as caught:
+        load_config(written(tmp_path), [*STORED, override])
+    assert "\n" not in str(caught.value)
+    load_config(written(tmp_path), [*STORED, override, "train.num_stored_views=0"])
+
+
+def test_shots_are_of_unseen_dives(tmp_path):
+    cfg = load_config(written(tmp_path), ["data.unseen_dives=[205B, 105B]", "data.num_shots=3"])
+    assert (cfg.data.unseen_dives, cfg.data.num_shots) == (["205B", "105B"], 3)
+
+
+def test_an_experiment_is_its_arms_and_what_is_compared(tmp_path):
+    cfg = load_config(written(tmp_path, EXPERIMENT), [], ExperimentConfig)
+    assert cfg.arms["flat-5"] == "head.kind=flat data.train_fraction=0.05"
+    assert (cfg.seeds, cfg.split) == ([0, 1, 2], "test")
+    assert cfg.pairs == [["flat-5", "joint-5"], ["flat-9", "joint-9"]]
+    series = {"flat": ["flat-5", "flat-9"], "joint": ["joint-5", "joint-9"]}
+    assert cfg.curve == CurveConfig("share of the clips", [5.0, 9.0], series)
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("pairs=[[flat-5, joint]]", r"pairs must be two names of arms each, got \['flat-5', 'joint'\]"),
+        ("pairs=[[flat-5]]", r"pairs must be two names of arms each, got \['flat-5'\]"),
+        ("pairs=[[flat-5, joint-5, flat-9]]", "pairs must be two names of arms each"),
+        ("curve.series.joint=[joint-5]", r"curve.series.joint must be 2 arms, got \['joint-5'\]"),
+        ("curve.values=[5, 9, 20]", r"curve.series.flat must be 3 arms, got \['flat-5', 'flat-9'\]"),
+        ("curve.series.joint=[joint-5, flat]", r"curve.series.joint must be names of arms, got \['joint-5', 'flat'\]"),
+        ("curve.series=null", "curve.series: "),
+        ("split=train", "split must be val or test, got 'train'"),
+        ("seeds=[]", r"seeds must be one or more, got \[\]"),
+        ("seeds=[one]", "seeds.*'one'"),
+        ("arms={a/b: head.kind=flat}", "arms must be a plain folder name, .*got 'a/b'"),
+        ("arm=flat", "'arm' not in 'ExperimentConfig'"),
+    ],
+)
+def test_an_experiment_that_does_not_add_up_is_refused_in_one_line(tmp_path, override, complaint):
+    with pytest.raises(ValueError, match=complaint) as caught:
+        load_config(written(tmp_path, EXPERIMENT), [override], ExperimentConfig)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", ["question", "config", "arms"])
+def test_an_experiment_without_what_it_needs_is_refused_by_name(tmp_path, missing):
+    lines = [line for line in EXPERIMENT.splitlines() if not line.startswith(missing)]
+    lines = [line for line in lines if missing != "arms" or not line.startswith(("pairs", "curve"))]
+    with pytest.raises(ValueError, match=rf"experiment\.yaml: .*{missing}.*missing") as caught:
+        load_config(written(tmp_path, "\n".join(lines)), [], ExperimentConfig)
     assert "\n" not in str(caught.value)
 
 

@@ -1,4 +1,5 @@
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
@@ -150,6 +151,45 @@ def test_the_order_depends_on_the_seed() -> None:
 def test_a_batch_larger_than_the_data_is_refused(batch_size: int) -> None:
     with pytest.raises(ValueError, match=f"batch_size must be 1 to 7, the number of clips, got {batch_size}"):
         EpochSampler(7, batch_size, seed=0)
+
+
+UNEVEN_LABELS = [7 if index % 10 == 3 else 2 for index in range(100)]  # 90 clips of one dive, 10 of another
+
+
+def test_a_balanced_epoch_draws_every_dive_about_as_often() -> None:
+    sampler = EpochSampler(100, 10, seed=0, labels=UNEVEN_LABELS)
+    drawn = Counter(index for batch in islice(sampler, 400 * 10) for _, index in batch)
+    assert sum(drawn.values()) == 400 * 100
+    of_dives = Counter()
+    for index, count in drawn.items():
+        of_dives[UNEVEN_LABELS[index]] += count
+    assert of_dives == {2: pytest.approx(20_000, rel=0.03), 7: pytest.approx(20_000, rel=0.03)}
+    for index, label in enumerate(UNEVEN_LABELS):  # and every clip of a dive as often as its others
+        assert drawn[index] == pytest.approx(20_000 / UNEVEN_LABELS.count(label), rel=0.35)
+
+
+def test_without_labels_every_clip_is_drawn_as_often_whatever_its_dive() -> None:
+    drawn = Counter(index for batch in islice(EpochSampler(100, 10, seed=0), 7 * 10) for _, index in batch)
+    assert drawn == dict.fromkeys(range(100), 7)
+
+
+@pytest.mark.parametrize("batch_size", [7, 10, 100])
+def test_batches_of_balanced_epochs_are_full_and_know_their_epoch(batch_size: int) -> None:
+    sampler = EpochSampler(100, batch_size, seed=0, labels=UNEVEN_LABELS)
+    assert sampler.steps_per_epoch == 100 // batch_size
+    for step, batch in enumerate(islice(sampler, 3 * sampler.steps_per_epoch)):
+        assert len(batch) == batch_size
+        assert {epoch for epoch, _ in batch} == {step // sampler.steps_per_epoch}
+        assert all(0 <= index < 100 for _, index in batch)
+
+
+def test_balanced_sampling_goes_on_from_any_step_and_depends_on_the_seed() -> None:
+    whole = list(islice(EpochSampler(100, 30, seed=1, labels=UNEVEN_LABELS), 12))
+    for start_step in range(10):
+        rest = islice(EpochSampler(100, 30, seed=1, start_step=start_step, labels=UNEVEN_LABELS), 12 - start_step)
+        assert list(rest) == whole[start_step:]
+    assert list(islice(EpochSampler(100, 30, seed=2, labels=UNEVEN_LABELS), 12)) != whole
+    assert [index for _, index in whole[0]] != [index for _, index in whole[3]]  # each epoch draws anew
 
 
 @pytest.fixture

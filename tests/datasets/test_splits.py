@@ -1,14 +1,16 @@
+import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from diveparse.configs import DataConfig, Dives
-from diveparse.datasets.dives import WORLD_AQUATICS
+from diveparse.datasets.dives import DIVING48, WORLD_AQUATICS, DiveSet
 from diveparse.datasets.diving48 import ClipRecord
 from diveparse.datasets.rendered_set import is_rendered
-from diveparse.datasets.splits import evaluation_clips, split_by_source, training_clips
+from diveparse.datasets.splits import evaluation_clips, scored_dives, split_by_source, training_clips, without_dives
 
 
 def make_records(num_sources: int, num_clips: int, num_classes: int, seed: int = 0) -> list[ClipRecord]:
@@ -146,3 +148,167 @@ def test_named_validation_clips_of_a_training_source_are_refused(club: Path) -> 
     club.write_text(club.read_text().replace("1.mp4,626C,train", "1.mp4,626C,val"))
     with pytest.raises(ValueError, match=r"club\.csv: sources must not be in both train and val, got day 0"):
         training_clips(DataConfig(root=str(club)), seed=0)
+
+
+MEET_DIVES = ("103B", "105B", "203B", "205B", "103C")  # only the last is not pike
+
+
+@pytest.fixture
+def meet(tmp_path: Path) -> Path:
+    """A CSV of 10 days, two of them for testing, of 3 clips of each dive; the file of a clip has its dive's number."""
+    rows = ["path,dive_number,split,source"]
+    for day in range(10):
+        for number in MEET_DIVES:
+            for k in range(3):
+                path = f"{number}_{day}_{k}.mp4"
+                (tmp_path / path).touch()
+                rows.append(f"{path},{number},{'test' if day >= 8 else 'train'},day {day}")
+    (tmp_path / "meet.csv").write_text("\n".join(rows) + "\n")
+    return tmp_path / "meet.csv"
+
+
+def number_of(record: ClipRecord) -> str:
+    return record.path.name.split("_")[0]
+
+
+def require_right_labels(records: Sequence[ClipRecord], dive_set: DiveSet) -> None:
+    assert [dive_set.numbers[record.label] for record in records] == [number_of(record) for record in records]
+
+
+def test_a_smaller_share_of_the_training_clips_is_part_of_every_larger_one(meet: Path) -> None:
+    whole, whole_val, _ = training_clips(DataConfig(root=str(meet)), seed=0)
+    larger = whole
+    for fraction in (0.8, 0.5, 0.25, 0.1, 0.001):
+        train, val, dive_set = training_clips(DataConfig(root=str(meet), train_fraction=fraction), seed=0)
+        assert len(train) == max(1, round(fraction * len(whole)))
+        assert train == [record for record in larger if record in set(train)]  # in the same order
+        assert val == whole_val
+        assert dive_set.numbers == tuple(sorted(MEET_DIVES))
+        larger = train
+
+
+def test_a_share_of_the_training_clips_depends_on_the_seed_only(meet: Path) -> None:
+    text = meet.read_text()
+    for number in MEET_DIVES:  # so that the validation clips, and with them the whole, do not depend on it
+        for k in range(3):
+            text = text.replace(f"{number}_0_{k}.mp4,{number},train", f"{number}_0_{k}.mp4,{number},val")
+    meet.write_text(text)
+    data = DataConfig(root=str(meet), train_fraction=0.3)
+    shares = [training_clips(data, seed)[0] for seed in (0, 0, 1)]
+    assert shares[0] == shares[1]
+    assert len(shares[0]) == len(shares[2])
+    assert set(shares[0]) != set(shares[2])
+
+
+@pytest.mark.parametrize("unseen", [["205B"], ["203B", "105B"]])
+def test_of_unseen_dives_there_is_no_clip_and_no_label(unseen: list[str], meet: Path) -> None:
+    whole = training_clips(DataConfig(root=str(meet)), seed=0)
+    train, val, dive_set = training_clips(DataConfig(root=str(meet), unseen_dives=unseen), seed=0)
+    assert dive_set.numbers == tuple(number for number in sorted(MEET_DIVES) if number not in unseen)
+    for records, all_records in zip((train, val), whole, strict=False):
+        require_right_labels(records, dive_set)
+        expected = [record.path for record in all_records if number_of(record) not in unseen]
+        assert [record.path for record in records] == expected
+
+
+def test_shots_are_all_that_training_sees_of_unseen_dives(meet: Path) -> None:
+    unseen = ["203B", "105B"]
+    whole = training_clips(DataConfig(root=str(meet)), seed=0)
+    shots: set[ClipRecord] = set()
+    for num_shots in (1, 2, 5):
+        data = DataConfig(root=str(meet), unseen_dives=unseen, num_shots=num_shots)
+        train, val, dive_set = training_clips(data, seed=0)
+        assert dive_set == whole[2]
+        require_right_labels([*train, *val], dive_set)
+        counts = Counter(number_of(record) for record in train)
+        assert [counts[number] for number in unseen] == [num_shots, num_shots]
+        assert val == [record for record in whole[1] if number_of(record) not in unseen]
+        others = [record for record in train if number_of(record) not in unseen]
+        assert others == [record for record in whole[0] if number_of(record) not in unseen]
+        assert shots < set(train) - set(others)  # fewer shots are part of more
+        shots = set(train) - set(others)
+
+
+def test_more_shots_than_there_are_clips_are_all_of_them(meet: Path) -> None:
+    whole, *_ = training_clips(DataConfig(root=str(meet)), seed=0)
+    train, *_ = training_clips(DataConfig(root=str(meet), unseen_dives=["205B"], num_shots=1000), seed=0)
+    assert train == whole
+
+
+def test_shots_of_a_share_are_shots_of_the_whole(meet: Path) -> None:
+    unseen = {"unseen_dives": ["205B"], "num_shots": 4}
+    whole, *_ = training_clips(DataConfig(root=str(meet), **unseen), seed=0)
+    share, *_ = training_clips(DataConfig(root=str(meet), train_fraction=0.5, **unseen), seed=0)
+    assert set(share) < set(whole)
+    assert 1 <= sum(number_of(record) == "205B" for record in share) <= 4
+
+
+def test_unseen_dives_of_a_folder_are_taken_out_of_diving48(tmp_path: Path) -> None:
+    (tmp_path / "rgb").mkdir()
+    (tmp_path / "Diving48_vocab.json").write_text(json.dumps([dive.vocab for dive in DIVING48]))
+    for split, sources in (("train", range(6)), ("test", range(6, 8))):
+        entries = [{"vid_name": f"source_{s:04d}_{k:05d}", "label": 5 * k} for s in sources for k in range(4)]
+        (tmp_path / f"Diving48_V2_{split}.json").write_text(json.dumps(entries))
+        for entry in entries:
+            (tmp_path / "rgb" / f"{entry['vid_name']}.mp4").touch()
+    whole = training_clips(DataConfig(root=str(tmp_path)), seed=0)
+    data = DataConfig(root=str(tmp_path), unseen_dives=[DIVING48[5].number])
+    train, val, dive_set = training_clips(data, seed=0)
+    assert dive_set.dives == (*DIVING48[:5], *DIVING48[6:])
+    for records, all_records in zip((train, val), whole, strict=False):
+        expected = [(record.name, DIVING48[record.label]) for record in all_records if record.label != 5]
+        assert [(record.name, dive_set[record.label]) for record in records] == expected
+    scored = scored_dives(data, dive_set)
+    assert scored == DIVING48
+    assert Counter(record.label for record in evaluation_clips(data, "test", 0, scored)) == {0: 2, 5: 2, 10: 2, 15: 2}
+
+
+@pytest.mark.parametrize(
+    ("numbers", "complaint"),
+    [
+        (["101B"], r"dive 101B .* is not one of the 5 dives of meet"),
+        (["103C"], "data.unseen_dives: 103C has the position 'tuck', which no dive that is left has"),
+        (["203B", "205B"], "data.unseen_dives: 203B has the takeoff 'back', which no dive that is left has"),
+        (["105B", "205B"], "data.unseen_dives: 105B has the somersault 5, which no dive that is left has"),
+        (["205"], "data.unseen_dives: dive number '205'"),
+        (["205B", "205B"], "data.unseen_dives: dive 205B is listed twice"),
+    ],
+)
+def test_unseen_dives_that_the_others_cannot_spell_are_refused(numbers: list[str], complaint: str, meet: Path) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        without_dives(DiveSet.from_numbers(MEET_DIVES, "meet"), numbers)
+    for num_shots in (0, 2):
+        with pytest.raises(ValueError, match=complaint):
+            training_clips(DataConfig(root=str(meet), unseen_dives=numbers, num_shots=num_shots), seed=0)
+
+
+def test_the_dives_that_are_left_keep_their_order() -> None:
+    seen = without_dives(DiveSet.from_numbers(MEET_DIVES, "meet"), ["203B", "105B"])
+    assert seen.numbers == ("103B", "205B", "103C")
+
+
+@pytest.mark.parametrize("num_shots", [0, 2])
+def test_a_model_is_scored_on_its_dives_and_then_on_the_unseen_ones(num_shots: int, meet: Path) -> None:
+    data = DataConfig(root=str(meet), unseen_dives=["203B", "105B"], num_shots=num_shots)
+    *_, dive_set = training_clips(data, seed=0)
+    scored = scored_dives(data, dive_set)
+    assert scored.dives[: len(dive_set)] == dive_set.dives  # so that its labels mean the same
+    assert scored.numbers[len(dive_set) :] == (() if num_shots else ("203B", "105B"))
+    records = evaluation_clips(data, "test", 0, scored)
+    assert len(records) == 30
+    require_right_labels(records, scored)
+
+
+def test_without_unseen_dives_a_model_is_scored_on_its_own() -> None:
+    dive_set = DiveSet.from_numbers(MEET_DIVES)
+    assert scored_dives(DataConfig(root="somewhere"), dive_set) is dive_set
+    assert scored_dives(DataConfig(root="clips.csv"), dive_set) is dive_set
+
+
+def test_validation_clips_of_a_scored_model_are_of_no_training_source(meet: Path) -> None:
+    data = DataConfig(root=str(meet), unseen_dives=["203B", "105B"])
+    for seed in range(5):
+        train, val, dive_set = training_clips(data, seed)
+        records = evaluation_clips(data, "val", seed, scored_dives(data, dive_set))
+        assert {record.source for record in records} == {record.source for record in val}
+        assert not {record.source for record in records} & {record.source for record in train}

@@ -115,8 +115,8 @@ def test_compare_writes_a_page_a_table_plots_and_tensorboard_images_where_the_ru
     page = (folder / "comparison.md").read_text(encoding="utf-8")
     assert "rendered dives, not Diving48" in page
     plots = {path.stem for path in (folder / "comparison").glob("*.png")}
-    per_arm = {f"{plot}-{arm}" for plot in ("confusion", "reliability") for arm in ("flat", "structured")}
-    assert plots == {"top1", "attributes", "classes-structured-flat", *per_arm}
+    per_arm = {f"confusion-{arm}" for arm in ("flat", "structured")}
+    assert plots == {"top1", "attributes", "classes-structured-flat", "reliability", *per_arm}
     assert all(f"(comparison/{plot}.png)" in page for plot in plots)
     events = EventAccumulator(str(folder / "comparison")).Reload()
     assert set(events.Tags()["images"]) == {f"test/{plot}" for plot in plots}
@@ -183,7 +183,7 @@ def test_comparing_into_a_folder_leaves_nothing_of_an_earlier_comparison_there(m
         "top1",
         "attributes",
         "confusion-flat",
-        "reliability-flat",
+        "reliability",
     }
     assert len(list((out / "comparison").glob("events*"))) == 1
 
