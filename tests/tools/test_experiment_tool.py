@@ -1,0 +1,109 @@
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+from diveparse.datasets.dives import DIVING48
+from diveparse.datasets.diving48 import read_split
+from diveparse.engine import report
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "experiment.py"
+TINY = "experiments/tiny.yaml"
+BASE = """\
+name: base
+arm: base
+data: {root: clips.csv, num_workers: 0, val_fraction: 0.2}
+clip: {num_frames: 4, image_size: 32}
+backbone: {embed_dim: 16, depth: 2, num_heads: 2}
+train: {num_epochs: 1, batch_size: 4, learning_rate: 3.0e-3}
+test: {batch_size: 5}
+"""
+
+
+@pytest.fixture(scope="module")
+def main():
+    return runpy.run_path(str(TOOL))["main"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tiny_root, tmp_path, monkeypatch):
+    """The working folder, with an experiment of two arms. A CSV of the tiny clips has four dives, not Diving48's."""
+    monkeypatch.setattr(report, "figures", lambda _: ((n, Figure(figsize=(1, 1))) for n in ("top1", "reliability")))
+    monkeypatch.chdir(tmp_path)
+    rows = ["path,dive_number,split,source"]
+    for split in ("train", "test"):
+        for record in read_split(tiny_root, split):
+            rows.append(f"{record.path},{DIVING48[record.label].number},{split},{record.source}")
+    Path("clips.csv").write_text("\n".join(rows) + "\n")
+    Path("base.yaml").write_text(BASE)
+    Path("experiments").mkdir()
+    write_arms({"flat": "head.kind=flat", "joint": "head.kind=joint"})
+    return tmp_path
+
+
+def write_arms(arms, path=TINY):
+    pairs = [list(arms)] if len(arms) == 2 else []
+    content = {"question": "Does it help?", "config": "base.yaml", "seeds": [0], "arms": arms, "pairs": pairs}
+    Path(path).write_text(json.dumps(content))  # which is YAML too
+
+
+def test_an_experiment_is_run_and_written_and_not_run_again(main, capsys):
+    assert main([TINY, "--jobs", "2", "--out", "results"]) == 0
+    first = capsys.readouterr().out.splitlines()
+    assert first[0] == f"{TINY}: 0 of 2 cells are done"
+    assert first[-1] == "written: results/tiny.md"
+    assert f"{TINY}: 2 cells took 0 minutes" in first
+    assert {path.name for path in Path("results").iterdir()} == {"tiny", "tiny.md", "tiny.csv"}
+    metrics = [Path(f"runs/tiny/{arm}/seed-0/metrics.json") for arm in ("flat", "joint")]
+    before = [path.stat().st_mtime_ns for path in metrics]
+    page = Path("results/tiny.md").read_text(encoding="utf-8")
+
+    assert main([TINY, "--out", "results"]) == 0
+    assert capsys.readouterr().out.splitlines() == [f"{TINY}: 2 of 2 cells are done", "written: results/tiny.md"]
+    assert [path.stat().st_mtime_ns for path in metrics] == before
+    assert Path("results/tiny.md").read_text(encoding="utf-8") == page
+
+
+def refusal(main, capsys, *arguments):
+    """The one line that the command says when it refuses."""
+    assert main([*arguments, "--out", "results"]) == 1
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+    assert captured.err.splitlines()[-1:] == lines
+    assert "Traceback" not in captured.err
+    assert not Path("results").exists()
+    return lines[0], captured.out
+
+
+@pytest.mark.parametrize("jobs", ["0", "-1"])
+def test_no_jobs_at_all_are_refused(main, capsys, jobs):
+    line, _ = refusal(main, capsys, TINY, "--jobs", jobs)
+    assert line == f"error: --jobs must be at least 1, got {jobs}"
+    assert not Path("runs").exists()
+
+
+def test_an_experiment_that_is_not_there_is_refused_by_name(main, capsys):
+    line, _ = refusal(main, capsys, "experiments/nothing.yaml")
+    assert line == "error: experiments/nothing.yaml: no such config file"
+
+
+@pytest.mark.parametrize(
+    ("arm", "complaint"),
+    [("head.kind=softmax", "head.kind"), ("other/flat", "other.yaml: no such config file"), ("tiny/joint", "'joint'")],
+)
+def test_an_arm_that_makes_no_sense_is_refused_in_one_line(main, capsys, arm, complaint):
+    write_arms({"flat": "head.kind=flat"})
+    write_arms({"wrong": arm}, "experiments/again.yaml")
+    line, _ = refusal(main, capsys, "experiments/again.yaml")
+    assert complaint in line
+    assert not Path("runs").exists()
+
+
+def test_a_cell_that_fails_is_told_with_its_log_and_ends_the_command_with_exit_code_1(main, capsys):
+    write_arms({"lost": "data.root=nowhere.csv"})
+    line, printed = refusal(main, capsys, TINY, "--jobs", "1")
+    assert line == f"error: {TINY}: 1 of 1 cells failed; their logs say why"
+    assert "failed: runs/tiny/lost/seed-0, see runs/tiny/lost/seed-0.log" in printed.splitlines()
+    assert "nowhere.csv: there is no such file" in Path("runs/tiny/lost/seed-0.log").read_text(encoding="utf-8")
