@@ -83,13 +83,20 @@ class Effect:
     num_clips: int
     num_classes: int
     difference: Estimate
+    by_seed: tuple[float, ...]
     p_value: float  # over sources
     p_holm: float  # the same, for as many comparisons as the report makes of this quantity and group
 
     @property
     def verdict(self) -> str:
-        """On an NLL "no difference that matters" is one of less than 0.02 nats."""
-        return verdict(self.difference, self.p_holm)
+        """On an NLL "no difference that matters" is one of less than 0.02 nats.
+
+        The interval and the p-values take the trained models as they are; where another seed may well turn the sign,
+        the verdict says so.
+        """
+        said = verdict(self.difference, self.p_holm)
+        agree = len({np.sign(difference) for difference in self.by_seed}) == 1
+        return said if agree or said not in ("higher", "lower") else f"{said}, but not with every seed"
 
 
 @dataclass(frozen=True)
@@ -267,8 +274,8 @@ def _pair(
     # by the clips that the first seed learnt from; where the arms differ in that, by the arm that had more
     counts = max((one.num_train_clips, other.num_train_clips), key=lambda clips: sum(clips.values()))
     groups = group_of(np.array([counts.get(number, 0) for number in numbers]))  # (num_clips,)
-    gains = {"top-1": corrects[1].mean(axis=0) - corrects[0].mean(axis=0)}  # each (num_clips,)
-    nlls = [np.stack([run.nll for run in runs]).mean(axis=0) for runs in paired]
+    gains = {"top-1": corrects[1].astype(np.float64) - corrects[0]}  # each (num_seeds, num_clips)
+    nlls = [np.stack([run.nll for run in runs]) for runs in paired]
     if np.isfinite(nlls).all():  # else an arm cannot name a dive that there is
         gains["NLL"] = nlls[1] - nlls[0]
     members = {EVERY_CLIP: np.ones(len(numbers), bool), **{group: groups == group for group in GROUPS}}
@@ -297,10 +304,18 @@ def _effect(
     numbers: npt.NDArray[np.str_],
     sources: npt.NDArray[np.str_],
 ) -> Effect:
-    values, of = values[rows], sources[rows].tolist()
-    p_value = sign_flip_p_value(values, of)
-    size = (int(rows.sum()), len(set(numbers[rows])))
-    return Effect(quantity, group, *size, mean_over_sources(values, of), p_value, p_holm=p_value)
+    mean, of = values[:, rows].mean(axis=0), sources[rows].tolist()
+    p_value = sign_flip_p_value(mean, of)
+    return Effect(
+        quantity,
+        group,
+        num_clips=int(rows.sum()),
+        num_classes=len(set(numbers[rows])),
+        difference=mean_over_sources(mean, of),
+        by_seed=tuple(values[:, rows].mean(axis=1).tolist()),
+        p_value=p_value,
+        p_holm=p_value,
+    )
 
 
 def _corrected(pairs: list[ArmPair]) -> list[ArmPair]:

@@ -74,7 +74,9 @@ def log_test(
         log_confusion(writer, "test", predictions, dive_set, step)
         scores = {f"test/{name}": value for name, value in flat_metrics(metrics).items()}
         # a run name of "." keeps this record in the run's own folder; the default adds a run named after the time
-        hparams = {name: str(value) if isinstance(value, dict | list) else value for name, value in options(cfg).items()}
+        hparams = {
+            name: str(value) if isinstance(value, dict | list) else value for name, value in options(cfg).items()
+        }
         writer.add_hparams(hparams, scores, run_name=".", global_step=step)
 
 

@@ -57,7 +57,8 @@ lost those that only b does. McNemar's test on them is exact and two-sided and t
 interval does not; over several seeds its p-value is twice the mean of theirs. The p-value over sources flips the signs
 of whole sources, all seeds together, and is corrected after Holm for the pairs that are compared on the same quantity
 and group. A difference is called higher or lower where that is below {DECISIVE_P_VALUE}, one that does not matter where
-its interval lies within ±{MARGIN}, and undecided else. Dives are grouped by their training clips:
+its interval lies within ±{MARGIN}, and undecided else; all of that is about the models as they were trained, and
+"not with every seed" says that other seeds may well turn it. Dives are grouped by their training clips:
 """
     + ", ".join(f"{name} (at least {least})" if least else f"{name} (none)" for name, least in GROUPS.items())
     + "."
@@ -114,6 +115,7 @@ def effect_table(report: Report) -> str:
             f"{effect.num_clips:,} of {effect.num_classes} dives",
             f"{effect.difference.value:+.3f}",
             _interval(effect.difference, "+"),
+            ", ".join(f"{difference:+.3f}" for difference in effect.by_seed),
             f"{effect.p_value:.2g}",
             f"{effect.p_holm:.2g}",
             effect.verdict,
@@ -121,7 +123,18 @@ def effect_table(report: Report) -> str:
         for pair in report.pairs
         for effect in pair.effects
     ]
-    headers = ["over sources", "", "dives", "clips", "difference", "95 % interval", "p", "p (Holm)", "verdict"]
+    headers = [
+        "over sources",
+        "",
+        "dives",
+        "clips",
+        "difference",
+        "95 % interval",
+        "by seed",
+        "p",
+        "p (Holm)",
+        "verdict",
+    ]
     return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
 
 
