@@ -80,7 +80,7 @@ class DataConfig:
     val_fraction: float = 0.15  # share of the training clips to hold out, as whole sources
     train_fraction: float = 1.0  # share of what is left that training uses; a smaller one is part of every larger one
     unseen_dives: list[str] = field(default_factory=list)  # numbers of which training and validation see no clip, but
-    num_shots: int = 0  # this many training clips of each, the first of the fractions above
+    num_shots: int = 0  # up to this many training clips of each, of those that `train_fraction` leaves
     num_workers: int = 2
     cache: bool = True  # read clips from the cache that tools/prepare.py made, where it suits; else from the videos
     damaged: DamagedClips = DamagedClips.STOP  # what to do about a clip that cannot be read

@@ -152,7 +152,9 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
             raise ValueError(f"batch_size must be 1 to {num_clips}, the number of clips, got {batch_size}")
         self.num_clips, self.batch_size, self.seed, self.start_step = num_clips, batch_size, seed, start_step
         # 1 / number of clips that share its label
-        self.weights = None if labels is None else torch.bincount(torch.tensor(labels)).double().reciprocal()[labels]
+        self.weights = (
+            None if labels is None else torch.bincount(torch.tensor(labels)).double().reciprocal()[list(labels)]
+        )
 
     @property
     def steps_per_epoch(self) -> int:

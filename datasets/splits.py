@@ -107,7 +107,10 @@ def evaluation_clips(data: DataConfig, split: str, seed: int, dive_set: DiveSet)
         return records if split == "test" else split_by_source(records, data.val_fraction, seed)[1]
     splits = _read_csv(data, dive_set).splits
     if split == "val" and "val" not in splits and "train" in splits:
-        return split_by_source(splits["train"], data.val_fraction, seed)[1]
+        # divided under the labels of training, since ties hang on their order
+        own = _read_csv(data, DIVE_SETS[data.dives] if data.dives else None)
+        names = {record.name for record in split_by_source(own.splits["train"], data.val_fraction, seed)[1]}
+        return [record for record in splits["train"] if record.name in names]
     if split not in splits:
         raise ValueError(f"{data.root}: no row has the split {split}")
     return splits[split]

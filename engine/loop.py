@@ -60,6 +60,10 @@ def train(cfg: Config, *, resume: bool = False) -> Path:
     model = build_classifier(cfg, dive_set).to(device)
     num_clips = torch.bincount(torch.tensor([record.label for record in records]), minlength=len(dive_set))
     model.head.set_class_counts(num_clips)
+    trained = {
+        "num_updates": num_steps,
+        "num_train_clips": dict(zip(dive_set.numbers, num_clips.tolist(), strict=True)),
+    }
     learner = build_learner(model, cfg.train, num_steps, device)
     # a run goes on reading what it began with, cache or videos
     begun = splits_from_cache(run_folder(cfg)) if resume and (run_folder(cfg) / ENVIRONMENT).is_file() else None
@@ -73,7 +77,7 @@ def train(cfg: Config, *, resume: bool = False) -> Path:
     progress = learner.progress
     logger.info("%s: %d of %d updates done, on %s", run, progress.step, num_steps, device.type)
     if progress.step == num_steps:
-        write_json(run / TRAINED, {"num_updates": num_steps})  # a kill may have come just before it
+        write_json(run / TRAINED, trained)  # a kill may have come just before it
         return run
     (run / TRAINED).unlink(missing_ok=True)  # there where the run had ended and now has more epochs
     cached = [split for split, read in (("train", clips), ("val", val_clips)) if read.cache is not None]
@@ -121,7 +125,7 @@ def train(cfg: Config, *, resume: bool = False) -> Path:
             progress.epoch = Totals()
             flush(writer)
             save_checkpoint(run, learner)
-    write_json(run / TRAINED, {"num_updates": num_steps})
+    write_json(run / TRAINED, trained)
     return run
 
 

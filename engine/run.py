@@ -12,7 +12,7 @@ from diveparse.datasets.atomic import TEMPORARY_SUFFIX, write_json, written_atom
 from diveparse.engine.environment import describe_environment
 
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
-TRAINED = "trained.json"  # only of a run that has ended: how many updates that took
+TRAINED = "trained.json"  # only of a run that has ended: how many updates that took, and clips of each dive
 MODEL_UPDATE = "model/update.json"  # how many of them are behind the model that is kept, the best on validation
 
 # options of which a run can go on with another value: which clips are sound and who reads them is no part of the recipe

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 
 from diveparse.configs import Config, load_config
 from diveparse.datasets.atomic import write_json
-from diveparse.datasets.dives import DiveSet
 from diveparse.datasets.rendered_set import is_rendered
-from diveparse.datasets.splits import evaluation_clips, scored_dives, training_clips
+from diveparse.datasets.splits import evaluation_clips, scored_dives
 from diveparse.engine.checkpoint import count_updates_done
 from diveparse.engine.device import choose_device
 from diveparse.engine.evaluate import evaluate
@@ -44,7 +41,8 @@ def evaluate_run(run: Path, overrides: list[str], *, split: str, again: bool = F
     if metrics_path.exists() and not again:
         raise ValueError(f"{metrics_path} is there already, and a test is read once; --again replaces it")
     model = DiveClassifier.load(run).to(choose_device())
-    num_updates = json.loads((run / TRAINED).read_text(encoding="utf-8"))["num_updates"]
+    trained = json.loads((run / TRAINED).read_text(encoding="utf-8"))
+    num_updates = trained["num_updates"]
     model_update = json.loads((run / MODEL_UPDATE).read_text(encoding="utf-8"))["update"]
     dive_set = scored_dives(cfg.data, model.dive_set)
     records = evaluation_clips(cfg.data, split, cfg.seed, dive_set)
@@ -63,9 +61,9 @@ def evaluate_run(run: Path, overrides: list[str], *, split: str, again: bool = F
         "skipped_clips": sorted({record.name for record in records} - set(predictions.clips)),
     }  # of this test, not of training
     about |= {"model_update": model_update, "num_updates": num_updates}
-    counts = count_training_clips(cfg, dive_set)
-    about["num_train_clips"] = dict(zip(dive_set.numbers, counts.tolist(), strict=True))
-    scores = compute_metrics(predictions, dive_set, counts)
+    num_train_clips = {number: trained["num_train_clips"].get(number, 0) for number in dive_set.numbers}
+    about["num_train_clips"] = num_train_clips
+    scores = compute_metrics(predictions, dive_set, np.array(list(num_train_clips.values())))
     scores |= calibrated_metrics(predictions, model.temperatures[DIVE])
     scores = {name: None if score == math.inf else score for name, score in scores.items()}  # JSON has no infinity
     save_predictions(run / f"{prefix}predictions.safetensors", predictions, dive_set)
@@ -75,15 +73,6 @@ def evaluate_run(run: Path, overrides: list[str], *, split: str, again: bool = F
     metrics = {**about, **scores}
     write_json(metrics_path, metrics)  # the last, since it says that the split has been tested
     return metrics
-
-
-def count_training_clips(cfg: Config, dive_set: DiveSet) -> npt.NDArray[np.int64]:
-    """How many clips of each dive of a set the run learnt from. Returns: (num_dives,)."""
-    records, _, own = training_clips(cfg.data, cfg.seed)
-    counts = np.zeros(len(dive_set), np.int64)
-    for label, number in Counter(record.label for record in records).items():
-        counts[dive_set.label_of(own[label])] = number
-    return counts
 
 
 def read_test_config(run: Path, overrides: list[str], split: str) -> tuple[Config, str]:

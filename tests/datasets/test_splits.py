@@ -312,3 +312,19 @@ def test_validation_clips_of_a_scored_model_are_of_no_training_source(meet: Path
         records = evaluation_clips(data, "val", seed, scored_dives(data, dive_set))
         assert {record.source for record in records} == {record.source for record in val}
         assert not {record.source for record in records} & {record.source for record in train}
+
+
+def test_a_split_with_ties_is_the_same_for_training_and_for_scoring(tmp_path: Path) -> None:
+    numbers = ("103B", "105B", "203B", "205B")  # here a split under labels in another order is another one
+    counts = [[3, 0, 0, 1], [1, 3, 0, 1], [0, 3, 1, 0], [1, 0, 0, 3], [3, 0, 2, 3], [2, 0, 0, 0], [3, 0, 2, 0]]
+    rows = ["path,dive_number,source"]
+    for day, row in enumerate(counts):
+        for number, count in zip(numbers, row, strict=True):
+            for k in range(count):
+                (tmp_path / f"{number}_{day}_{k}.mp4").touch()
+                rows.append(f"{number}_{day}_{k}.mp4,{number},day {day}")
+    (tmp_path / "meet.csv").write_text("\n".join(rows) + "\n")
+    data = DataConfig(root=str(tmp_path / "meet.csv"), unseen_dives=["105B", "203B"])
+    _, val, dive_set = training_clips(data, 0)
+    scored = evaluation_clips(data, "val", 0, scored_dives(data, dive_set))
+    assert {record.source for record in scored} == {record.source for record in val}

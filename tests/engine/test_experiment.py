@@ -2,7 +2,6 @@ import json
 import multiprocessing
 import re
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +27,7 @@ from diveparse.models.timesformer import build_backbone
 BASE = """\
 name: base
 arm: base
-data: {root: clips.csv, num_workers: 0, val_fraction: 0.2}
+data: {root: clips.csv, num_workers: 0, val_fraction: 0.4}
 clip: {num_frames: 4, image_size: 32}
 backbone: {embed_dim: 16, depth: 2, num_heads: 2}
 train: {num_epochs: 1, batch_size: 4, learning_rate: 3.0e-3}
@@ -248,17 +247,11 @@ def test_an_experiment_that_cannot_be_run_is_refused_in_one_line(new_folder, arm
     assert len(str(refusal.value).splitlines()) == 1
 
 
-@pytest.fixture
-def refuse_to_store(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """From when it is called on."""
-
-    def refuse(*arguments: object) -> None:
-        raise AssertionError(f"something was left to store: {arguments}")
-
-    return lambda: monkeypatch.setattr(engine_stored, "_store", refuse)
+def refuse_to_store(*arguments: object) -> None:
+    raise AssertionError(f"something was left to store: {arguments}")
 
 
-def test_what_cells_read_in_common_is_stored_before_they_run(new_folder, refuse_to_store, monkeypatch):
+def test_what_cells_read_in_common_is_stored_before_they_run(new_folder, monkeypatch):
     frozen = "backbone.num_frozen_blocks=1 train.num_stored_views=2"
     write_experiment_file(TINY, ARMS)
     cfg = cells_of(TINY)[0].config
@@ -268,9 +261,10 @@ def test_what_cells_read_in_common_is_stored_before_they_run(new_folder, refuse_
     cells = cells_of(TINY)
     store_inputs(cells)
     folders = sorted(len(list(folder.iterdir())) for folder in Path("clips.cache").iterdir())
-    assert folders == [8 + 12, 32]  # validation and test, and training: whichever head is to read them
-    refuse_to_store()
-    monkeypatch.setattr(engine_logging, "confusion_figure", lambda *_, **__: Figure(figsize=(1, 1)))
+    assert folders == [24, 16 + 12]  # training, and validation and test: whichever head is to read them
+    monkeypatch.setattr(engine_stored, "_store", refuse_to_store)
+    for name in ("confusion_figure", "class_count_figure"):
+        monkeypatch.setattr(engine_logging, name, lambda *_, **__: Figure(figsize=(1, 1)))
     run = train(cells[0].config)
     assert evaluate_run(run, [], split="test")["num_clips"] == 12
     store_inputs(cells)
@@ -284,7 +278,7 @@ def test_nothing_of_the_test_split_is_stored_where_the_cells_are_scored_on_valid
     for split in ("val", "test"):
         write_experiment_file(TINY, {"flat": "head.kind=flat"}, common=frozen, split=split)
         store_inputs(cells_of(TINY))
-    assert asked == [32, 8, 32, 8, 12]
+    assert asked == [24, 16, 24, 16, 12]
 
 
 def test_the_page_holds_the_question_the_command_the_caption_every_pair_and_its_verdicts(folder):
@@ -368,7 +362,7 @@ def test_a_page_of_validation_scores_reads_nothing_of_the_test(folder):
             path.unlink()
     write_experiment_file(TINY, ARMS, pairs=[["flat", "joint"]], split="val")
     assert missing_cells(cells_of(TINY)) == []
-    assert "val split: 8 clips of 1 sources, 4 dives; clips of clips.csv" in write_page()
+    assert "val split: 16 clips of 2 sources, 4 dives; clips of clips.csv" in write_page()
 
 
 def test_cells_that_have_not_been_tested_cannot_be_compared(folder):
