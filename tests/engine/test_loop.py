@@ -84,9 +84,10 @@ def test_every_arm_draws_its_curves_under_the_same_tags(tiny_experiment, kind):
         *(f"{split}/{name}" for split in ("train", "train_epoch") for name in ("clips_per_second", "data_wait_share")),
         *(f"{split}/damaged_clips" for split in ("train", "train_epoch")),
         *(f"train_epoch/{name}" for name in ("loss", "accuracy")),
-        *(f"val/{name}" for name in ("top1", "top5", "mean_class_accuracy", "nll", "ece", "invalid_rate")),
+        *(f"val/{name}" for name in ("top1", "top5", "mean_class_accuracy", "nll", "brier", "ece", "invalid_rate")),
         *(f"val/{name}" for name in ("num_clips", "num_classes_scored")),
         *(f"val/accuracy_{attribute}" for attribute in attributes),
+        "val/accuracy_few",  # the group of all dives with so few clips
     }
     terms = {tag.removeprefix("train/loss_") for tag in curves(run) if tag.startswith("train/loss_")}
     assert (
@@ -96,6 +97,8 @@ def test_every_arm_draws_its_curves_under_the_same_tags(tiny_experiment, kind):
             HeadKind.INDEPENDENT: set(attributes),
             HeadKind.CONSTRAINED: set(attributes),
             HeadKind.JOINT: {"joint", *attributes},
+            HeadKind.PAIRWISE: {"joint", "correction", *attributes},
+            HeadKind.RESIDUAL: {"joint", "correction", *attributes},
         }[kind]
     )
 
