@@ -57,13 +57,13 @@ class AttributeHeads(Head):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The four cross-entropies, weighed alike or as was learned, and the distance of the counts; and the terms."""
         targets = dict(zip(ATTRIBUTES, self.slots[:, labels], strict=True))
-        priors, smoothing = marginals(self.log_prior.unsqueeze(0), self.slots), self.cfg.label_smoothing
+        logits = attribute_log_probs  # log-probabilities are logits that are normalised already
+        if self.cfg.logit_adjustment:  # as `Head.adjusted` does, by what the prior says on each attribute
+            priors = marginals(self.log_prior.unsqueeze(0), self.slots)
+            logits = {name: each + self.cfg.logit_adjustment * priors[name] for name, each in logits.items()}
         entropies = {
-            # log-probabilities are logits that are normalised already; adjusted as `Head.adjusted` does
-            name: F.cross_entropy(
-                log_probs + self.cfg.logit_adjustment * priors[name], targets[name], label_smoothing=smoothing
-            )
-            for name, log_probs in attribute_log_probs.items()
+            name: F.cross_entropy(logits[name], targets[name], label_smoothing=self.cfg.label_smoothing)
+            for name in ATTRIBUTES
         }
         total = torch.stack(list(entropies.values())).sum() if self.weights is None else self.weights(entropies)
         if not self.cfg.ordinal_weight:

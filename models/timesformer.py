@@ -174,21 +174,26 @@ class TimeSformer(nn.Module):
     def frozen_tokens(self, clips: Tensor) -> Tensor:
         """What the embeddings and the frozen blocks make of clips, which training does not change.
 
+        The last block is left out even where it is frozen, since what of it is needed depends on who goes on.
         Returns: (batch, 1 + time * patches, embed_dim), for `class_feature` or `token_features` to go on with.
         """
-        return self.run_blocks(self.embed(clips), range(self.num_frozen_blocks))
+        return self.run_blocks(self.embed(clips), range(self.first_block_after_frozen))
 
     def class_feature(self, frozen_tokens: Tensor) -> Tensor:
-        """The rest of `forward`: the blocks that are trained, the last of them for the class token alone."""
-        if self.num_frozen_blocks == len(self.blocks):
-            return self.norm(frozen_tokens[:, 0])
+        """The rest of `forward`: the other blocks, the last of them for the class token alone."""
         last = len(self.blocks) - 1
-        tokens = self.run_blocks(frozen_tokens, range(self.num_frozen_blocks, last))
-        return self.norm(cast(DividedBlock, self.blocks[last]).class_token(tokens, self.num_frames))
+        tokens = self.run_blocks(frozen_tokens, range(self.first_block_after_frozen, last))
+        with self.keep_activations_of(last):
+            x = cast(DividedBlock, self.blocks[last]).class_token(tokens, self.num_frames)
+        return self.norm(x)
 
     def token_features(self, frozen_tokens: Tensor) -> Tensor:
         """The rest of `tokens`."""
-        return self.norm(self.run_blocks(frozen_tokens, range(self.num_frozen_blocks, len(self.blocks))))
+        return self.norm(self.run_blocks(frozen_tokens, range(self.first_block_after_frozen, len(self.blocks))))
+
+    @property
+    def first_block_after_frozen(self) -> int:
+        return min(self.num_frozen_blocks, len(self.blocks) - 1)
 
     def embed(self, clips: Tensor) -> Tensor:
         """Class token and patches, with their places in space and time. Returns: (batch, 1 + frames * patches, d)."""
