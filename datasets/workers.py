@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from types import TracebackType
@@ -34,9 +35,17 @@ def worker_context(module: str) -> ForkServerContext:
     return context
 
 
-def worker_pool(num_workers: int, module: str) -> ProcessPoolExecutor:
-    """Workers that functions of `module` are mapped over."""
-    return ProcessPoolExecutor(num_workers, worker_context(module), end_with_main_process)
+@contextmanager
+def worker_pool(num_workers: int, module: str) -> Iterator[ProcessPoolExecutor]:
+    """Workers that functions of `module` are mapped over. What is left to do when the body ends in an error is not."""
+    pool = ProcessPoolExecutor(num_workers, worker_context(module), end_with_main_process)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(cancel_futures=True)  # by default an interrupted `map` may still wait for all that it was given
+        raise
+    finally:
+        pool.shutdown()
 
 
 def end_with_main_process(*_: object) -> None:

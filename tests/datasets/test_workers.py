@@ -15,7 +15,8 @@ from diveparse.datasets.workers import worker_pool
 if __name__ == "__main__":
     with worker_pool(2, "diveparse.datasets.workers") as pool:
         print(pool.submit(os.getpid).result(), flush=True)
-        list(pool.map(time.sleep, [0.1] * 1000))
+        jobs = [pool.submit(time.sleep, 0.1) for _ in range(1000)]
+        jobs[-1].result()
 """
 
 
