@@ -46,6 +46,12 @@ class Cell:
         return self.run.with_name(f"{self.run.name}.log")
 
     @property
+    def splits(self) -> list[str]:
+        """What it is scored on; the last one says that it is done. A model that is to name dives that it never saw has
+        its share of seen ones looked up on validation, see engine/unseen.py."""
+        return list(dict.fromkeys((["val"] if self.config.data.unseen_dives else []) + [self.split]))
+
+    @property
     def metrics(self) -> Path:
         return self.run / ("metrics.json" if self.split == "test" else f"{VALIDATION_PREFIX}metrics.json")
 
@@ -149,7 +155,8 @@ def _run_cell(cell: Cell, num_threads: int) -> None:
         logging.getLogger("diveparse").setLevel(logging.INFO)
         try:
             run = train(cell.config, resume=True)
-            evaluate_run(run, [], split=cell.split)
+            for split in cell.splits:
+                evaluate_run(run, [], split=split, again=split != cell.split)
         except Exception:
             traceback.print_exc()
             raise SystemExit(1) from None

@@ -36,7 +36,7 @@ from diveparse.engine.statistics import (
     accuracy_over_sources,
     spread_over_seeds,
 )
-from diveparse.engine.unseen import choose_penalty, generalised
+from diveparse.engine.unseen import choose_kept_share, generalised, penalty_that_keeps
 from diveparse.heads.recombine import INVALID
 
 ROW_NAMES = {"mean_class_accuracy": "mean class accuracy", "top1": "top-1", "top5": "top-5"} | {
@@ -350,7 +350,7 @@ def unseen_table(path: Path, experiment: ExperimentConfig, arms: dict[str, dict[
     """Generalised zero-shot accuracy of the arms that did not see some dives, without and with stacking."""
     rows = []
     for arm, name in experiment.stacking.items():
-        answers, penalties = [], []
+        answers, penalties, shares = [], [], []
         for seed, run in arms[arm].items():
             unseen = run.config.data.unseen_dives
             predictions, dive_set = load_predictions(probabilities_of(run))
@@ -358,8 +358,12 @@ def unseen_table(path: Path, experiment: ExperimentConfig, arms: dict[str, dict[
             development = cell_elsewhere(path, name, seed)
             beyond = [number for number in development.config.data.unseen_dives if number not in unseen]
             chosen_on = load_predictions(development.run / f"{VALIDATION_PREFIX}predictions.safetensors")
-            penalties.append(choose_penalty(*chosen_on, unseen=beyond, ignored=unseen))
-        for stacking, values in (("", [0.0] * len(penalties)), (" + stacking", penalties)):
+            share = choose_kept_share(*chosen_on, unseen=beyond, ignored=unseen)
+            own = load_predictions(run.folder / f"{VALIDATION_PREFIX}predictions.safetensors")
+            penalties.append(penalty_that_keeps(share, *own, unseen))
+            shares.append(share)
+        kept = f" + stacking, to keep {', '.join(f'{share:.2f}' for share in shares)}"
+        for stacking, values in (("", [0.0] * len(penalties)), (kept, penalties)):
             scores = generalised(answers, dive_set, unseen, values)
             cells = [
                 f"{each.value:.3f} ({_interval(each, '')})" for each in (scores.seen, scores.unseen, scores.harmonic)
@@ -369,7 +373,8 @@ def unseen_table(path: Path, experiment: ExperimentConfig, arms: dict[str, dict[
     headers = ["arm", "penalty of each seed, nats", "seen", "unseen", "harmonic mean", "among the unseen alone"]
     about = (
         f"Right answers among all dives, on clips of dives that training saw and on clips of the {len(unseen)} that it "
-        f"did not ({', '.join(unseen)}), with 95 % intervals over sources. The penalty was chosen on validation clips, "
-        f"by arms that did not see {', '.join(beyond)} either."
+        f"did not ({', '.join(unseen)}), with 95 % intervals over sources. The share of their accuracy on "
+        f"seen dives that models with stacking keep was chosen on validation clips, by arms that did not see "
+        f"{', '.join(beyond)} either; the penalty that keeps it, on each model's own validation clips."
     )
     return f"{about}\n\n{tabulate(rows, headers=headers, tablefmt='github', disable_numparse=True)}"

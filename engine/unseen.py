@@ -1,8 +1,8 @@
 """Dives that training never saw: how often they are named when every dive may be the answer.
 
 A model that was trained on some dives favours them over those it was not. Calibrated stacking takes a constant from
-the scores of all that were seen. The constant is chosen where other dives were held out, so that none of the dives that
-count has a say in it.
+the scores of all that were seen. How much of the seen dives to give up for it is chosen where other dives were held
+out, so that none of the dives that count has a say in it.
 """
 
 from __future__ import annotations
@@ -42,29 +42,55 @@ def stacked_answers(
     return (log_probs - np.where(unseen, 0.0, penalty)).argmax(axis=1)
 
 
-def choose_penalty(predictions: Predictions, dive_set: DiveSet, unseen: Sequence[str], ignored: Sequence[str]) -> float:
-    """The penalty with the highest harmonic mean on clips that chose nothing else, such as those of validation.
+def choose_kept_share(
+    predictions: Predictions, dive_set: DiveSet, unseen: Sequence[str], ignored: Sequence[str]
+) -> float:
+    """How much of its accuracy on seen dives a model should keep, for the highest harmonic mean on these clips.
 
+    They are to choose nothing else, such as those of validation. A share says more of another model than nats do:
+    the more dives a model was trained on, the further its scores lie apart.
     unseen: the dives that this model's training did not see; ignored: those that are not to be looked at, neither as
     clips nor as answers.
     Raises: ValueError if there are not both clips of seen dives and of unseen ones.
     """
     kept = np.array([number not in ignored for number in dive_set.numbers])
     rows = kept[predictions.labels]
-    log_probs, labels = predictions.dive_log_probs[rows][:, kept], predictions.labels[rows]
-    new_labels = np.cumsum(kept) - 1
+    log_probs = predictions.dive_log_probs[rows][:, kept]
+    labels = (np.cumsum(kept) - 1)[predictions.labels[rows]]
     is_unseen = np.array([number in unseen for number in dive_set.numbers])[kept]
-    labels = new_labels[labels]
     of_unseen = is_unseen[labels]
     if of_unseen.all() or not of_unseen.any():
         raise ValueError("a penalty is chosen on clips of seen and of unseen dives, but only one kind is there")
-    # answers change only where a clip's best unseen dive overtakes its best seen one
-    lead = log_probs[:, ~is_unseen].max(axis=1) - log_probs[:, is_unseen].max(axis=1)
-    edges = np.unique(np.concatenate([[0.0], lead]))
-    candidates = np.concatenate([(edges[:-1] + edges[1:]) / 2, [0.0]])
-    correct = np.stack([stacked_answers(log_probs, is_unseen, penalty) == labels for penalty in candidates])
-    scores = harmonic_mean(correct[:, ~of_unseen].mean(axis=1), correct[:, of_unseen].mean(axis=1))
-    return float(candidates[scores.argmax()])
+    penalties = _penalties(log_probs, is_unseen)
+    correct = np.stack([stacked_answers(log_probs, is_unseen, penalty) == labels for penalty in penalties])
+    seen, of_others = correct[:, ~of_unseen].mean(axis=1), correct[:, of_unseen].mean(axis=1)
+    return min(1.0, float(seen[harmonic_mean(seen, of_others).argmax()] / seen[0]))
+
+
+def penalty_that_keeps(share: float, predictions: Predictions, dive_set: DiveSet, unseen: Sequence[str]) -> float:
+    """The highest penalty that leaves this share of the accuracy on clips of seen dives, such as those of validation.
+
+    Raises: ValueError if there is a clip of an unseen dive, or no clip.
+    """
+    is_unseen = np.array([number in unseen for number in dive_set.numbers])
+    if len(predictions) == 0 or is_unseen[predictions.labels].any():
+        raise ValueError("a penalty that keeps a share of the seen dives is chosen on clips of these, and none other")
+    penalties = _penalties(predictions.dive_log_probs, is_unseen)
+    correct = np.array(
+        [
+            (stacked_answers(predictions.dive_log_probs, is_unseen, each) == predictions.labels).mean()
+            for each in penalties
+        ]
+    )
+    return float(penalties[correct >= share * correct[0]].max())
+
+
+def _penalties(log_probs: npt.NDArray[Any], unseen: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """None, then one for each set of answers that a penalty can lead to: a clip's changes only where its best unseen
+    dive overtakes its best seen one."""
+    lead = (log_probs[:, ~unseen].max(axis=1) - log_probs[:, unseen].max(axis=1)).astype(np.float64)
+    edges = np.unique(np.concatenate([[0.0], lead[lead > 0]]))
+    return np.concatenate([[0.0], (edges[:-1] + edges[1:]) / 2, edges[-1:] + 1])
 
 
 def generalised(

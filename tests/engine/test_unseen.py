@@ -7,7 +7,13 @@ import pytest
 
 from diveparse.datasets.dives import ATTRIBUTES, DiveSet
 from diveparse.engine.predictions import Predictions
-from diveparse.engine.unseen import choose_penalty, generalised, harmonic_mean, stacked_answers
+from diveparse.engine.unseen import (
+    choose_kept_share,
+    generalised,
+    harmonic_mean,
+    penalty_that_keeps,
+    stacked_answers,
+)
 
 DIVES = DiveSet.from_numbers(["101B", "103B", "105B", "201B", "203B", "205B"])
 UNSEEN = ("103B", "205B")
@@ -39,36 +45,65 @@ def test_a_penalty_is_taken_from_seen_dives_alone():
     assert stacked_answers(log_probs, unseen, np.inf).tolist() == [1, 1]
 
 
-def test_the_chosen_penalty_has_the_highest_harmonic_mean_of_all():
+def test_the_share_to_keep_is_that_of_the_highest_harmonic_mean():
     predictions = biased_predictions()
     of_unseen = IS_UNSEEN[predictions.labels]
 
-    def score(penalty: float) -> float:
+    def scores(penalty: float) -> tuple[float, float]:
         correct = stacked_answers(predictions.dive_log_probs, IS_UNSEEN, penalty) == predictions.labels
-        return float(harmonic_mean(np.array(correct[~of_unseen].mean()), np.array(correct[of_unseen].mean())))
+        return float(correct[~of_unseen].mean()), float(correct[of_unseen].mean())
 
-    chosen = choose_penalty(predictions, DIVES, UNSEEN, ignored=())
-    assert score(chosen) == pytest.approx(max(score(penalty) for penalty in np.linspace(-2, 10, 4001)))
-    assert score(chosen) > score(0.0)
-    assert 1 < chosen < 6  # about the bias
+    tried = [scores(penalty) for penalty in np.linspace(0, 10, 4001)]
+    best = max(tried, key=lambda each: float(harmonic_mean(np.array(each[0]), np.array(each[1]))))
+    share = choose_kept_share(predictions, DIVES, UNSEEN, ignored=())
+    assert share == pytest.approx(best[0] / tried[0][0])
+    assert best[1] > tried[0][1]
 
 
-def test_ignored_dives_have_no_say_in_the_penalty():
+def test_ignored_dives_have_no_say_in_the_share():
     predictions = biased_predictions()
-    chosen = choose_penalty(predictions, DIVES, ["103B"], ignored=["205B"])
+    share = choose_kept_share(predictions, DIVES, ["103B"], ignored=["205B"])
     rows = predictions.labels != DIVES.label_of("205B")
     other = predictions.dive_log_probs.copy()
     other[:, DIVES.label_of("205B")] = 9.0
     other[~rows] = 0.0
-    assert choose_penalty(replace(predictions, dive_log_probs=other), DIVES, ["103B"], ignored=["205B"]) == chosen
+    assert choose_kept_share(replace(predictions, dive_log_probs=other), DIVES, ["103B"], ignored=["205B"]) == share
 
 
-def test_a_penalty_cannot_be_chosen_on_clips_of_one_kind():
+def test_a_share_cannot_be_chosen_on_clips_of_one_kind():
     predictions = biased_predictions()
     for wanted in (True, False):
         rows = IS_UNSEEN[predictions.labels] == wanted
         with pytest.raises(ValueError, match="only one kind is there"):
-            choose_penalty(predictions.at(rows), DIVES, UNSEEN, ignored=())
+            choose_kept_share(predictions.at(rows), DIVES, UNSEEN, ignored=())
+
+
+@pytest.mark.parametrize("share", [0.3, 0.75, 0.9, 1.0])
+def test_the_penalty_is_the_highest_that_keeps_the_share(share: float) -> None:
+    predictions = biased_predictions()
+    seen = predictions.at(~IS_UNSEEN[predictions.labels])
+    penalty = penalty_that_keeps(share, seen, DIVES, UNSEEN)
+
+    def accuracy(penalty: float) -> float:
+        return float((stacked_answers(seen.dive_log_probs, IS_UNSEEN, penalty) == seen.labels).mean())
+
+    assert accuracy(penalty) >= share * accuracy(0.0)
+    higher = [accuracy(value) for value in np.arange(penalty, 20, 0.001)]
+    assert max(value for value in higher if value != accuracy(penalty)) < share * accuracy(0.0)
+
+
+def test_a_model_that_keeps_all_for_ever_has_a_penalty_still():
+    predictions = biased_predictions(bias=-50.0)  # no answer is a dive that was seen
+    seen = predictions.at(~IS_UNSEEN[predictions.labels])
+    assert penalty_that_keeps(1.0, seen, DIVES, UNSEEN) >= 0
+
+
+def test_a_penalty_is_chosen_on_clips_of_seen_dives_alone():
+    predictions = biased_predictions()
+    nothing = predictions.at(np.zeros(len(predictions), bool))
+    for clips in (predictions, nothing):
+        with pytest.raises(ValueError, match="clips of these, and none other"):
+            penalty_that_keeps(0.8, clips, DIVES, UNSEEN)
 
 
 def test_generalised_scores_are_those_of_a_loop_over_clips():
