@@ -70,19 +70,18 @@ def choose_kept_share(
 def penalty_that_keeps(share: float, predictions: Predictions, dive_set: DiveSet, unseen: Sequence[str]) -> float:
     """The highest penalty that leaves this share of the accuracy on clips of seen dives, such as those of validation.
 
-    Raises: ValueError if there is a clip of an unseen dive, or no clip.
+    Clips of unseen dives have no say in it. Raises: ValueError if there are no others.
     """
     is_unseen = np.array([number in unseen for number in dive_set.numbers])
-    if len(predictions) == 0 or is_unseen[predictions.labels].any():
-        raise ValueError("a penalty that keeps a share of the seen dives is chosen on clips of these, and none other")
-    penalties = _penalties(predictions.dive_log_probs, is_unseen)
-    correct = np.array(
-        [
-            (stacked_answers(predictions.dive_log_probs, is_unseen, each) == predictions.labels).mean()
-            for each in penalties
-        ]
-    )
-    return float(penalties[correct >= share * correct[0]].max())
+    seen = predictions.at(~is_unseen[predictions.labels])
+    if len(seen) == 0:
+        raise ValueError(
+            "a penalty that keeps a share of the seen dives is chosen on clips of these, and there is none"
+        )
+    penalties = _penalties(seen.dive_log_probs, is_unseen)
+    correct = np.stack([stacked_answers(seen.dive_log_probs, is_unseen, each) == seen.labels for each in penalties])
+    accuracy = correct.mean(axis=1)
+    return float(penalties[accuracy >= share * accuracy[0]].max())
 
 
 def _penalties(log_probs: npt.NDArray[Any], unseen: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
