@@ -128,6 +128,7 @@ class BackboneConfig:
     drop_path_rate: float = 0.0
     weights: str | None = None  # "kinematics" (ships with the package), or what `read_source` reads; None: from nothing
     num_frozen_blocks: int = 0  # the embeddings and this many blocks keep the weights they start from
+    num_recomputed_blocks: int = 0  # this many blocks after those run again for the gradient: less memory, more time
 
     def __post_init__(self) -> None:
         require(self.patch_size > 0, "backbone.patch_size", "> 0 pixels", self.patch_size)
@@ -150,6 +151,13 @@ class BackboneConfig:
             "backbone.num_frozen_blocks",
             f"between 0 and backbone.depth={self.depth}",
             self.num_frozen_blocks,
+        )
+        num_trained = self.depth - self.num_frozen_blocks
+        require(
+            0 <= self.num_recomputed_blocks <= num_trained,
+            "backbone.num_recomputed_blocks",
+            f"between 0 and the {num_trained} blocks that are trained",
+            self.num_recomputed_blocks,
         )
 
     def require_whole_patches(self, image_size: int) -> None:
@@ -211,7 +219,11 @@ class TrainConfig(OptimConfig):
     accumulation_steps: int = 1  # forward passes to one update
     class_balanced: bool = False  # draw each dive's clips as often as any other's; else every clip once an epoch
     num_stored_views: int = 0  # of each clip, taken through the frozen blocks once and stored; 0: anew at every step
+    mixup_alpha: float = 0.0  # blend each clip with another, by a share drawn from Beta(alpha, alpha); 0: never
+    cutmix_alpha: float = 0.0  # instead cut a box out of another clip; with both, either is as likely for a batch
+    ema_decay: float = 0.0  # of the moving average of the weights that is evaluated and kept; 0: the weights themselves
     precision: Precision = Precision.FP32
+    compile: bool = False  # compile the backbone's blocks, on a GPU
     checkpoint_every: int = 100  # updates between checkpoints; every epoch ends with one too
 
     def __post_init__(self) -> None:
@@ -219,6 +231,12 @@ class TrainConfig(OptimConfig):
         for name in ("accumulation_steps", "checkpoint_every"):
             require(getattr(self, name) > 0, f"train.{name}", "> 0", getattr(self, name))
         require(self.num_stored_views >= 0, "train.num_stored_views", ">= 0", self.num_stored_views)
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            alpha = getattr(self, name)
+            require(alpha >= 0, f"train.{name}", ">= 0", alpha)
+            require(not alpha or self.batch_size > 1, f"train.{name}", "0 with train.batch_size=1", alpha)
+            require(not alpha or not self.num_stored_views, f"train.{name}", "0 with train.num_stored_views", alpha)
+        require(0 <= self.ema_decay < 1, "train.ema_decay", "in [0, 1)", self.ema_decay)
 
 
 @dataclass

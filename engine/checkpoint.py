@@ -1,6 +1,7 @@
 """Checkpoints that a kill cannot break, and the run folder that holds them.
 
-A checkpoint is a folder `checkpoints/step-00000100/` with `model.safetensors` and `state.pt`. It is written under
+A checkpoint is a folder `checkpoints/step-00000100/` with `model.safetensors`, `state.pt` and, where the weights are
+averaged, `average.safetensors`. It is written under
 another name and renamed once it is on the disk, so a folder with that name is always whole. Only the newest is kept.
 """
 
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
+from timm.utils import ModelEmaV3
 from torch import nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
@@ -26,7 +28,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from diveparse.datasets.atomic import TEMPORARY_SUFFIX, sync
 from diveparse.engine.progress import Progress
 
-WEIGHTS, STATE = "model.safetensors", "state.pt"
+WEIGHTS, AVERAGE, STATE = "model.safetensors", "average.safetensors", "state.pt"
 # what safetensors, torch.load and the load_state_dict of each part raise about files that they cannot use
 UNREADABLE = (
     OSError,
@@ -50,6 +52,7 @@ class Learner:
     schedule: LRScheduler
     scaler: GradScaler
     progress: Progress
+    average: ModelEmaV3 | None = None  # of the weights, where the config asks for it
 
 
 def save_checkpoint(run: Path, learner: Learner) -> None:
@@ -59,7 +62,9 @@ def save_checkpoint(run: Path, learner: Learner) -> None:
     partial = folder.with_name(folder.name + TEMPORARY_SUFFIX)
     shutil.rmtree(partial, ignore_errors=True)  # of an earlier kill
     partial.mkdir(parents=True)
-    save_model(learner.model, str(partial / WEIGHTS))
+    weights = {WEIGHTS: learner.model} | ({} if learner.average is None else {AVERAGE: learner.average.module})
+    for name, model in weights.items():
+        save_model(model, str(partial / name))
     torch.save(
         {
             "optimizer": learner.optimizer.state_dict(),
@@ -70,7 +75,7 @@ def save_checkpoint(run: Path, learner: Learner) -> None:
         },
         partial / STATE,
     )
-    for path in (partial / WEIGHTS, partial / STATE, partial):
+    for path in (*(partial / name for name in weights), partial / STATE, partial):
         sync(path)
     partial.rename(folder)
     sync(checkpoints)
@@ -102,6 +107,8 @@ def resume_from_checkpoint(run: Path, learner: Learner) -> None:
     device = next(learner.model.parameters()).device
     try:
         load_model(learner.model, folder / WEIGHTS, device=str(device))
+        if learner.average is not None:
+            load_model(learner.average.module, folder / AVERAGE, device=str(device))
         state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
         learner.optimizer.load_state_dict(state["optimizer"])
         learner.schedule.load_state_dict(state["schedule"])

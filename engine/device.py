@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 import numpy as np
 import torch
 
-from diveparse.configs import Precision
+from diveparse.configs import Precision, TrainConfig
 
 AUTOCAST_DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 
@@ -24,10 +24,13 @@ def choose_device() -> torch.device:
     return torch.device("cpu")
 
 
-def require_trainable(precision: Precision, device: torch.device) -> None:
-    """Raises: ValueError for a half precision on the CPU, where it saves no time and costs accuracy."""
-    if precision is not Precision.FP32 and device.type != "cuda":
-        raise ValueError(f"train.precision={precision.value} needs a GPU, and this machine shows none: use fp32")
+def require_trainable(cfg: TrainConfig, device: torch.device) -> None:
+    """Raises: ValueError for what only a GPU does: compiled blocks, and a half precision, which on the CPU saves no
+    time and costs accuracy."""
+    if cfg.precision is not Precision.FP32 and device.type != "cuda":
+        raise ValueError(f"train.precision={cfg.precision.value} needs a GPU, and this machine shows none: use fp32")
+    if cfg.compile and device.type != "cuda":
+        raise ValueError("train.compile=true needs a GPU, and this machine shows none: use false")
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from tqdm import tqdm
@@ -31,6 +32,7 @@ from diveparse.engine.loading import (
 )
 from diveparse.engine.logging import flat_metrics, flush, log_confusion, log_scalars, log_start, open_writer
 from diveparse.engine.metrics import compute_metrics
+from diveparse.engine.mixing import Mixing, build_mixing
 from diveparse.engine.optim import build_optimizer, build_schedule
 from diveparse.engine.progress import Progress, Totals
 from diveparse.engine.run import ENVIRONMENT, MODEL_UPDATE, TRAINED, open_run, record_environment, splits_from_cache
@@ -52,7 +54,7 @@ def train(cfg: Config, *, resume: bool = False) -> Path:
     Raises: ValueError for what a user can get wrong; NonFiniteError, before the weights change, naming the clips.
     """
     device = choose_device()
-    require_trainable(cfg.train.precision, device)
+    require_trainable(cfg.train, device)
     records, val_records, dive_set = training_clips(cfg.data, cfg.seed)
     steps_per_epoch = count_updates(len(records), cfg.train)
     num_steps = steps_per_epoch * cfg.train.num_epochs
@@ -65,6 +67,7 @@ def train(cfg: Config, *, resume: bool = False) -> Path:
         "num_train_clips": dict(zip(dive_set.numbers, num_clips.tolist(), strict=True)),
     }
     learner = build_learner(model, cfg.train, num_steps, device)
+    kept = model if learner.average is None else learner.average.module
     # a run goes on reading what it began with, cache or videos
     begun = splits_from_cache(run_folder(cfg)) if resume and (run_folder(cfg) / ENVIRONMENT).is_file() else None
     clips, val_clips = (
@@ -83,6 +86,7 @@ def train(cfg: Config, *, resume: bool = False) -> Path:
     cached = [split for split, read in (("train", clips), ("val", val_clips)) if read.cache is not None]
     record_environment(run, cfg.seed, cached)
     inputs, val_inputs = stored(clips, model, cfg), stored(val_clips, model, cfg)
+    mix = build_mixing(cfg.train, len(dive_set))
     batches = training_batches(inputs, cfg.train, cfg.seed, start_step=progress.step, num_workers=cfg.data.num_workers)
     val_batches = evaluation_batches(val_inputs, batch_size=cfg.test.batch_size, num_workers=cfg.data.num_workers)
 
@@ -101,7 +105,7 @@ def train(cfg: Config, *, resume: bool = False) -> Path:
                 mininterval=1,
             )
             for _ in bar:
-                state = update(model, learner, batches, records, cfg.train)
+                state = update(model, learner, batches, records, cfg.train, mix)
                 if progress.step % cfg.train.log_every == 0:
                     log_scalars(writer, "train", progress.window.scalars() | state, progress.step)
                     progress.window = Totals()
@@ -111,15 +115,15 @@ def train(cfg: Config, *, resume: bool = False) -> Path:
 
             start = time.perf_counter()
             predictions = evaluate(
-                model, tqdm(val_batches, desc="validation", leave=False), val_records, cfg.train.precision
+                kept, tqdm(val_batches, desc="validation", leave=False), val_records, cfg.train.precision
             )
             metrics = compute_metrics(predictions, dive_set, num_clips.numpy())
             log_scalars(writer, "val", flat_metrics(metrics), progress.step)
             log_scalars(writer, "train_epoch", progress.epoch.scalars(), progress.step)
             log_epoch(epoch, cfg, progress.epoch, metrics, time.perf_counter() - start)
             if progress.is_best(metrics):
-                model.temperatures = fit_temperatures(predictions, dive_set)
-                model.save(run / "model")
+                kept.temperatures = fit_temperatures(predictions, dive_set)
+                kept.save(run / "model")
                 write_json(run / MODEL_UPDATE, {"update": progress.step})
                 log_confusion(writer, "val", predictions, dive_set, progress.step)
             progress.epoch = Totals()
@@ -135,6 +139,7 @@ def update(
     batches: Iterator[Batch],
     records: Sequence[ClipRecord],
     cfg: TrainConfig,
+    mix: Mixing | None = None,
 ) -> dict[str, float]:
     """One update of the weights from `accumulation_steps` batches, counted in `learner.progress`.
 
@@ -147,7 +152,7 @@ def update(
         batch = next(batches)
         wait_s += time.perf_counter() - asked
         names += [records[index].name for index in batch["index"]]
-        loss, terms, num_correct = compute_loss(model, batch, cfg.precision)
+        loss, terms, num_correct = compute_loss(model, batch, cfg.precision, mix)
         if not torch.isfinite(loss):  # before the update, so that the weights stay usable
             raise NonFiniteError(complaint("loss", loss, progress.step + 1, names[-len(batch["index"]) :]))
         scaler.scale(loss / cfg.accumulation_steps).backward()
@@ -163,16 +168,26 @@ def update(
     learner.optimizer.zero_grad(set_to_none=True)
     learner.schedule.step()
     progress.step += 1
+    if learner.average is not None:
+        learner.average.update(model, step=progress.step)
     for totals in (progress.window, progress.epoch):
         totals.add_time(wait_s, time.perf_counter() - start)
     return {"learning_rate": learning_rate, "grad_norm": grad_norm.item()}
 
 
-def compute_loss(model: DiveClassifier, batch: Batch, precision: Precision) -> tuple[Tensor, dict[str, float], int]:
-    """One pass over a batch. Returns: the loss; it and its terms as numbers, named for TensorBoard; the clips right."""
-    features = features_of(model, batch, precision)
-    labels = batch["label"].to(features.device, non_blocking=True)
-    loss, terms = model.head.loss(features, labels)
+def compute_loss(
+    model: DiveClassifier, batch: Batch, precision: Precision, mix: Mixing | None = None
+) -> tuple[Tensor, dict[str, float], int]:
+    """One pass over a batch. Returns: the loss; it and its terms as numbers, named for TensorBoard; the clips right,
+    where a clip that was mixed of two is right with the one that it shows more of."""
+    device = next(model.parameters()).device
+    labels = batch["label"].to(device, non_blocking=True)
+    if mix is None:
+        features, targets = features_of(model, batch, precision), labels
+    else:
+        clips, targets = mix(batch["clip"].to(device, non_blocking=True), labels)
+        features, labels = features_of(model, {"clip": clips}, precision), targets.argmax(dim=-1)
+    loss, terms = model.head.loss(features, targets)
     with torch.no_grad():
         num_correct = int((model.head.decode(features) == labels).sum())
     return loss, {"loss": loss.item(), **{f"loss_{name}": term.item() for name, term in terms.items()}}, num_correct
@@ -183,7 +198,11 @@ def build_learner(model: DiveClassifier, cfg: TrainConfig, num_steps: int, devic
     optimizer = build_optimizer(model, head, cfg)
     schedule = build_schedule(optimizer, cfg, num_steps)
     scaler = GradScaler(device.type, enabled=cfg.precision is Precision.FP16)
-    return Learner(model, optimizer, schedule, scaler, Progress())
+    # its warm-up lets the average of a short training forget where it began
+    average = ModelEmaV3(model, decay=cfg.ema_decay, use_warmup=True) if cfg.ema_decay else None
+    if cfg.compile:
+        model.backbone.compile_blocks()
+    return Learner(model, optimizer, schedule, scaler, Progress(), average)
 
 
 def count_updates(num_clips: int, cfg: TrainConfig) -> int:

@@ -39,7 +39,9 @@ def build_optimizer(model: nn.Module, head: nn.Module, cfg: OptimConfig) -> Opti
         settings = {"lr": cfg.learning_rate * factor, "weight_decay": cfg.weight_decay if decays else 0.0}
         groups.append({"params": members[is_head, factor, decays], **settings})
     kind = AdamW if cfg.optimizer is OptimizerKind.ADAMW else Adam
-    return kind(groups, lr=cfg.learning_rate)
+    # one kernel for all parameters; on the CPU the usual loop, so that what was trained there can be trained again
+    fused = next(model.parameters()).device.type == "cuda"
+    return kind(groups, lr=cfg.learning_rate, fused=fused)
 
 
 def layer_scales(model: nn.Module, layer_decay: float) -> dict[str, float]:

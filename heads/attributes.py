@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diveparse.configs import HeadConfig
 from diveparse.datasets.dives import ATTRIBUTES, COUNTS, DiveSet
 from diveparse.heads.head import Head, Readout, detached
-from diveparse.heads.losses import LearnedWeights, earth_mover_distance
+from diveparse.heads.losses import LearnedWeights, attribute_targets, earth_mover_distance
 from diveparse.heads.recombine import decode, marginals, named_labels, normalise, score, slot_table
 
 
@@ -56,7 +56,7 @@ class AttributeHeads(Head):
         self, attribute_log_probs: dict[str, Tensor], labels: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The four cross-entropies, weighed alike or as was learned, and the distance of the counts; and the terms."""
-        targets = dict(zip(ATTRIBUTES, self.slots[:, labels], strict=True))
+        targets = attribute_targets(labels, self.slots)
         logits = attribute_log_probs  # log-probabilities are logits that are normalised already
         if self.cfg.logit_adjustment:  # as `Head.adjusted` does, by what the prior says on each attribute
             priors = marginals(self.log_prior.unsqueeze(0), self.slots)

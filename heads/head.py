@@ -65,7 +65,7 @@ class Head(nn.Module, ABC):
     def loss(self, features: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to descend, in nats and averaged over the clips, and its terms by name, detached, to be logged.
 
-        labels: (batch,) labels of `dive_set`.
+        labels: (batch,) labels of `dive_set`, or (batch, num_dives) probabilities, as of clips that were mixed.
         """
 
     @abstractmethod

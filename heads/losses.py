@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from diveparse.datasets.dives import ATTRIBUTES
 
 
 def class_log_prior(num_clips: Tensor) -> Tensor:
@@ -14,11 +17,23 @@ def class_log_prior(num_clips: Tensor) -> Tensor:
     return (counts / counts.sum()).log().float()
 
 
+def attribute_targets(labels: Tensor, slots: Tensor) -> dict[str, Tensor]:
+    """What a loss on each attribute aims at, from what one on dives does.
+
+    labels: (batch,) dives, or (batch, num_dives) probabilities of them; slots: (num_attributes, num_dives).
+    Returns: for each attribute (batch,) indices of its values, or (batch, num_values) probabilities of them.
+    """
+    if labels.ndim == 1:
+        return dict(zip(ATTRIBUTES, slots[:, labels], strict=True))
+    return {name: labels @ F.one_hot(row).to(labels.dtype) for name, row in zip(ATTRIBUTES, slots, strict=True)}
+
+
 def earth_mover_distance(log_probs: Tensor, targets: Tensor, values: Sequence[int]) -> Tensor:
     """The squared earth mover's distance of a distribution over ordered values from the true one, averaged.
 
     An answer that is near to the truth costs less than one that is far off, which a cross-entropy cannot tell.
-    log_probs: (batch, num_values); targets: (batch,) indices; values: ascending, such as half turns. The distance
+    log_probs: (batch, num_values); targets: (batch,) indices, or (batch, num_values) probabilities; values: ascending,
+    such as half turns. The distance
     between neighbours is that of their values over the whole range, so that the result lies in [0, 1].
     Source: Hou, Yu and Samaras, "Squared earth mover's distance-based loss for training deep neural networks", 2016,
     equation 5, with gaps that differ.
@@ -26,7 +41,10 @@ def earth_mover_distance(log_probs: Tensor, targets: Tensor, values: Sequence[in
     ordered = torch.tensor(values, device=log_probs.device, dtype=log_probs.dtype)
     gaps = ordered.diff() / (ordered[-1] - ordered[0]).clamp(min=1)  # (num_values - 1,); none where there is one value
     below = log_probs.exp().cumsum(-1)[:, :-1]  # p(value at most this one)
-    truth = (targets[:, None] <= torch.arange(len(gaps), device=targets.device)).to(below.dtype)
+    if targets.ndim == 1:
+        truth = (targets[:, None] <= torch.arange(len(gaps), device=targets.device)).to(below.dtype)
+    else:
+        truth = targets.cumsum(-1)[:, :-1]
     return ((below - truth).square() * gaps).sum(-1).mean()
 
 

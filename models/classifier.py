@@ -116,7 +116,7 @@ class DiveClassifier(nn.Module):
         )
 
     def loss(self, clips: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The head's loss, in nats and averaged over clips, and its terms by name. labels: (batch,)."""
+        """The head's loss, in nats and averaged over clips, and its terms by name. labels: as for `Head.loss`."""
         return self.head.loss(self.features(clips), labels)
 
     def save(self, folder: Path | str) -> None:

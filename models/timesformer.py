@@ -7,6 +7,7 @@ space attention once for every frame, and keeps the mean of the frames' answers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import cast
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce, repeat
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from diveparse.configs import BackboneConfig, StemKind
 from diveparse.models.attention import SelfAttention
@@ -183,9 +185,7 @@ class TimeSformer(nn.Module):
         """The rest of `forward`: the other blocks, the last of them for the class token alone."""
         last = len(self.blocks) - 1
         tokens = self.run_blocks(frozen_tokens, range(self.first_block_after_frozen, last))
-        with self.keep_activations_of(last):
-            x = cast(DividedBlock, self.blocks[last]).class_token(tokens, self.num_frames)
-        return self.norm(x)
+        return self.norm(self.run(last, cast(DividedBlock, self.blocks[last]).class_token, tokens))
 
     def token_features(self, frozen_tokens: Tensor) -> Tensor:
         """The rest of `tokens`."""
@@ -194,6 +194,11 @@ class TimeSformer(nn.Module):
     @property
     def first_block_after_frozen(self) -> int:
         return min(self.num_frozen_blocks, len(self.blocks) - 1)
+
+    def compile_blocks(self) -> None:
+        """Compile each block for itself. All are alike, so that this takes as long as one of them."""
+        for block in self.blocks:
+            block.compile()
 
     def embed(self, clips: Tensor) -> Tensor:
         """Class token and patches, with their places in space and time. Returns: (batch, 1 + frames * patches, d)."""
@@ -212,9 +217,17 @@ class TimeSformer(nn.Module):
     def run_blocks(self, tokens: Tensor, blocks: range) -> Tensor:
         """Some of the blocks. tokens, result: (batch, 1 + time * patches, embed_dim)."""
         for index in blocks:
-            with self.keep_activations_of(index):
-                tokens = self.blocks[index](tokens, self.num_frames)
+            tokens = self.run(index, self.blocks[index], tokens)
         return tokens
+
+    def run(self, index: int, block: Callable[[Tensor, int], Tensor], tokens: Tensor) -> Tensor:
+        """A block, or what of it is needed, with as much kept for the gradient as the config says."""
+        with self.keep_activations_of(index):
+            recomputed = index < self.num_frozen_blocks + self.config.num_recomputed_blocks
+            if recomputed and torch.is_grad_enabled():
+                result: Tensor = checkpoint(block, tokens, self.num_frames, use_reentrant=False)
+                return result
+            return block(tokens, self.num_frames)
 
     def keep_activations_of(self, block: int) -> AbstractContextManager[None]:
         """Frozen blocks need no gradient, so that nothing is kept for one: less memory, less time."""

@@ -1,4 +1,5 @@
-"""Measure speed and memory beside peers, in one run: `loading` reads frames of videos with several readers.
+"""Measure speed and memory beside peers, in one run: `loading` reads frames of videos with several readers, `backbone`
+runs several TimeSformers, and `memory` says what an update of a large one takes.
 
 Peers come with `pip install -e '.[bench]'`; one that is not installed is left out, and the table says so.
 """
@@ -8,18 +9,15 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.metadata
-import multiprocessing
-import os
 import sys
 import tempfile
 import time
 from bisect import bisect_right
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from fractions import Fraction
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
@@ -28,7 +26,8 @@ from tabulate import tabulate
 from torch import Tensor
 from tqdm import tqdm
 
-from diveparse.configs import ClipConfig
+from diveparse.configs import BackboneConfig, ClipConfig
+from diveparse.datasets.atomic import write_json
 from diveparse.datasets.cache import (
     DEFAULTS,
     CacheKind,
@@ -44,15 +43,31 @@ from diveparse.datasets.orientation import is_flipped, upright_pixels, upright_s
 from diveparse.datasets.sampling import sample_frame_times
 from diveparse.datasets.transforms import cut_square, decode_size
 from diveparse.datasets.video import probe, read_frames
+from diveparse.engine.environment import describe_environment
+from diveparse.engine.speed import (
+    BUILDERS,
+    OURS,
+    SETTINGS,
+    Measurement,
+    Setting,
+    in_a_fresh_process,
+    is_installed,
+    measure_backbone,
+    memory_kib,
+    one_core,
+    peak_of_training,
+    reset_peak,
+)
 
 Reader = Callable[[Path, Tensor, tuple[int, int]], Tensor]
-OURS = "diveparse"
 CACHES = {f"{OURS}, {kind.value} cache": kind for kind in CacheKind}
 CACHED_FRAMES, CACHED_SIDE = 48, 256  # as tools/prepare.py makes the training cache
 EPILOG = """\
 examples:
   python tools/benchmark.py loading data/diving48/rgb/*_00000.mp4 --repeats 9
   python tools/benchmark.py loading data/diving48/rgb/*_00000.mp4 --height 720
+  python tools/benchmark.py backbone --sizes small base --repeats 9 --json backbone.json
+  python tools/benchmark.py memory --frames 24 --batch-size 2 --recomputed 12
 """
 
 
@@ -106,18 +121,21 @@ def main(argv: list[str] | None = None) -> int:
     loading.add_argument(
         "--height", type=int, help="re-encode the videos at this height first, x264's medium preset and long GOPs"
     )
+    backbone = commands.add_parser("backbone", help="forward and backward, on one core and on a GPU, beside its peers")
+    backbone.add_argument("--sizes", nargs="+", choices=SETTINGS, default=["small", "base"], help="(small base)")
+    backbone.add_argument("--repeats", type=int, default=9, help="of every model, in rotated order (9)")
+    backbone.add_argument("--json", type=Path, metavar="FILE", help="write every time that was measured")
+    memory = commands.add_parser("memory", help="of an update of ViT-B/16 by AdamW, in fp32 on the CPU")
+    memory.add_argument("--frames", type=int, default=24, help="of a clip (24)")
+    memory.add_argument("--size", type=int, default=224, help="height and width, pixels (224)")
+    memory.add_argument("--batch-size", type=int, default=2, help="clips in a forward pass (2)")
+    memory.add_argument("--recomputed", type=int, default=12, help="backbone.num_recomputed_blocks, of 12 (12)")
     args = parser.parse_args(argv)
     try:
-        if min(args.frames, args.size, args.repeats) < 1:
-            raise ValueError("frames, size and repeats must be at least 1")
-        with tempfile.TemporaryDirectory() as folder:
-            videos = list(dict.fromkeys(args.videos))
-            if args.height:
-                targets = [Path(folder) / f"{number}-{video.stem}.mp4" for number, video in enumerate(videos)]
-                for video, target in zip(videos, targets, strict=True):
-                    reencode(video, target, args.height)
-                videos = targets
-            print(measure_loading(videos, args.frames, (args.size, args.size), args.repeats, Path(folder)))
+        for name in ("frames", "size", "repeats", "batch_size"):
+            if getattr(args, name, 1) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+        {"loading": run_loading, "backbone": run_backbone, "memory": run_memory}[args.command](args)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
@@ -125,6 +143,71 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def run_loading(args: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        videos = list(dict.fromkeys(args.videos))
+        if args.height:
+            targets = [Path(folder) / f"{number}-{video.stem}.mp4" for number, video in enumerate(videos)]
+            for video, target in zip(videos, targets, strict=True):
+                reencode(video, target, args.height)
+            videos = targets
+        print(measure_loading(videos, args.frames, (args.size, args.size), args.repeats, Path(folder)))
+
+
+def run_backbone(args: argparse.Namespace) -> None:
+    measured = []
+    devices = [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])
+    for device in devices:
+        for size in args.sizes:
+            measurements, peak = measure_backbone(SETTINGS[size], args.repeats, device)
+            where = "one core, fp32" if device.type == "cpu" else f"{torch.cuda.get_device_name(device)}, bf16"
+            print(f"{where}, {args.repeats} repeats: {SETTINGS[size]}\n\n{backbone_table(measurements)}\n")
+            print(f"a product of two large matrices: {peak / 1e9:.1f} GFLOP/s\n")
+            about = {"size": size, "setting": str(SETTINGS[size]), "where": where, "peak_flops_per_s": peak}
+            measured.append(about | {"measurements": [asdict(each) for each in measurements]})
+    missing = [name for name, (_, package) in BUILDERS.items() if not is_installed(package)]
+    print(f"not installed: {', '.join(missing) or 'none'}; on a GPU: {'measured' if devices[1:] else 'not measured'}")
+    if args.json:
+        write_json(args.json, {"environment": describe_environment(seed=0), "measured": measured})
+
+
+def backbone_table(measurements: list[Measurement]) -> str:
+    own_memory = {each.task: each.memory for each in measurements if each.model == OURS}
+    rows = []
+    for each in measurements:
+        milliseconds = 1000 * np.array(each.times_s)
+        memory, own = each.memory, own_memory[each.task]
+        rows.append(
+            [
+                each.task,
+                each.model,
+                f"{np.median(milliseconds):.1f} ({milliseconds.min():.1f} to {milliseconds.max():.1f})",
+                f"{np.median(each.ratios):.2f} ({min(each.ratios):.2f} to {max(each.ratios):.2f})",
+                f"{each.num_flops / 1e9:.1f}",
+                f"{each.share_of_peak:.0%}",
+                "-" if memory is None else f"{memory / 2**20:.0f}",
+                "-" if memory is None or own is None else f"{own / memory:.2f}",
+            ]
+        )
+    headers = [
+        "task",
+        "model",
+        "ms: median (range)",
+        f"time / {OURS}'s",
+        "GFLOP",
+        "share of peak",
+        "memory, MiB",
+        f"{OURS}'s memory / it",
+    ]
+    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
+
+
+def run_memory(args: argparse.Namespace) -> None:
+    setting = Setting(BackboneConfig(num_recomputed_blocks=args.recomputed), args.frames, args.size, args.batch_size)
+    peak = peak_of_training(setting)
+    print(f"{setting}, {args.recomputed} blocks recomputed: an update by AdamW in fp32 takes {peak / 2**30:.2f} GiB")
 
 
 def reencode(video: Path, target: Path, height: int) -> None:
@@ -178,23 +261,21 @@ def measure_loading(videos: list[Path], num_frames: int, size: tuple[int, int], 
         list(build_cache(scratch, settings, [as_clip(video) for video in videos], num_workers=1))
         read[name] = partial(read_from_cache, scratch, kind)
     names = list(read)
-    if sys.platform != "linux":
-        raise ValueError("measuring on one core, and memory, needs Linux")
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})
-    torch.set_num_threads(1)
     seconds = np.zeros((num_repeats, len(names)))
-    for name in names:  # imports and file caches
-        read_all(read[name], times_s, size)
-    for repeat in tqdm(range(num_repeats), desc="reading", unit="repeat"):
-        for k in range(len(names)):
-            column = (repeat + k) % len(names)
-            begun = time.perf_counter()
-            read_all(read[names[column]], times_s, size)
-            seconds[repeat, column] = time.perf_counter() - begun
-    os.sched_setaffinity(0, cores)  # memory needs no core of its own
+    with one_core():
+        for name in names:  # imports and file caches
+            read_all(read[name], times_s, size)
+        for repeat in tqdm(range(num_repeats), desc="reading", unit="repeat"):
+            for k in range(len(names)):
+                column = (repeat + k) % len(names)
+                begun = time.perf_counter()
+                read_all(read[names[column]], times_s, size)
+                seconds[repeat, column] = time.perf_counter() - begun
     peers = [name for name in names if name in READERS]
-    extra = {name: max(in_a_fresh_process(name, video, times_s[video], size) for video in videos) for name in peers}
+    extra = {
+        name: max(in_a_fresh_process(extra_memory_mib, name, video, times_s[video], size) for video in videos)
+        for name in peers
+    }
     memory = {name: f"{mib:.1f}" for name, mib in extra.items()}
     rows = []
     for column, name in enumerate(names):
@@ -224,14 +305,6 @@ def equals_full_decode(video: Path, times_s: Tensor) -> bool:
     return torch.equal(read_frames(video, times_s), torch.from_numpy(np.stack(wanted)).permute(0, 3, 1, 2))
 
 
-def is_installed(package: str) -> bool:
-    try:
-        importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
-
-
 def read_all(read: Reader, times_s: dict[Path, Tensor], size: tuple[int, int]) -> None:
     for video, times in times_s.items():
         frames = read(video, times, size)
@@ -239,25 +312,14 @@ def read_all(read: Reader, times_s: dict[Path, Tensor], size: tuple[int, int]) -
             raise ValueError(f"{video}: {read} gave {tuple(frames.shape)} instead of {(len(times), 3, *size)}")
 
 
-def in_a_fresh_process(*job: Any) -> float:
-    """What `extra_memory_mib` gives for the job, in a process that has done nothing else."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(extra_memory_mib, *job).result()
-
-
 def extra_memory_mib(name: str, video: Path, times_s: Tensor, size: tuple[int, int]) -> float:
     """How far the process's memory rises while it reads one video, above what its imports took (Linux)."""
     read, _, module = READERS[name]
     importlib.import_module(module)
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak counts from here on
+    reset_peak()
     before = memory_kib("VmRSS")
     read(video, times_s, size)
     return (memory_kib("VmHWM") - before) / 1024
-
-
-def memory_kib(field: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 if __name__ == "__main__":

@@ -54,7 +54,10 @@ def main(argv: list[str] | None = None) -> int:
                 raise ValueError(f"{path}: {len(failed)} of {len(missing)} cells failed; their logs say why")
             if missing:
                 print(f"{path}: {len(missing)} cells took {(time.monotonic() - begun) / 60:.0f} minutes")
-            print(f"written: {write_experiment(path, experiment, cells, args.out)}")
+            if experiment.split == "val" and len(experiment.seeds) > 1:
+                print(f"{path}: no page, since each seed is validated on sources of its own")
+            else:
+                print(f"written: {write_experiment(path, experiment, cells, args.out)}")
     except KeyboardInterrupt:
         print("stopped: the same command goes on", file=sys.stderr)
         return 130

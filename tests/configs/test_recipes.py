@@ -18,6 +18,7 @@ from diveparse.datasets.rendered_set import write_clip
 from diveparse.datasets.synthetic import RenderedClip, Source, Split
 from diveparse.engine.loading import training_batches
 from diveparse.engine.loop import build_learner, count_updates, update
+from diveparse.engine.mixing import build_mixing
 from diveparse.models.classifier import DiveClassifier, build_classifier
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -99,7 +100,7 @@ def test_a_recipe_reads_batches_of_its_shape(name, records):
     ("name", "overrides"),
     [
         ("diving48_original_flat", ()),
-        ("diving48_modern_structured", ("train.batch_size=1", "train.accumulation_steps=1")),
+        ("diving48_modern_structured", ("train.batch_size=2", "train.accumulation_steps=1")),
     ],
 )
 def test_a_recipe_updates_a_network_of_its_width_with_clips_of_its_shape(name, overrides, records):
@@ -111,7 +112,7 @@ def test_a_recipe_updates_a_network_of_its_width_with_clips_of_its_shape(name, o
     learner = build_learner(model, cfg.train, 2, torch.device("cpu"))
     clips = ClipDataset(records, cfg.clip, training=True, seed=0)
     batches = training_batches(clips, cfg.train, 0, start_step=0, num_workers=0)
-    state = update(model, learner, batches, records, cfg.train)
+    state = update(model, learner, batches, records, cfg.train, build_mixing(cfg.train, len(DIVING48)))
     assert 0 < state["grad_norm"] < float("inf")
     assert all(parameter.isfinite().all() for parameter in model.parameters())
     still = {parameter for parameter, value in model.named_parameters() if torch.equal(value, before[parameter])}
@@ -171,6 +172,9 @@ def test_the_variants_of_the_paper_take_as_many_clips_an_update_as_the_modern_re
         ("clip.rand_augment_magnitude=-1", "clip.rand_augment_magnitude must be between 0 and 30, got -1"),
         ("clip.erasing_probability=1.5", r"clip.erasing_probability must be in \[0, 1\], got 1.5"),
         ("clip.erasing_probability=nan", r"clip.erasing_probability must be in \[0, 1\], got nan"),
+        ("train.mixup_alpha=-1", "train.mixup_alpha must be >= 0, got -1.0"),
+        ("train.ema_decay=1", r"train.ema_decay must be in \[0, 1\), got 1.0"),
+        ("backbone.num_recomputed_blocks=13", "between 0 and the 12 blocks that are trained, got 13"),
         ("train.layer_decay=0", r"train.layer_decay must be in \(0, 1\], got 0.0"),
         ("train.layer_decay=1.1", r"train.layer_decay must be in \(0, 1\], got 1.1"),
     ],

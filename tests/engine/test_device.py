@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from diveparse.configs import Precision
+from diveparse.configs import Precision, TrainConfig
 from diveparse.engine.device import autocast, require_trainable, seed_everything
 
 CPU = torch.device("cpu")
@@ -13,12 +13,17 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("precision", [Precision.BF16, Precision.FP16])
 def test_training_in_half_precision_is_refused_on_the_cpu(precision):
     with pytest.raises(ValueError, match=f"train.precision={precision.value} needs a GPU"):
-        require_trainable(precision, CPU)
+        require_trainable(TrainConfig(precision=precision), CPU)
+
+
+def test_compiling_is_refused_on_the_cpu():
+    with pytest.raises(ValueError, match=r"train\.compile=true needs a GPU"):
+        require_trainable(TrainConfig(compile=True), CPU)
 
 
 def test_training_in_full_precision_is_fine_anywhere():
-    require_trainable(Precision.FP32, CPU)
-    require_trainable(Precision.FP32, torch.device("cuda"))
+    require_trainable(TrainConfig(), CPU)
+    require_trainable(TrainConfig(), torch.device("cuda"))
 
 
 @pytest.mark.parametrize("precision", list(Precision))

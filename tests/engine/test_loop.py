@@ -116,8 +116,9 @@ def test_training_learns_a_handful_of_clips_by_heart(tiny_experiment, kind, opti
 
 
 @pytest.mark.parametrize("step", [1, 4, 6])  # before any checkpoint, at an epoch's end, after one
-def test_resuming_after_a_stop_equals_not_stopping(tiny_experiment, monkeypatch, step, assert_same_run):
-    cfg = load_config(tiny_experiment, [])
+@pytest.mark.parametrize("options", [[], ["train.ema_decay=0.9", "train.mixup_alpha=0.8", "train.cutmix_alpha=1.0"]])
+def test_resuming_after_a_stop_equals_not_stopping(tiny_experiment, monkeypatch, step, options, assert_same_run):
+    cfg = load_config(tiny_experiment, options)
     whole = train(replace(cfg, name="whole"))
     with monkeypatch.context() as patch:
         patch.setattr(loop, "compute_loss", at_update(step, interrupt))
@@ -232,8 +233,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_clips_names(tiny_exper
 def test_a_gradient_that_is_not_finite_stops_the_run_with_the_clips_names(tiny_experiment, monkeypatch):
     honest = loop.compute_loss
 
-    def explosive(model: DiveClassifier, batch: dict, precision: Precision) -> tuple:
-        loss, terms, num_correct = honest(model, batch, precision)
+    def explosive(model: DiveClassifier, batch: dict, precision: Precision, mix: None) -> tuple:
+        loss, terms, num_correct = honest(model, batch, precision, mix)
         parameter = next(model.head.parameters())
         # sqrt at 0 has the value 0 and an infinite slope
         return loss + (0.0 * parameter.flatten()[0]).abs().sqrt(), terms, num_correct
@@ -266,6 +267,49 @@ def test_the_model_kept_is_the_best_on_validation(tiny_experiment, monkeypatch):
     assert json.loads((run / "model" / "update.json").read_text()) == {"update": 12}
 
 
+def test_the_average_of_the_weights_is_what_is_evaluated_and_kept(tiny_experiment, monkeypatch):
+    weights_after: list[dict[str, torch.Tensor]] = []
+    evaluated: list[DiveClassifier] = []
+    honest_update, honest_evaluate = loop.update, loop.evaluate
+
+    def update(model: DiveClassifier, *rest: object) -> dict[str, float]:
+        state = honest_update(model, *rest)  # type: ignore[arg-type]
+        weights_after.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return state
+
+    def evaluate(model: DiveClassifier, *rest: object) -> object:
+        evaluated.append(model)
+        return honest_evaluate(model, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "update", update)
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    run = train(load_config(tiny_experiment, ["train.num_epochs=1", "train.ema_decay=0.6"]))
+    expected = weights_after[0]  # the first update is all that the average knows
+    for number, new in enumerate(weights_after[1:], start=1):
+        decay = min(0.6, 1 - (1 + number) ** (-2 / 3))
+        expected = {name: decay * expected[name] + (1 - decay) * new[name] for name in new}
+    kept = DiveClassifier.load(run).state_dict()
+    for name, tensor in kept.items():
+        torch.testing.assert_close(tensor, expected[name])
+        torch.testing.assert_close(evaluated[0].state_dict()[name], tensor, rtol=0, atol=0)
+    assert not all(torch.equal(kept[name], weights_after[-1][name]) for name in kept)
+
+
+def test_mixed_clips_are_learnt_from_and_counted_by_what_they_show_most_of(tiny_experiment, monkeypatch):
+    targets: list[torch.Tensor] = []
+    honest = JointHeads.loss
+
+    def spy(self: JointHeads, features: torch.Tensor, labels: torch.Tensor) -> tuple:
+        targets.append(labels)
+        return honest(self, features, labels)
+
+    monkeypatch.setattr(JointHeads, "loss", spy)
+    run = train(load_config(tiny_experiment, ["train.num_epochs=1", "train.mixup_alpha=1"]))
+    assert all(shares.shape == (4, 48) for shares in targets)
+    assert any(0.1 < float(shares.max(dim=-1).values.min()) < 0.9 for shares in targets)
+    assert 0 <= curves(run)["train_epoch/accuracy"][4] <= 1
+
+
 def test_validation_holds_whole_sources_out(tiny_experiment, tiny_root, monkeypatch):
     seen: dict[bool, set[str]] = {}
     honest = loop.build_clips
@@ -286,14 +330,15 @@ def test_validation_holds_whole_sources_out(tiny_experiment, tiny_root, monkeypa
     ("override", "complaint"),
     [
         ("train.precision=bf16", "train.precision=bf16 needs a GPU"),
+        ("train.compile=true", "train.compile=true needs a GPU"),
         ("train.batch_size=64", "= 128 clips, but only 32 are left"),
         ("data.root=/nowhere", "/nowhere"),
         ("backbone.weights=/nowhere", "/nowhere"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(tiny_experiment, override, complaint):
-    if override.endswith("bf16") and torch.cuda.is_available():
-        pytest.skip("a GPU trains in bf16")
+    if override in ("train.precision=bf16", "train.compile=true") and torch.cuda.is_available():
+        pytest.skip("a GPU does that")
     cfg = load_config(tiny_experiment, [override])
     with pytest.raises(ValueError, match=complaint):
         train(cfg)

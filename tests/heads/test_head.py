@@ -60,6 +60,30 @@ def test_every_parameter_gets_a_gradient(kind: HeadKind, features: Tensor, label
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in head.parameters())
 
 
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"ordinal_weight": 2.0}, {"logit_adjustment": 1.0}])
+@pytest.mark.parametrize("kind", HeadKind)
+def test_certain_probabilities_are_labels(
+    kind: HeadKind, options: dict[str, float], features: Tensor, labels: Tensor
+) -> None:
+    head = make_head(kind, **options)
+    head.set_class_counts(torch.arange(len(DIVING48)))
+    loss, terms = head.loss(features, labels)
+    soft_loss, soft_terms = head.loss(features, F.one_hot(labels, len(DIVING48)).float())
+    torch.testing.assert_close(soft_loss, loss)
+    torch.testing.assert_close(soft_terms, terms)
+
+
+@pytest.mark.parametrize("kind", HeadKind)
+def test_the_loss_of_mixed_labels_is_the_mixture_of_their_losses(
+    kind: HeadKind, features: Tensor, labels: Tensor
+) -> None:
+    head = make_head(kind, label_smoothing=0.1)
+    others = labels.roll(1)
+    shares = 0.3 * F.one_hot(labels, len(DIVING48)) + 0.7 * F.one_hot(others, len(DIVING48))
+    expected = 0.3 * head.loss(features, labels)[0] + 0.7 * head.loss(features, others)[0]
+    torch.testing.assert_close(head.loss(features, shares)[0], expected)
+
+
 @pytest.mark.parametrize("kind", HeadKind)
 def test_descending_the_loss_teaches_a_handful_of_clips(kind: HeadKind, features: Tensor, labels: Tensor) -> None:
     head = build_head(HeadConfig(kind=kind), EMBED_DIM, DIVING48)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import TimesformerConfig, TimesformerModel
 
 from diveparse.configs import BackboneConfig, StemKind
+from diveparse.models import timesformer
 from diveparse.models.timesformer import DividedBlock, TimeSformer
 
 NUM_FRAMES, IMAGE_SIZE, PATCH_SIZE = 4, 16, 8
@@ -185,6 +186,74 @@ def test_freezing_changes_no_feature(backbone: TimeSformer) -> None:
     before = backbone(clips)
     backbone.freeze(2)
     assert torch.equal(backbone(clips), before)
+
+
+def saved_bytes(backbone: TimeSformer, clips: Tensor) -> tuple[int, Tensor]:
+    """How much a forward pass keeps for the gradient besides the weights, and what it gives."""
+    kept: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        features = backbone(clips)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in backbone.parameters()}
+    return sum(size for address, size in kept.items() if address not in weights), features
+
+
+@pytest.mark.parametrize("read", ["forward", "tokens"])
+@pytest.mark.parametrize("num_recomputed_blocks", [1, 3])
+def test_recomputing_blocks_changes_no_bit_of_features_and_gradients(read: str, num_recomputed_blocks: int) -> None:
+    def features_and_gradients(**sizes: Any) -> tuple[Tensor, list[Tensor]]:
+        backbone = tiny_backbone(depth=3, drop_path_rate=0.4, **sizes)
+        randomise(backbone)
+        torch.manual_seed(5)  # which paths are dropped
+        features = getattr(backbone, read)(random_clips(backbone))
+        features.square().sum().backward()
+        return features, [parameter.grad for parameter in backbone.parameters()]
+
+    expected, gradients = features_and_gradients()
+    result, same_gradients = features_and_gradients(num_recomputed_blocks=num_recomputed_blocks)
+    assert torch.equal(result, expected)
+    assert all(torch.equal(one, other) for one, other in zip(gradients, same_gradients, strict=True))
+
+
+def test_each_recomputed_block_keeps_less_for_the_gradient() -> None:
+    kept = []
+    for num_recomputed_blocks in range(4):
+        backbone = tiny_backbone(depth=3, num_recomputed_blocks=num_recomputed_blocks)
+        kept.append(saved_bytes(backbone, random_clips(backbone))[0])
+    assert kept == sorted(kept, reverse=True)
+    assert kept[3] < 0.4 * kept[0]
+
+
+def test_the_blocks_after_the_frozen_ones_are_those_that_are_recomputed(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = tiny_backbone(depth=4, num_frozen_blocks=2, num_recomputed_blocks=1)
+    recomputed = []
+
+    def spy(block: Any, *arguments: Any, use_reentrant: bool) -> Any:
+        recomputed.append(block)
+        return checkpoint(block, *arguments, use_reentrant=use_reentrant)
+
+    checkpoint = timesformer.checkpoint
+    monkeypatch.setattr(timesformer, "checkpoint", spy)
+    backbone(random_clips(backbone)).sum().backward()
+    assert recomputed == [backbone.blocks[2]]
+    with torch.no_grad():
+        backbone(random_clips(backbone))
+    assert len(recomputed) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_compiled_blocks_give_the_same_features() -> None:
+    backbone = tiny_backbone(depth=3).cuda()
+    randomise(backbone)
+    clips = random_clips(backbone).cuda()
+    expected = backbone(clips)
+    backbone.compile_blocks()
+    torch.testing.assert_close(backbone(clips), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_projecting_twice_at_once_changes_nothing(backbone: TimeSformer) -> None:

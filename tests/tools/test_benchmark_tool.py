@@ -1,3 +1,4 @@
+import json
 import runpy
 import subprocess
 import sys
@@ -5,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from diveparse.configs import BackboneConfig
+from diveparse.engine import speed
+
+TINY = speed.Setting(BackboneConfig(patch_size=8, embed_dim=16, depth=1, num_heads=2), 2, 16, 2)
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "benchmark.py"
 main = runpy.run_path(str(TOOL))["main"]
 
@@ -29,7 +34,7 @@ def test_loading_measures_every_installed_reader_and_names_the_others(tiny_root:
     ("args", "message"),
     [
         (("nowhere.mp4",), "nowhere.mp4: there is no such file"),
-        (("x.mp4", "--repeats", 0), "must be at least 1"),
+        (("x.mp4", "--repeats", 0), "--repeats must be at least 1, got 0"),
         (("x.mp4", "--height", 3), "height must be a multiple of 2, got 3"),
     ],
 )
@@ -37,6 +42,54 @@ def test_what_cannot_be_measured_is_one_line(
     args: tuple[object, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["loading", *map(str, args)]) == 1
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ")
+    assert message in errors
+    assert errors.count("\n") == 1
+
+
+def test_backbones_are_told_in_one_table_and_every_time_in_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(main.__globals__["SETTINGS"], "small", TINY)
+    monkeypatch.setattr(speed, "in_a_fresh_process", lambda function, *arguments: function(*arguments))
+    monkeypatch.setitem(speed.MATRIX_SIZE, "cpu", 64)
+    path = tmp_path / "backbone.json"
+    assert main(["backbone", "--sizes", "small", "--repeats", "2", "--json", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "2 repeats: width 16, depth 1, 2 heads, 2 frames of 16 x 16, patches of 8, batches of 2" in out
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line.startswith("|")]
+    assert ["forward", "HuggingFace"] in [row[:2] for row in rows]
+    assert [row[3] for row in rows if row[1] == "diveparse"] == ["1.00 (1.00 to 1.00)"] * 2
+    (measured, *_) = json.loads(path.read_text())["measured"]
+    assert len(measured["measurements"][0]["times_s"]) == 2
+
+
+def test_the_memory_of_an_update_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    asked: list[speed.Setting] = []
+
+    def peak_of_training(setting: speed.Setting) -> int:
+        asked.append(setting)
+        return 3 * 2**29
+
+    monkeypatch.setitem(main.__globals__, "peak_of_training", peak_of_training)
+    assert main(["memory", "--frames", "16", "--batch-size", "3", "--recomputed", "5"]) == 0
+    assert "takes 1.50 GiB" in capsys.readouterr().out
+    assert (asked[0].num_frames, asked[0].batch_size, asked[0].backbone.num_recomputed_blocks) == (16, 3, 5)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("backbone", "--repeats", "0"), "--repeats must be at least 1, got 0"),
+        (("memory", "--batch-size", "0"), "--batch-size must be at least 1, got 0"),
+        (("memory", "--recomputed", "13"), "num_recomputed_blocks must be between 0 and the 12 blocks"),
+    ],
+)
+def test_what_no_backbone_can_do_is_one_line(
+    args: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(list(args)) == 1
     errors = capsys.readouterr().err
     assert errors.startswith("error: ")
     assert message in errors
