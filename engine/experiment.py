@@ -42,8 +42,8 @@ class Cell:
 
     @property
     def log(self) -> Path:
-        """Beside the run folder, which holds nothing before it is begun."""
-        return self.run.with_name(f"{self.run.name}.log")
+        """Not in the run folder, which holds nothing before it is begun, nor beside it, where runs are looked for."""
+        return self.run.parent.with_name(f"{self.run.parent.name}-{self.run.name}.log")
 
     @property
     def splits(self) -> list[str]:

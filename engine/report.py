@@ -229,8 +229,8 @@ def write_report(out: Path, report: Report, text: str) -> None:
             Image.fromarray(pixels).save(folder / f"{name}.png")
             writer.add_image(f"{report.split}/{name}", pixels, dataformats="HWC")
             links.append(f"![{name}](comparison/{name}.png)")
-        overlay_curves(writer, report)
-    list_hyperparameters(folder, report)
+        writer.add_custom_scalars({"arms and seeds": {title: ["Multiline", [tag]] for tag, title in CURVES.items()}})
+    show_runs(folder, report)
     folders = [f"- `{run.folder}`" for by_seed in report.arms.values() for run in by_seed.values()]
     page = [f"# Comparison of {', '.join(report.arms)}", text, NOTES, *links, "Runs:", "\n".join(folders)]
     (out / "comparison.md").write_text("\n\n".join(page) + "\n", encoding="utf-8")
@@ -239,24 +239,9 @@ def write_report(out: Path, report: Report, text: str) -> None:
         class_table(report).to_csv(out / "classes.csv", index=False)
 
 
-def overlay_curves(writer: SummaryWriter, report: Report) -> None:
-    """Copy the runs' curves under one tag each, and lay those of a quantity into one chart."""
-    charts: dict[str, list[str]] = {title: [] for title in CURVES.values()}
-    for arm, by_seed in report.arms.items():
-        for seed, run in by_seed.items():
-            events = EventAccumulator(str(run.folder)).Reload()
-            for tag in sorted(CURVES.keys() & set(events.Tags()["scalars"])):
-                copy = f"{tag.replace('/', '_')}/{arm}, seed {seed}"
-                for point in events.Scalars(tag):
-                    writer.add_scalar(copy, point.value, point.step, walltime=point.wall_time)
-                charts[CURVES[tag]].append(copy)
-    layout = {title: ["Multiline", tags] for title, tags in charts.items() if tags}
-    if layout:
-        writer.add_custom_scalars({"arms and seeds": layout})
-
-
-def list_hyperparameters(folder: Path, report: Report) -> None:
-    """Show on the HPARAMS page what differs between the runs, and their scores."""
+def show_runs(folder: Path, report: Report) -> None:
+    """Give each run a folder, and so a colour, of its own: its curves, which the custom layout lays over those of the
+    others, and on the HPARAMS page its scores beside the options that differ between the runs."""
     runs = {(arm, seed): run for arm, by_seed in report.arms.items() for seed, run in by_seed.items()}
     values = {key: options(run.config) for key, run in runs.items()}
     differing = [
@@ -270,6 +255,10 @@ def list_hyperparameters(folder: Path, report: Report) -> None:
             shown = {"arm": arm, "seed": seed, **{name: str(values[arm, seed][name]) for name in differing}}
             scores = {f"{report.split}/{name}": run.scores[name] for name in SCORES if np.isfinite(run.scores[name])}
             writer.add_hparams(shown, scores, run_name=".")
+            events = EventAccumulator(str(run.folder)).Reload()
+            for tag in sorted(CURVES.keys() & set(events.Tags()["scalars"])):
+                for point in events.Scalars(tag):
+                    writer.add_scalar(tag, point.value, point.step, walltime=point.wall_time)
 
 
 def _bins(run: Run) -> dict[str, np.ndarray]:
@@ -287,7 +276,7 @@ def _file_name(title: str) -> str:
 
 def _mean_and_spread(values: list[float]) -> str:
     spread = spread_over_seeds(values)
-    return f"{np.mean(values):.3f}" + (f" ± {spread:.3f}" if spread is not None else "")
+    return f"{np.mean(values):.3f}" + (f" ± {spread:.3f}" if spread is not None and np.isfinite(spread) else "")
 
 
 def _interval(estimate: Estimate, sign: str) -> str:

@@ -15,7 +15,7 @@ examples:
   python tools/experiment.py configs/experiments/*.yaml --jobs 2
 
 What is done is not done again, so that a run that was stopped, or a cell whose folder was removed, goes on with the
-same command. Each cell trains in a process of its own and says what it does in runs/EXPERIMENT/ARM/seed-K.log. The
+same command. Each cell trains in a process of its own and says what it does in runs/EXPERIMENT/ARM-seed-K.log. The
 page, its table and its plots go to docs/results.
 """
 

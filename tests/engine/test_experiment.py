@@ -121,7 +121,7 @@ def test_every_cell_is_trained_and_tested_side_by_side_and_says_what_it_does_in_
         run = done.folder / "runs" / "tiny" / arm / "seed-0"
         assert json.loads((run / "metrics.json").read_text())["arm"] == arm
         assert (run / "predictions.csv").is_file()
-        log = (done.folder / "runs" / "tiny" / arm / "seed-0.log").read_text(encoding="utf-8")
+        log = (done.folder / "runs" / "tiny" / f"{arm}-seed-0.log").read_text(encoding="utf-8")
         assert f"{arm}, epoch 1/1: loss " in log
         assert "Traceback" not in log
 
@@ -135,7 +135,7 @@ def test_a_second_run_does_nothing(folder):
 
 
 def test_a_cell_that_fails_is_not_well_and_its_log_says_why(folder):
-    log = Path("runs/tiny/lost/seed-0.log").read_text(encoding="utf-8")
+    log = Path("runs/tiny/lost-seed-0.log").read_text(encoding="utf-8")
     assert "Traceback" in log
     assert log.strip().endswith("ValueError: nowhere.csv: there is no such file")
     assert not Path("runs/tiny/lost/seed-0").exists()
@@ -193,7 +193,7 @@ def test_a_cell_has_the_options_of_the_file_then_the_common_ones_then_its_arms(n
     assert {cell.config.train.batch_size for cell in cells} == {4}
     assert cells[0].config.head.kind is HeadKind.FLAT
     assert cells[0].run == Path("runs/tiny/flat/seed-4")
-    assert cells[0].log == Path("runs/tiny/flat/seed-4.log")
+    assert cells[0].log == Path("runs/tiny/flat-seed-4.log")
     assert cells[0].metrics == Path("runs/tiny/flat/seed-4/validation_metrics.json")
 
 

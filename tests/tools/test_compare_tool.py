@@ -126,16 +126,17 @@ def test_tensorboard_lays_the_validation_curves_over_each_other_and_lists_the_ru
     folder, _ = compared
     events = EventAccumulator(str(folder / "comparison")).Reload()
     layout = layout_pb2.Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
-    (chart,) = layout.category[0].chart
-    assert chart.title == "validation top-1"
-    tags = [f"val_top1/{arm}, seed 0" for arm in ("flat", "structured")]
-    assert list(chart.multiline.tag) == tags
-    for tag, skill in zip(tags, (1, 6), strict=True):
-        assert [(point.step, point.value) for point in events.Scalars(tag)] == [
+    charts = {chart.title: list(chart.multiline.tag) for chart in layout.category[0].chart}
+    assert charts == {
+        "validation top-1": ["val/top1"],
+        "validation NLL": ["val/nll"],
+        "training loss": ["train/loss"],
+    }
+    for arm, skill in (("flat", 1), ("structured", 6)):
+        run = EventAccumulator(str(folder / "comparison" / f"{arm}-seed-0")).Reload()
+        assert [(point.step, point.value) for point in run.Scalars("val/top1")] == [
             (step, pytest.approx(skill / 10 + step / 100)) for step in (10, 20)
         ]
-    for arm in ("flat", "structured"):
-        run = EventAccumulator(str(folder / "comparison" / f"{arm}-seed-0")).Reload()
         assert "_hparams_/session_start_info" in run.summary_metadata
         top1 = json.loads((folder / arm / "seed-0" / "metrics.json").read_text())["top1"]
         assert run.Scalars("test/top1")[0].value == pytest.approx(top1)

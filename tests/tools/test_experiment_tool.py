@@ -105,5 +105,5 @@ def test_a_cell_that_fails_is_told_with_its_log_and_ends_the_command_with_exit_c
     write_arms({"lost": "data.root=nowhere.csv"})
     line, printed = refusal(main, capsys, TINY, "--jobs", "1")
     assert line == f"error: {TINY}: 1 of 1 cells failed; their logs say why"
-    assert "failed: runs/tiny/lost/seed-0, see runs/tiny/lost/seed-0.log" in printed.splitlines()
-    assert "nowhere.csv: there is no such file" in Path("runs/tiny/lost/seed-0.log").read_text(encoding="utf-8")
+    assert "failed: runs/tiny/lost/seed-0, see runs/tiny/lost-seed-0.log" in printed.splitlines()
+    assert "nowhere.csv: there is no such file" in Path("runs/tiny/lost-seed-0.log").read_text(encoding="utf-8")
