@@ -188,7 +188,7 @@ def backbone_table(measurements: list[Measurement]) -> str:
                 f"{each.num_flops / 1e9:.1f}",
                 f"{each.share_of_peak:.0%}",
                 "-" if memory is None else f"{memory / 2**20:.0f}",
-                "-" if memory is None or own is None else f"{own / memory:.2f}",
+                "-" if not memory or own is None else f"{own / memory:.2f}",
             ]
         )
     headers = [
