@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import TimesformerConfig, TimesformerModel
+from transformers import TimesformerConfig, TimesformerForVideoClassification, TimesformerModel
 
-from diveparse.configs import BackboneConfig, StemKind
+from diveparse.configs import BackboneConfig, HeadConfig, HeadKind, StemKind
+from diveparse.datasets.dives import DIVING48
+from diveparse.heads import FlatHead
 from diveparse.models import timesformer
 from diveparse.models.timesformer import DividedBlock, TimeSformer
 
@@ -45,8 +49,8 @@ def backbone() -> TimeSformer:
     return backbone
 
 
-def copy_into_huggingface(backbone: TimeSformer, peer: TimesformerModel) -> None:
-    """Give `peer` the weights of `backbone`; strict, so that none is left over on either side."""
+def in_huggingface_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors named for the parameters of a backbone, named for those of a `TimesformerModel`."""
     renames = (
         ("blocks.", "encoder.layer."),
         ("time_norm", "temporal_layernorm"),
@@ -64,11 +68,17 @@ def copy_into_huggingface(backbone: TimeSformer, peer: TimesformerModel) -> None
         ("space_embed", "embeddings.position_embeddings"),
         ("time_embed", "embeddings.time_embeddings"),
     )
-    state = {}
-    for name, tensor in backbone.state_dict().items():
+    renamed = {}
+    for name, tensor in tensors.items():
         for ours, theirs in renames:
             name = name.replace(ours, theirs)
-        state[name.replace("norm.", "layernorm.") if name.startswith("norm.") else name] = tensor
+        renamed[name.replace("norm.", "layernorm.") if name.startswith("norm.") else name] = tensor
+    return renamed
+
+
+def copy_into_huggingface(backbone: TimeSformer, peer: TimesformerModel) -> None:
+    """Give `peer` the weights of `backbone`; strict, so that none is left over on either side."""
+    state = in_huggingface_names(backbone.state_dict())
     kernel = "embeddings.patch_embeddings.projection.weight"
     state[kernel] = state[kernel].reshape(peer.state_dict()[kernel].shape)
     peer.load_state_dict(state, strict=True)
@@ -113,7 +123,30 @@ def test_features_and_gradients_equal_huggingface_with_the_same_weights(
     (peer_tokens[:, 0] * weights).sum().backward()
     assert ours.grad is not None
     assert theirs.grad is not None
-    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5 * theirs.grad.abs().max().item())
+    assert (ours.grad - theirs.grad).norm() <= 1e-5 * theirs.grad.norm()
+
+
+def test_logits_and_the_gradient_of_every_weight_equal_those_of_huggingfaces_classifier() -> None:
+    backbone = tiny_backbone(num_frames=3, image_size=24, embed_dim=24, depth=3, num_heads=4)
+    randomise(backbone)
+    sizes = {"num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 24, "intermediate_size": 96}
+    config = TimesformerConfig(image_size=24, patch_size=PATCH_SIZE, num_frames=3, num_labels=len(DIVING48), **sizes)
+    peer = TimesformerForVideoClassification(config)
+    copy_into_huggingface(backbone, peer.timesformer)
+    head = FlatHead(24, DIVING48, HeadConfig(kind=HeadKind.FLAT))
+    randomise(head)
+    peer.classifier.load_state_dict(head.linear.state_dict())
+    clips, labels = random_clips(backbone), torch.tensor([4, 17, 40])
+    logits, peer_outputs = head.logits(backbone(clips)), peer(clips, labels=labels)
+    torch.testing.assert_close(logits, peer_outputs.logits, rtol=1e-5, atol=1e-5)
+    F.cross_entropy(logits, labels).backward()
+    peer_outputs.loss.backward()
+    gradients = {name: parameter.grad for name, parameter in backbone.named_parameters()}
+    peer_gradients = {name: parameter.grad for name, parameter in peer.timesformer.named_parameters()}
+    assert in_huggingface_names(gradients).keys() == peer_gradients.keys()
+    for name, gradient in in_huggingface_names(gradients).items():
+        difference = gradient.flatten() - peer_gradients[name].flatten()
+        assert difference.norm() <= 1e-5 * gradient.norm(), name
 
 
 def test_forward_is_the_class_token_of_tokens(backbone: TimeSformer) -> None:

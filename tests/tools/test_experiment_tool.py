@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from diveparse.datasets.dives import DIVING48
 from diveparse.datasets.diving48 import read_split
-from diveparse.engine import report
+from diveparse.engine import experiment, report
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "experiment.py"
 TINY = "experiments/tiny.yaml"
@@ -107,3 +107,22 @@ def test_a_cell_that_fails_is_told_with_its_log_and_ends_the_command_with_exit_c
     assert line == f"error: {TINY}: 1 of 1 cells failed; their logs say why"
     assert "failed: runs/tiny/lost/seed-0, see runs/tiny/lost-seed-0.log" in printed.splitlines()
     assert "nowhere.csv: there is no such file" in Path("runs/tiny/lost-seed-0.log").read_text(encoding="utf-8")
+
+
+def test_seeds_that_are_validated_on_sources_of_their_own_are_not_put_on_one_page(main, capsys, monkeypatch):
+    content = {
+        "question": "?",
+        "config": "base.yaml",
+        "seeds": [0, 1],
+        "arms": {"flat": "head.kind=flat"},
+        "split": "val",
+    }
+    Path(TINY).write_text(json.dumps(content))
+    monkeypatch.setattr(experiment, "missing_cells", lambda cells: [])  # all are done
+    assert main([TINY, "--out", "results"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told == [
+        f"{TINY}: 2 of 2 cells are done",
+        f"{TINY}: no page, since each seed is validated on sources of its own",
+    ]
+    assert not Path("results").exists()
