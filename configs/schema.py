@@ -223,7 +223,7 @@ class TrainConfig(OptimConfig):
     cutmix_alpha: float = 0.0  # instead cut a box out of another clip; with both, either is as likely for a batch
     ema_decay: float = 0.0  # of the moving average of the weights that is evaluated and kept; 0: the weights themselves
     precision: Precision = Precision.FP32
-    compile: bool = False  # compile the backbone's blocks, on a GPU
+    compile: bool = False  # compile what makes features of clips, on a GPU
     checkpoint_every: int = 100  # updates between checkpoints; every epoch ends with one too
 
     def __post_init__(self) -> None:

@@ -1,8 +1,8 @@
 """Checkpoints that a kill cannot break, and the run folder that holds them.
 
 A checkpoint is a folder `checkpoints/step-00000100/` with `model.safetensors`, `state.pt` and, where the weights are
-averaged, `average.safetensors`. It is written under
-another name and renamed once it is on the disk, so a folder with that name is always whole. Only the newest is kept.
+averaged, `average.safetensors`. It is written under another name and renamed once it is on the disk, so a folder with
+that name is always whole. Only the newest is kept.
 """
 
 from __future__ import annotations

@@ -86,6 +86,11 @@ def _cell(path: Path, experiment: ExperimentConfig, arm: str, seed: int) -> Cell
     return Cell(arm, load_config(Path(experiment.config), overrides), experiment.split)
 
 
+def development_cells(path: Path, experiment: ExperimentConfig) -> list[Cell]:
+    """The cells of other experiments that say how much of the seen dives this one's arms are to give up."""
+    return [cell_elsewhere(path, name, seed) for name in experiment.stacking.values() for seed in experiment.seeds]
+
+
 def missing_cells(cells: list[Cell]) -> list[Cell]:
     """Those that have not been tested. Raises: ValueError if one has been, with other options than it has now."""
     missing = []
@@ -109,9 +114,8 @@ def store_inputs(cells: list[Cell]) -> None:
             seed_everything(cfg.seed, torch.device("cpu"))
             train_records, val_records, dive_set = training_clips(cfg.data, cfg.seed)
             splits = [(train_records, True), (val_records, False)]
-            if cell.split == "test":
-                test_dives = scored_dives(cfg.data, dive_set)
-                splits.append((evaluation_clips(cfg.data, "test", cfg.seed, test_dives), False))
+            scored = scored_dives(cfg.data, dive_set)
+            splits += [(evaluation_clips(cfg.data, split, cfg.seed, scored), False) for split in cell.splits]
             model = build_classifier(cfg, dive_set)
             for records, training in splits:
                 stored(build_clips(cfg, records, training=training), model, cfg)

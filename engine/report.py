@@ -201,7 +201,8 @@ def figures(report: Report) -> Iterator[tuple[str, Figure]]:
             )
     answers = {arm: pd.concat([run.predictions for run in runs.values()]) for arm, runs in report.arms.items()}
     columns = ["true_number", "predicted_number"]
-    numbers = sorted(set(pd.concat(answers)[columns].stack()) - {""})
+    _, dive_set = load_predictions(probabilities_of(next(iter(next(iter(report.arms.values())).values()))))
+    numbers = dive_set.numbers  # in the order of its table
     label_of = {number: label for label, number in enumerate(numbers)} | {"": INVALID}
     for arm, table in answers.items():
         labels, predicted = (table[column].map(label_of).to_numpy() for column in columns)
@@ -284,7 +285,7 @@ def _interval(estimate: Estimate, sign: str) -> str:
 
 
 def write_experiment(path: Path, experiment: ExperimentConfig, cells: list[Cell], out: Path) -> Path:
-    """Compare the cells of an experiment, and write `out/NAME.md`, `NAME.csv` and the plots `NAME/*.png`.
+    """Compare the cells of an experiment, and write `out/NAME.md`, `NAME.csv`, `NAME-classes.csv` and `NAME/*.png`.
 
     Returns: the page. Raises: ValueError saying why the cells cannot be compared.
     """
@@ -316,6 +317,8 @@ def write_experiment(path: Path, experiment: ExperimentConfig, cells: list[Cell]
     ]
     (out / f"{path.stem}.md").write_text("\n\n".join(page) + "\n", encoding="utf-8")
     tidy_table(report).to_csv(out / f"{path.stem}.csv", index=False, float_format="%.5g")
+    if report.pairs:
+        class_table(report).to_csv(out / f"{path.stem}-classes.csv", index=False, float_format="%.5g")
     return out / f"{path.stem}.md"
 
 

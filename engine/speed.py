@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import ctypes
+import gc
 import importlib
 import importlib.metadata
 import multiprocessing
@@ -32,7 +34,11 @@ from diveparse.models.timesformer import DividedBlock, TimeSformer
 
 OURS = "diveparse"
 COMPILED = ", compiled"
-MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}  # of the product whose speed stands for the machine's peak
+PRECISIONS = {"cpu": Precision.FP32, "cuda": Precision.BF16}
+# of the product whose speed stands for the machine's peak: its size, and what it multiplies
+MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}
+MATRIX_DTYPE = {"cpu": torch.float32, "cuda": torch.bfloat16}
+GPU_BATCH_SIZE = 16
 NUM_WARMUPS = 2
 TOLERANCE = 1e-3  # of features against HuggingFace's: enough to say that both compute the same
 
@@ -141,14 +147,16 @@ def is_installed(package: str) -> bool:
 
 
 def forward(model: nn.Module, clips: Tensor) -> None:
-    with torch.no_grad():
+    with torch.no_grad(), autocast(PRECISIONS[clips.device.type], clips.device):
         model(clips)
 
 
 def train(model: nn.Module, clips: Tensor) -> None:
     """Forward and backward; the update after them is the same for every model of a size, and is left out."""
     model.zero_grad(set_to_none=True)
-    model(clips).float().square().mean().backward()
+    with autocast(PRECISIONS[clips.device.type], clips.device):
+        features = model(clips)
+    features.float().square().mean().backward()
 
 
 TASKS = {"forward": forward, "train": train}
@@ -161,6 +169,8 @@ def measure_backbone(setting: Setting, num_repeats: int, device: torch.device) -
     Returns: the measurements, and the highest speed of the matrix product, in FLOP/s.
     Raises: ValueError if HuggingFace's model gives other features.
     """
+    if device.type == "cuda":
+        torch.compiler.reset()  # of what was compiled for other sizes
     clips = setting.clips().to(device)
     models = {name: build(setting).to(device) for name, (build, package) in BUILDERS.items() if is_installed(package)}
     require_same_features(models, clips)
@@ -169,10 +179,9 @@ def measure_backbone(setting: Setting, num_repeats: int, device: torch.device) -
     }
     if device.type == "cuda":
         models |= {name + COMPILED: compiled(model) for name, model in models.items()}
-    precision = Precision.BF16 if device.type == "cuda" else Precision.FP32
     jobs = [(name, task) for task in TASKS for name in models]
     peak, seconds = 0.0, np.zeros((num_repeats, len(jobs)))
-    with one_core() if device.type == "cpu" else torch.cuda.device(device), autocast(precision, device):
+    with one_core() if device.type == "cpu" else torch.cuda.device(device):
         for name, task in jobs:
             for _ in range(NUM_WARMUPS):
                 TASKS[task](models[name], clips)
@@ -211,10 +220,7 @@ def require_same_features(models: dict[str, nn.Module], clips: Tensor) -> None:
 
 def compiled(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model)
-    if isinstance(model, TimeSformer):
-        model.compile_blocks()
-    else:
-        model.compile()
+    model.compile(dynamic=False)
     return model
 
 
@@ -239,9 +245,10 @@ def synchronise(device: torch.device) -> None:
 
 
 def matrix_speed(device: torch.device) -> float:
-    """FLOP/s of one large matrix product, in the precision that is on."""
+    """FLOP/s of one large matrix product."""
     size = MATRIX_SIZE[device.type]
-    first, second = torch.ones(2, size, size, device=device)
+    first, second = torch.randn(2, size, size, device=device, dtype=MATRIX_DTYPE[device.type])
+    torch.matmul(first, second)
     return 2 * size**3 / timed(device, torch.matmul, first, second)
 
 
@@ -255,9 +262,7 @@ def peak_memory(name: str, task: str, setting: Setting, device: torch.device) ->
 def _peak_on_gpu(name: str, task: str, setting: Setting, device: torch.device) -> int:
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
-    model = BUILDERS[name][0](setting).to(device)
-    with autocast(Precision.BF16, device):
-        TASKS[task](model, setting.clips().to(device))
+    TASKS[task](BUILDERS[name][0](setting).to(device), setting.clips().to(device))
     return torch.cuda.max_memory_allocated(device) - before
 
 
@@ -289,7 +294,9 @@ def _peak_of_update(setting: Setting) -> int:
 
 
 def reset_peak() -> None:
-    """Let the process's peak, VmHWM, count from here on (Linux)."""
+    """Let the process's peak, VmHWM, count from here on, without what is free but not given back (Linux)."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 

@@ -51,7 +51,7 @@ def choose_kept_share(
     the more dives a model was trained on, the further its scores lie apart.
     unseen: the dives that this model's training did not see; ignored: those that are not to be looked at, neither as
     clips nor as answers.
-    Raises: ValueError if there are not both clips of seen dives and of unseen ones.
+    Raises: ValueError if there are not both clips of seen dives and of unseen ones, or no seen dive is named rightly.
     """
     kept = np.array([number not in ignored for number in dive_set.numbers])
     rows = kept[predictions.labels]
@@ -64,6 +64,8 @@ def choose_kept_share(
     penalties = _penalties(log_probs, is_unseen)
     correct = np.stack([stacked_answers(log_probs, is_unseen, penalty) == labels for penalty in penalties])
     seen, of_others = correct[:, ~of_unseen].mean(axis=1), correct[:, of_unseen].mean(axis=1)
+    if seen[0] == 0:
+        raise ValueError("a share of the accuracy on seen dives cannot be kept where none is named rightly")
     return min(1.0, float(seen[harmonic_mean(seen, of_others).argmax()] / seen[0]))
 
 

@@ -33,8 +33,8 @@ def earth_mover_distance(log_probs: Tensor, targets: Tensor, values: Sequence[in
 
     An answer that is near to the truth costs less than one that is far off, which a cross-entropy cannot tell.
     log_probs: (batch, num_values); targets: (batch,) indices, or (batch, num_values) probabilities; values: ascending,
-    such as half turns. The distance
-    between neighbours is that of their values over the whole range, so that the result lies in [0, 1].
+    such as half turns. The distance between neighbours is that of their values over the whole range, so that the result
+    lies in [0, 1].
     Source: Hou, Yu and Samaras, "Squared earth mover's distance-based loss for training deep neural networks", 2016,
     equation 5, with gaps that differ.
     """

@@ -195,11 +195,6 @@ class TimeSformer(nn.Module):
     def first_block_after_frozen(self) -> int:
         return min(self.num_frozen_blocks, len(self.blocks) - 1)
 
-    def compile_blocks(self) -> None:
-        """Compile each block for itself. All are alike, so that this takes as long as one of them."""
-        for block in self.blocks:
-            block.compile()
-
     def embed(self, clips: Tensor) -> Tensor:
         """Class token and patches, with their places in space and time. Returns: (batch, 1 + frames * patches, d)."""
         expected = (self.num_frames, NUM_CHANNELS, self.image_size, self.image_size)

@@ -14,7 +14,7 @@ import tempfile
 import time
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fractions import Fraction
 from functools import lru_cache, partial
 from pathlib import Path
@@ -46,6 +46,8 @@ from diveparse.datasets.video import probe, read_frames
 from diveparse.engine.environment import describe_environment
 from diveparse.engine.speed import (
     BUILDERS,
+    COMPILED,
+    GPU_BATCH_SIZE,
     OURS,
     SETTINGS,
     Measurement,
@@ -122,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
         "--height", type=int, help="re-encode the videos at this height first, x264's medium preset and long GOPs"
     )
     backbone = commands.add_parser("backbone", help="forward and backward, on one core and on a GPU, beside its peers")
-    backbone.add_argument("--sizes", nargs="+", choices=SETTINGS, default=["small", "base"], help="(small base)")
+    backbone.add_argument("--sizes", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="(all three)")
     backbone.add_argument("--repeats", type=int, default=9, help="of every model, in rotated order (9)")
     backbone.add_argument("--json", type=Path, metavar="FILE", help="write every time that was measured")
     memory = commands.add_parser("memory", help="of an update of ViT-B/16 by AdamW, in fp32 on the CPU")
@@ -161,11 +163,12 @@ def run_backbone(args: argparse.Namespace) -> None:
     devices = [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])
     for device in devices:
         for size in args.sizes:
-            measurements, peak = measure_backbone(SETTINGS[size], args.repeats, device)
+            setting = SETTINGS[size] if device.type == "cpu" else replace(SETTINGS[size], batch_size=GPU_BATCH_SIZE)
+            measurements, peak = measure_backbone(setting, args.repeats, device)
             where = "one core, fp32" if device.type == "cpu" else f"{torch.cuda.get_device_name(device)}, bf16"
-            print(f"{where}, {args.repeats} repeats: {SETTINGS[size]}\n\n{backbone_table(measurements)}\n")
+            print(f"{where}, {args.repeats} repeats: {setting}\n\n{backbone_table(measurements, setting)}\n")
             print(f"a product of two large matrices: {peak / 1e9:.1f} GFLOP/s\n")
-            about = {"size": size, "setting": str(SETTINGS[size]), "where": where, "peak_flops_per_s": peak}
+            about = {"size": size, "setting": str(setting), "where": where, "peak_flops_per_s": peak}
             measured.append(about | {"measurements": [asdict(each) for each in measurements]})
     missing = [name for name, (_, package) in BUILDERS.items() if not is_installed(package)]
     print(f"not installed: {', '.join(missing) or 'none'}; on a GPU: {'measured' if devices[1:] else 'not measured'}")
@@ -173,16 +176,18 @@ def run_backbone(args: argparse.Namespace) -> None:
         write_json(args.json, {"environment": describe_environment(seed=0), "measured": measured})
 
 
-def backbone_table(measurements: list[Measurement]) -> str:
+def backbone_table(measurements: list[Measurement], setting: Setting) -> str:
     own_memory = {each.task: each.memory for each in measurements if each.model == OURS}
     rows = []
     for each in measurements:
         milliseconds = 1000 * np.array(each.times_s)
         memory, own = each.memory, own_memory[each.task]
+        _, package = BUILDERS[each.model.removesuffix(COMPILED)]
         rows.append(
             [
                 each.task,
-                each.model,
+                f"{each.model} ({package} {importlib.metadata.version(package)})",
+                f"{setting.batch_size / np.median(each.times_s):.2f}",
                 f"{np.median(milliseconds):.1f} ({milliseconds.min():.1f} to {milliseconds.max():.1f})",
                 f"{np.median(each.ratios):.2f} ({min(each.ratios):.2f} to {max(each.ratios):.2f})",
                 f"{each.num_flops / 1e9:.1f}",
@@ -194,6 +199,7 @@ def backbone_table(measurements: list[Measurement]) -> str:
     headers = [
         "task",
         "model",
+        "clips a second",
         "ms: median (range)",
         f"time / {OURS}'s",
         "GFLOP",

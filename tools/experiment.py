@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     # imported here, so that --help is quick
     from tqdm import tqdm
 
-    from diveparse.engine.experiment import missing_cells, read_cells, run_cells, store_inputs
+    from diveparse.engine.experiment import development_cells, missing_cells, read_cells, run_cells, store_inputs
     from diveparse.engine.report import write_experiment
 
     logging.basicConfig(stream=sys.stdout, format="%(message)s")
@@ -42,8 +42,9 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"--jobs must be at least 1, got {args.jobs}")
         for path in args.experiments:
             experiment, cells = read_cells(path)
-            missing, failed, begun = missing_cells(cells), [], time.monotonic()
-            print(f"{path}: {len(cells) - len(missing)} of {len(cells)} cells are done")
+            needed = cells + development_cells(path, experiment)
+            missing, failed, begun = missing_cells(needed), [], time.monotonic()
+            print(f"{path}: {len(needed) - len(missing)} of {len(needed)} cells are done")
             store_inputs(missing)
             bar = tqdm(run_cells(missing, args.jobs), total=len(missing), unit="cell", mininterval=0.1)
             for cell, well in bar:

@@ -10,14 +10,21 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from diveparse.configs import HeadKind
+from diveparse.configs import Config, DataConfig, HeadKind
 from diveparse.datasets.dives import DIVING48
 from diveparse.datasets.diving48 import read_split
 from diveparse.engine import logging as engine_logging
 from diveparse.engine import report
 from diveparse.engine import stored as engine_stored
 from diveparse.engine.comparison import SCORES
-from diveparse.engine.experiment import Cell, missing_cells, read_cells, run_cells, store_inputs
+from diveparse.engine.experiment import (
+    Cell,
+    development_cells,
+    missing_cells,
+    read_cells,
+    run_cells,
+    store_inputs,
+)
 from diveparse.engine.loop import train
 from diveparse.engine.report import write_experiment
 from diveparse.engine.testing import evaluate_run
@@ -270,6 +277,23 @@ def test_what_cells_read_in_common_is_stored_before_they_run(new_folder, monkeyp
     store_inputs(cells)
 
 
+def test_a_cell_that_is_to_name_unseen_dives_is_scored_on_validation_first():
+    plain, unseen = Config(name="a", arm="b"), Config(name="a", arm="b", data=DataConfig(unseen_dives=["205C"]))
+    assert Cell("b", plain, "test").splits == ["test"]
+    assert Cell("b", unseen, "test").splits == ["val", "test"]
+    assert Cell("b", unseen, "val").splits == ["val"]
+
+
+def test_the_cells_that_an_experiment_asks_for_advice_are_those_of_the_other(new_folder):
+    write_experiment_file(TINY.with_name("development.yaml"), ARMS, seeds=[0, 1], split="val")
+    write_experiment_file(TINY, ARMS, seeds=[0, 1], stacking={"joint": "development/joint"})
+    experiment, cells = read_cells(TINY)
+    asked = development_cells(TINY, experiment)
+    assert [str(cell.run) for cell in asked] == [f"runs/development/joint/seed-{seed}" for seed in (0, 1)]
+    assert {cell.split for cell in asked} == {"val"}
+    assert missing_cells(cells + asked) == cells + asked
+
+
 def test_nothing_of_the_test_split_is_stored_where_the_cells_are_scored_on_validation(new_folder, monkeypatch):
     asked: list[int] = []
     monkeypatch.setattr("diveparse.engine.experiment.stored", lambda clips, *_: asked.append(len(clips)))
@@ -278,7 +302,7 @@ def test_nothing_of_the_test_split_is_stored_where_the_cells_are_scored_on_valid
     for split in ("val", "test"):
         write_experiment_file(TINY, {"flat": "head.kind=flat"}, common=frozen, split=split)
         store_inputs(cells_of(TINY))
-    assert asked == [24, 16, 24, 16, 12]
+    assert asked == [24, 16, 16, 24, 16, 12]  # training, its validation, what is scored
 
 
 def test_the_page_holds_the_question_the_command_the_caption_every_pair_and_its_verdicts(folder):

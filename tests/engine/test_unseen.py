@@ -1,11 +1,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from diveparse.configs import ExperimentConfig
 from diveparse.datasets.dives import ATTRIBUTES, DiveSet
+from diveparse.engine import report
 from diveparse.engine.predictions import Predictions
 from diveparse.engine.unseen import (
     choose_kept_share,
@@ -92,10 +97,18 @@ def test_the_penalty_is_the_highest_that_keeps_the_share(share: float) -> None:
     assert max(value for value in higher if value != accuracy(penalty)) < share * accuracy(0.0)
 
 
-def test_a_model_that_keeps_all_for_ever_has_a_penalty_still():
-    predictions = biased_predictions(bias=-50.0)  # no answer is a dive that was seen
+def test_nothing_is_taken_where_any_penalty_would_cost_a_clip_and_all_are_to_be_kept():
+    predictions = biased_predictions()
     seen = predictions.at(~IS_UNSEEN[predictions.labels])
-    assert penalty_that_keeps(1.0, seen, DIVES, UNSEEN) >= 0
+    right = seen.at(stacked_answers(seen.dive_log_probs, IS_UNSEEN, 0.0) == seen.labels)
+    lead = right.dive_log_probs[:, ~IS_UNSEEN].max(axis=1) - right.dive_log_probs[:, IS_UNSEEN].max(axis=1)
+    assert 0 <= penalty_that_keeps(1.0, right, DIVES, UNSEEN) < lead.min()
+
+
+def test_no_share_can_be_kept_where_no_seen_dive_is_named_rightly():
+    predictions = biased_predictions(bias=-50.0)  # no answer is a dive that was seen
+    with pytest.raises(ValueError, match="where none is named rightly"):
+        choose_kept_share(predictions, DIVES, UNSEEN, ignored=())
 
 
 def test_clips_of_unseen_dives_have_no_say_in_the_penalty():
@@ -134,3 +147,37 @@ def test_a_model_that_cannot_name_unseen_dives_has_no_harmonic_mean():
     scores = generalised([replace(predictions, dive_log_probs=log_probs)], DIVES, UNSEEN, [0.0])
     assert (scores.unseen.value, scores.harmonic.value, scores.harmonic.high) == (0.0, 0.0, 0.0)
     assert scores.seen.value > 0.5
+
+
+def test_the_page_tells_each_arm_without_a_penalty_and_with_the_one_that_keeps_the_share_of_development(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held_out, beyond = ["103B"], ["205B"]
+    stored = {
+        Path("run/predictions.safetensors"): biased_predictions(seed=3),
+        Path("run/validation_predictions.safetensors"): biased_predictions(seed=4),
+        Path("development/validation_predictions.safetensors"): biased_predictions(seed=5),
+    }
+
+    def with_unseen(folder: str, numbers: list[str]) -> Any:
+        config = SimpleNamespace(data=SimpleNamespace(unseen_dives=numbers))
+        return SimpleNamespace(folder=Path(folder), run=Path(folder), split="test", config=config)
+
+    monkeypatch.setattr(report, "load_predictions", lambda path: (stored[path], DIVES))
+    monkeypatch.setattr(report, "cell_elsewhere", lambda *_: with_unseen("development", held_out + beyond))
+    experiment = ExperimentConfig(question="?", config="?", arms={"joint": ""}, stacking={"joint": "development/joint"})
+    page = report.unseen_table(Path("x.yaml"), experiment, {"joint": {0: with_unseen("run", held_out)}})
+
+    test, own, development = stored.values()
+    share = choose_kept_share(development, DIVES, beyond, ignored=held_out)
+    penalty = penalty_that_keeps(share, own, DIVES, held_out)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("|")]
+    assert [row[:2] for row in rows[2:]] == [
+        ["joint", "0.00"],
+        [f"joint + stacking, to keep {share:.2f}", f"{penalty:.2f}"],
+    ]
+    for row, value in zip(rows[2:], (0.0, penalty), strict=True):
+        scores = generalised([test], DIVES, held_out, [value])
+        expected = [scores.seen.value, scores.unseen.value, scores.harmonic.value]
+        assert [cell.split()[0] for cell in row[2:5]] == [f"{each:.3f}" for each in expected]
+    assert "by arms that did not see 205B either" in page

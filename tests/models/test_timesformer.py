@@ -278,17 +278,6 @@ def test_the_blocks_after_the_frozen_ones_are_those_that_are_recomputed(monkeypa
     assert len(recomputed) == 1
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_compiled_blocks_give_the_same_features() -> None:
-    backbone = tiny_backbone(depth=3).cuda()
-    randomise(backbone)
-    clips = random_clips(backbone).cuda()
-    expected = backbone(clips)
-    backbone.compile_blocks()
-    torch.testing.assert_close(backbone(clips), expected, rtol=1e-4, atol=1e-4)
-
-
 def test_projecting_twice_at_once_changes_nothing(backbone: TimeSformer) -> None:
     block = blocks_of(tiny_backbone(drop_path_rate=0.5))[1].train()
     block.load_state_dict(blocks_of(backbone)[1].state_dict())

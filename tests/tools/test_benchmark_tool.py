@@ -2,6 +2,7 @@ import json
 import runpy
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -59,8 +60,8 @@ def test_backbones_are_told_in_one_table_and_every_time_in_a_file(
     out = capsys.readouterr().out
     assert "2 repeats: width 16, depth 1, 2 heads, 2 frames of 16 x 16, patches of 8, batches of 2" in out
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line.startswith("|")]
-    assert ["forward", "HuggingFace"] in [row[:2] for row in rows]
-    assert [row[3] for row in rows if row[1] == "diveparse"] == ["1.00 (1.00 to 1.00)"] * 2
+    assert ["forward", f"HuggingFace (transformers {version('transformers')})"] in [row[:2] for row in rows]
+    assert [row[4] for row in rows if row[1].startswith("diveparse ")] == ["1.00 (1.00 to 1.00)"] * 2
     (measured, *_) = json.loads(path.read_text())["measured"]
     assert len(measured["measurements"][0]["times_s"]) == 2
 
