@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from diveparse.configs import DataConfig, Dives
 from diveparse.datasets.clips import LabelledClips, read_clips
-from diveparse.datasets.dives import DIVING48, WORLD_AQUATICS, DiveSet
+from diveparse.datasets.dives import DIVING48, WORLD_AQUATICS, Dive, DiveSet
 from diveparse.datasets.diving48 import ClipRecord, read_split
 
 NUM_STARTS = 64
@@ -27,8 +27,8 @@ def training_clips(data: DataConfig, seed: int) -> tuple[list[ClipRecord], list[
 
     Of the training clips only `data.train_fraction` are given; of `data.unseen_dives` only `data.num_shots` each, and
     none for validation; without any shots they are no dives of the set.
-    Raises: ValueError if the data cannot be read, there is nothing to train on, or a value of an unseen dive is in no
-    other.
+    Raises: ValueError if the data cannot be read, there is nothing to train on, or no training clip of another dive
+    shows a value of an unseen one.
     """
     train, val, dive_set = _whole_training_clips(data, seed)
     order = np.random.default_rng(seed).permutation(len(train))
@@ -41,6 +41,7 @@ def training_clips(data: DataConfig, seed: int) -> tuple[list[ClipRecord], list[
         rows = [row for row in order.tolist() if train[row].label == label]
         chosen -= set(rows[data.num_shots :])
     train = [record for row, record in enumerate(train) if row in chosen]
+    _require_values_shown([dive_set[label] for label in sorted(unseen)], train, dive_set, unseen)
     val = [record for record in val if record.label not in unseen]
     if data.num_shots:
         return train, val, dive_set
@@ -50,6 +51,18 @@ def training_clips(data: DataConfig, seed: int) -> tuple[list[ClipRecord], list[
         for records in (train, val)
     ]
     return relabelled[0], relabelled[1], seen
+
+
+def _require_values_shown(
+    dives: Sequence[Dive], train: Sequence[ClipRecord], dive_set: DiveSet, unseen: set[int]
+) -> None:
+    """Raises: ValueError naming a value of these dives that no clip of a dive outside `unseen` has."""
+    others = [dive_set[label].attribute_values() for label in {record.label for record in train} - unseen]
+    for dive in dives:
+        for attribute, value in dive.attribute_values().items():
+            if value not in {values[attribute] for values in others}:
+                has = f"{dive.number} has the {attribute} {value!r}"
+                raise ValueError(f"data.unseen_dives: {has}, which no training clip of another dive shows")
 
 
 def without_dives(dive_set: DiveSet, numbers: Sequence[str]) -> DiveSet:

@@ -247,20 +247,35 @@ def test_unseen_dives_of_a_folder_are_taken_out_of_diving48(tmp_path: Path) -> N
     (tmp_path / "rgb").mkdir()
     (tmp_path / "Diving48_vocab.json").write_text(json.dumps([dive.vocab for dive in DIVING48]))
     for split, sources in (("train", range(6)), ("test", range(6, 8))):
-        entries = [{"vid_name": f"source_{s:04d}_{k:05d}", "label": 5 * k} for s in sources for k in range(4)]
+        entries = [
+            {"vid_name": f"source_{s:04d}_{k:05d}", "label": DIVING48.label_of(number)}
+            for s in sources
+            for k, number in enumerate(("105B", "203B", "205B", "301B"))
+        ]
         (tmp_path / f"Diving48_V2_{split}.json").write_text(json.dumps(entries))
         for entry in entries:
             (tmp_path / "rgb" / f"{entry['vid_name']}.mp4").touch()
     whole = training_clips(DataConfig(root=str(tmp_path)), seed=0)
-    data = DataConfig(root=str(tmp_path), unseen_dives=[DIVING48[5].number])
+    data = DataConfig(root=str(tmp_path), unseen_dives=["205B"])
+    unseen = DIVING48.label_of("205B")
     train, val, dive_set = training_clips(data, seed=0)
-    assert dive_set.dives == (*DIVING48[:5], *DIVING48[6:])
+    assert dive_set.dives == tuple(dive for dive in DIVING48 if dive.number != "205B")
     for records, all_records in zip((train, val), whole, strict=False):
-        expected = [(record.name, DIVING48[record.label]) for record in all_records if record.label != 5]
+        expected = [(record.name, DIVING48[record.label]) for record in all_records if record.label != unseen]
         assert [(record.name, dive_set[record.label]) for record in records] == expected
     scored = scored_dives(data, dive_set)
     assert scored == DIVING48
-    assert Counter(record.label for record in evaluation_clips(data, "test", 0, scored)) == {0: 2, 5: 2, 10: 2, 15: 2}
+    tested = Counter(DIVING48[record.label].number for record in evaluation_clips(data, "test", 0, scored))
+    assert tested == {"105B": 2, "203B": 2, "205B": 2, "301B": 2}
+
+
+@pytest.mark.parametrize("num_shots", [0, 2])
+def test_a_value_of_an_unseen_dive_that_no_other_training_clip_shows_is_refused(num_shots: int, meet: Path) -> None:
+    lines = meet.read_text().splitlines()
+    meet.write_text("\n".join(line for line in lines if "203B" not in line or ",test," in line) + "\n")
+    training_clips(DataConfig(root=str(meet), unseen_dives=["105B"], num_shots=num_shots), seed=0)
+    with pytest.raises(ValueError, match="205B has the takeoff 'back', which no training clip of another dive shows"):
+        training_clips(DataConfig(root=str(meet), unseen_dives=["205B"], num_shots=num_shots), seed=0)
 
 
 @pytest.mark.parametrize(
