@@ -14,8 +14,9 @@ import os, sys, time
 from diveparse.datasets.workers import worker_pool
 if __name__ == "__main__":
     with worker_pool(2, "diveparse.datasets.workers") as pool:
-        print(pool.submit(os.getpid).result(), flush=True)
+        worker = pool.submit(os.getpid).result()
         jobs = [pool.submit(time.sleep, 0.1) for _ in range(1000)]
+        print(worker, flush=True)  # only now: Python 3.11 may hang when interrupted within `submit`
         jobs[-1].result()
 """
 

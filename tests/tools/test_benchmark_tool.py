@@ -1,7 +1,5 @@
 import json
 import runpy
-import subprocess
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,20 +13,19 @@ TOOL = Path(__file__).resolve().parents[2] / "tools" / "benchmark.py"
 main = runpy.run_path(str(TOOL))["main"]
 
 
-def benchmark(*args: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(TOOL), *map(str, args)], capture_output=True, text=True, check=False)
-
-
-def test_loading_measures_every_installed_reader_and_names_the_others(tiny_root: Path) -> None:
-    videos = sorted((tiny_root / "rgb").iterdir())[:1]
-    done = benchmark("loading", *videos, "--frames", 4, "--size", 32, "--repeats", 2, "--height", 96)
-    assert done.returncode == 0, done.stderr
-    assert "1 videos, 4 frames of 32 x 32, 2 repeats, one core" in done.stdout
+def test_loading_measures_every_installed_reader_and_names_the_others(
+    tiny_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = next((tiny_root / "rgb").iterdir())
+    monkeypatch.setitem(main.__globals__, "in_a_fresh_process", lambda function, *arguments: function(*arguments))
+    assert main(["loading", str(video), *["--frames", "4", "--size", "32", "--repeats", "2", "--height", "96"]]) == 0
+    out = capsys.readouterr().out
+    assert "1 videos, 4 frames of 32 x 32, 2 repeats, one core" in out
     for reader in ("diveparse", "diveparse, training cache", "diveparse, evaluation cache"):
-        assert f"| {reader} (av " in done.stdout
-    assert "bit for bit, on 1 of 1 videos" in done.stdout
+        assert f"| {reader} (av " in out
+    assert "bit for bit, on 1 of 1 videos" in out
     for peer in ("torchcodec", "decord", "opencv"):
-        assert f"| {peer} (" in done.stdout or peer in done.stdout.partition("not installed:")[2]
+        assert f"| {peer} (" in out or peer in out.partition("not installed:")[2]
 
 
 @pytest.mark.parametrize(

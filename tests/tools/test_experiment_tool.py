@@ -55,7 +55,8 @@ def test_an_experiment_is_run_and_written_and_not_run_again(main, capsys):
     assert first[0] == f"{TINY}: 0 of 2 cells are done"
     assert first[-1] == "written: results/tiny.md"
     assert f"{TINY}: 2 cells took 0 minutes" in first
-    assert {path.name for path in Path("results").iterdir()} == {"tiny", "tiny.md", "tiny.csv"}
+    written = {path.name for path in Path("results").iterdir()}
+    assert written == {"tiny", "tiny.md", "tiny.csv", "tiny-classes.csv"}
     metrics = [Path(f"runs/tiny/{arm}/seed-0/metrics.json") for arm in ("flat", "joint")]
     before = [path.stat().st_mtime_ns for path in metrics]
     page = Path("results/tiny.md").read_text(encoding="utf-8")

@@ -19,6 +19,7 @@ from diveparse.datasets.video import probe
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "prepare.py"
 main = runpy.run_path(str(TOOL))["main"]
+FEW_CLIPS = ("--train-clips", 47, "--test-clips", 47, "--height", 48, "--workers", 2)
 
 
 def prepare(*args: object) -> subprocess.CompletedProcess[str]:
@@ -33,15 +34,21 @@ def call(*args: object) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(args, code, out.getvalue(), err.getvalue())
 
 
-def test_synthetic_renders_a_set_and_a_second_call_finds_it_done(tmp_path: Path) -> None:
-    command = ("synthetic", "--out", tmp_path, "--train-clips", 47, "--test-clips", 47, "--height", 48, "--workers", 2)
-    first = prepare(*command)
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set of rendered dives, made by the command as a user runs it."""
+    root = tmp_path_factory.mktemp("rendered") / "set"
+    first = prepare("synthetic", "--out", root, *FEW_CLIPS)
     assert first.returncode == 0, first.stderr
     assert "rendering" in first.stderr  # the bar
-    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "rgb").iterdir()}
-    assert len(read_split(tmp_path, "train")) == 47
-    assert prepare(*command).returncode == 0
-    assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "rgb").iterdir()}
+    return root
+
+
+def test_synthetic_renders_a_set_and_a_second_call_finds_it_done(rendered: Path) -> None:
+    files = {path: path.stat().st_mtime_ns for path in (rendered / "rgb").iterdir()}
+    assert len(read_split(rendered, "train")) == 47
+    assert call("synthetic", "--out", rendered, *FEW_CLIPS).returncode == 0
+    assert files == {path: path.stat().st_mtime_ns for path in (rendered / "rgb").iterdir()}
 
 
 @pytest.mark.parametrize("number", ["626C", "6243D", "113B", "1011C"])
@@ -139,9 +146,10 @@ def test_a_sheet_is_a_picture_of_rows(tmp_path: Path) -> None:
     assert (tmp_path / "sheet.png").stat().st_size > 1000
 
 
-def test_diving48_says_in_one_screen_and_by_its_exit_code_whether_a_data_set_is_fit(tmp_path: Path) -> None:
-    rendered = ("--train-clips", 47, "--test-clips", 47, "--height", 48, "--workers", 2)
-    assert call("synthetic", "--out", tmp_path, *rendered).returncode == 0
+def test_diving48_says_in_one_screen_and_by_its_exit_code_whether_a_data_set_is_fit(
+    rendered: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(rendered, tmp_path, dirs_exist_ok=True)
     fit = call("diving48", tmp_path, "--workers", 2, "--cache", "none")
     assert fit.returncode == 0, fit.stdout + fit.stderr
     assert "47 of 47" in fit.stdout
