@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-from einops import rearrange
+from einops import einsum, rearrange
 from torch import Tensor, nn
 
-# b sequences, n tokens of one, h heads, e head_dim
+# b batch, s sequences of one item, n tokens of a sequence, h heads, e head_dim, d embed_dim
 
 
 class SelfAttention(nn.Module):
@@ -29,22 +29,38 @@ class SelfAttention(nn.Module):
         """tokens, result: (sequences, length, embed_dim)."""
         return self.proj(self.mix(tokens))
 
-    def mix(self, tokens: Tensor) -> Tensor:
-        """The heads' answers side by side, not yet projected. tokens, result: (sequences, length, embed_dim)."""
-        qkv = rearrange(self.qkv(tokens), "b n (three h e) -> three b h n e", three=3, h=self.num_heads)
-        x = F.scaled_dot_product_attention(*qkv.unbind(0))
-        return rearrange(x, "b h n e -> b n (h e)")
+    def mix(self, tokens: Tensor, *, num_interleaved: int = 1) -> Tensor:
+        """The heads' answers side by side, not yet projected.
+
+        tokens, result: (batch, length * num_interleaved, embed_dim). A sequence takes every `num_interleaved`-th token:
+        sequences that lie in memory like this need not be moved apart, since each of their heads is a head to torch.
+        """
+        # three products, whose results need no copy to become heads, nor their gradients one to be put together
+        thirds = zip(self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True)
+        query, key, value = (
+            rearrange(
+                F.linear(tokens, weight, bias), "b (n s) (h e) -> b (s h) n e", s=num_interleaved, h=self.num_heads
+            )
+            for weight, bias in thirds
+        )
+        x = F.scaled_dot_product_attention(query, key, value)
+        return rearrange(x, "b (s h) n e -> b (n s) (h e)", s=num_interleaved)
 
     def first_token(self, tokens: Tensor) -> Tensor:
-        """What `forward` gives the first token, without the queries of the others.
+        """What `forward` gives the first token, without a query, key or value of any other.
 
-        tokens: (sequences, length, embed_dim). Returns: (sequences, embed_dim).
+        A key is `W x + b`, so that a query meets it as `(q W) x + q b`, of which the softmax drops what is the same for
+        all tokens; and as the softmax sums to one, values can be made of the tokens' mean: every head attends to the
+        tokens themselves. tokens: (sequences, length, embed_dim). Returns: (sequences, embed_dim).
         """
-        query_weight, key_value_weight = self.qkv.weight.split([self.embed_dim, 2 * self.embed_dim])
-        query_bias, key_value_bias = self.qkv.bias.split([self.embed_dim, 2 * self.embed_dim])
-        query = F.linear(tokens[:, :1], query_weight, query_bias)
-        key_value = F.linear(tokens, key_value_weight, key_value_bias)
-        query = rearrange(query, "b 1 (h e) -> b h 1 e", h=self.num_heads)
-        key, value = rearrange(key_value, "b n (two h e) -> two b h n e", two=2, h=self.num_heads).unbind(0)
-        x = F.scaled_dot_product_attention(query, key, value)
-        return self.proj(rearrange(x, "b h 1 e -> b (h e)"))
+        query_weight, key_weight, value_weight = rearrange(
+            self.qkv.weight, "(three h e) d -> three h e d", three=3, h=self.num_heads
+        ).unbind(0)
+        query_bias, _, value_bias = rearrange(
+            self.qkv.bias, "(three h e) -> three h e", three=3, h=self.num_heads
+        ).unbind(0)
+        query = einsum(tokens[:, 0], query_weight, "b d, h e d -> b h e") + query_bias
+        query = einsum(query, key_weight, "b h e, h e d -> b h d")
+        x = F.scaled_dot_product_attention(query, tokens, tokens, scale=value_weight.shape[1] ** -0.5)
+        x = einsum(x, value_weight, "b h d, h e d -> b h e") + value_bias
+        return self.proj(rearrange(x, "b h e -> b (h e)"))

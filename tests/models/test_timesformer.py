@@ -1,13 +1,15 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from transformers import TimesformerConfig, TimesformerForVideoClassification, TimesformerModel
 
 from diveparse.configs import BackboneConfig, HeadConfig, HeadKind, StemKind
@@ -261,13 +263,39 @@ def test_each_recomputed_block_keeps_less_for_the_gradient() -> None:
     assert kept[3] < 0.4 * kept[0]
 
 
+def mlp_run(block: DividedBlock, feed_forward: Callable[[Tensor], Tensor]) -> tuple[int, list[Tensor]]:
+    """Bytes kept for the gradient, and the result with every gradient."""
+    tokens = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = feed_forward(tokens)
+    return sum(kept.values()), [result, *torch.autograd.grad(result.square().sum(), [tokens, *block.mlp.parameters()])]
+
+
+def test_keeping_less_of_an_mlp_changes_no_bit(backbone: TimeSformer) -> None:
+    block = blocks_of(backbone)[0]
+    num_bytes, expected = mlp_run(block, lambda tokens: block.mlp(block.mlp_norm(tokens)))
+    fewer_bytes, found = mlp_run(block, block.feed_forward)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert num_bytes - fewer_bytes == 4 * (2 * 5) * 64  # the hidden layer after GELU
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, expected = mlp_run(block, lambda tokens: block.mlp(block.mlp_norm(tokens)))
+        _, found = mlp_run(block, block.feed_forward)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
 def test_the_blocks_after_the_frozen_ones_are_those_that_are_recomputed(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = tiny_backbone(depth=4, num_frozen_blocks=2, num_recomputed_blocks=1)
     recomputed = []
 
-    def spy(block: Any, *arguments: Any, use_reentrant: bool) -> Any:
+    def spy(block: Any, *arguments: Any, **options: Any) -> Any:
         recomputed.append(block)
-        return checkpoint(block, *arguments, use_reentrant=use_reentrant)
+        return checkpoint(block, *arguments, **options)
 
     checkpoint = timesformer.checkpoint
     monkeypatch.setattr(timesformer, "checkpoint", spy)
@@ -281,12 +309,18 @@ def test_the_blocks_after_the_frozen_ones_are_those_that_are_recomputed(monkeypa
 def test_projecting_twice_at_once_changes_nothing(backbone: TimeSformer) -> None:
     block = blocks_of(tiny_backbone(drop_path_rate=0.5))[1].train()
     block.load_state_dict(blocks_of(backbone)[1].state_dict())
-    x = torch.randn(6, 4, 16)
+    x = torch.randn(2, 4 * 3, 16)  # 4 frames of 3 patch sites, which are dropped for all frames or none
     torch.manual_seed(3)
-    at_once = block.project_twice(x)
+    at_once = rearrange(block.project_twice(x, num_sites=3), "b (t n) d -> (b n) t d", n=3)
     torch.manual_seed(3)
-    torch.testing.assert_close(at_once, block.time_proj(block.drop_path(block.time_attn.proj(x))))
-    assert torch.equal(at_once[at_once.std(dim=1).sum(-1) == 0][0, 0], block.time_proj.bias)  # a dropped site
+    apart = block.time_attn.proj(rearrange(x, "b (t n) d -> (b n) t d", n=3))
+    torch.testing.assert_close(at_once, block.time_proj(block.drop_path(apart)))
+    dropped = at_once.std(dim=1).sum(-1) == 0
+    assert 0 < dropped.sum() < 6
+    assert torch.equal(at_once[dropped][0, 0], block.time_proj.bias)
+    block.eval()
+    at_once = rearrange(block.project_twice(x, num_sites=3), "b (t n) d -> (b n) t d", n=3)
+    torch.testing.assert_close(at_once, block.time_proj(apart))
 
 
 def test_drop_path_acts_in_training_only_and_keeps_the_mean(backbone: TimeSformer) -> None:
