@@ -268,6 +268,7 @@ def _peak_on_gpu(name: str, task: str, setting: Setting, device: torch.device) -
 
 def _peak_on_cpu(name: str, task: str, setting: Setting) -> int:
     torch.set_num_threads(1)
+    give_back_what_is_freed()
     tiny = Setting(BackboneConfig(patch_size=8, embed_dim=8, depth=1, num_heads=1), 1, 8, 1)
     TASKS[task](BUILDERS[name][0](tiny), tiny.clips())  # what is loaded on first use is no model's own
     before = memory_kib("VmRSS")
@@ -298,6 +299,16 @@ def reset_peak() -> None:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+
+
+def give_back_what_is_freed() -> None:
+    """From now on a peak is that of tensors alive at once (Linux).
+
+    Left alone, glibc keeps what a process frees to use it again, in holes of which a fifth of the peak may be made; how
+    many differs from run to run by more than the models do.
+    """
+    m_mmap_threshold = -3  # malloc.h: whatever is larger gets pages of its own, which go when it is freed
+    ctypes.CDLL(None).mallopt(m_mmap_threshold, 2**18)
 
 
 def memory_kib(field: str) -> int:

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process for each measurement of memory takes seconds, which are mostly imports."""
     monkeypatch.setattr(speed, "in_a_fresh_process", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(speed, "give_back_what_is_freed", lambda: None)  # it would stay so in this process
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
     monkeypatch.setitem(speed.MATRIX_SIZE, "cpu", 64)
 

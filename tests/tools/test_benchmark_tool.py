@@ -51,6 +51,7 @@ def test_backbones_are_told_in_one_table_and_every_time_in_a_file(
 ) -> None:
     monkeypatch.setitem(main.__globals__["SETTINGS"], "small", TINY)
     monkeypatch.setattr(speed, "in_a_fresh_process", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(speed, "give_back_what_is_freed", lambda: None)  # it would stay so in this process
     monkeypatch.setitem(speed.MATRIX_SIZE, "cpu", 64)
     path = tmp_path / "backbone.json"
     assert main(["backbone", "--sizes", "small", "--repeats", "2", "--json", str(path)]) == 0
