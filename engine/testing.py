@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
 from diveparse.configs import Config, load_config
-from diveparse.datasets.atomic import write_json
+from diveparse.datasets.atomic import write_json, written_atomically
+from diveparse.datasets.dives import DiveSet
 from diveparse.datasets.rendered_set import is_rendered
 from diveparse.datasets.splits import evaluation_clips, scored_dives
 from diveparse.engine.checkpoint import count_updates_done
@@ -19,8 +21,8 @@ from diveparse.engine.device import choose_device
 from diveparse.engine.evaluate import evaluate
 from diveparse.engine.loading import build_clips, evaluation_batches, stored
 from diveparse.engine.logging import log_test
-from diveparse.engine.metrics import calibrated_metrics, compute_metrics
-from diveparse.engine.predictions import VALIDATION_PREFIX, save_predictions, write_predictions
+from diveparse.engine.metrics import calibrated_metrics, compute_metrics, confusion_matrix
+from diveparse.engine.predictions import VALIDATION_PREFIX, Predictions, save_predictions, write_predictions
 from diveparse.engine.run import CONFIG, MODEL_UPDATE, TRAINED, splits_from_cache
 from diveparse.models.classifier import DIVE, DiveClassifier
 
@@ -31,9 +33,9 @@ CHANGEABLE = ("data.root", "data.num_workers", "data.cache", "data.damaged", "te
 def evaluate_run(run: Path, overrides: list[str], *, split: str, again: bool = False) -> dict[str, Any]:
     """Evaluate a run's best model on its "test" or "val" split, write what it predicted and scored, return the scores.
 
-    Nothing is fitted or chosen here. The files are metrics.json, predictions.safetensors and predictions.csv; for "val"
-    their names begin with validation_, and with shuffled_ where clip.order=shuffled makes it the control of a run
-    trained in order.
+    Nothing is fitted or chosen here. The files are metrics.json, confusion.csv, predictions.safetensors and
+    predictions.csv; for "val" their names begin with validation_, and with shuffled_ where clip.order=shuffled makes it
+    the control of a run trained in order.
     Raises: ValueError if training has not ended, an option is not for testing, or the metrics are there already.
     """
     cfg, prefix = read_test_config(run, overrides, split)
@@ -68,11 +70,21 @@ def evaluate_run(run: Path, overrides: list[str], *, split: str, again: bool = F
     scores = {name: None if score == math.inf else score for name, score in scores.items()}  # JSON has no infinity
     save_predictions(run / f"{prefix}predictions.safetensors", predictions, dive_set)
     write_predictions(run / f"{prefix}predictions.csv", predictions, dive_set)
+    write_confusion(run / f"{prefix}confusion.csv", predictions, dive_set)
     if not prefix:
         log_test(run, cfg, scores, predictions, dive_set, num_updates)
     metrics = {**about, **scores}
     write_json(metrics_path, metrics)  # the last, since it says that the split has been tested
     return metrics
+
+
+def write_confusion(path: Path, predictions: Predictions, dive_set: DiveSet) -> None:
+    """Write how many clips of each dive, a row, were given each dive, a column, and how many an invalid answer."""
+    matrix = confusion_matrix(predictions.labels, predictions.decoded_labels, len(dive_set))
+    table = pd.DataFrame(matrix, columns=dive_set.numbers, index=pd.Index(dive_set.numbers, name="true_number"))
+    table["invalid"] = np.bincount(predictions.labels, minlength=len(dive_set)) - matrix.sum(axis=1)
+    with written_atomically(path) as temporary:
+        table.to_csv(temporary)
 
 
 def read_test_config(run: Path, overrides: list[str], split: str) -> tuple[Config, str]:
