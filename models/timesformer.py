@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from diveparse.models.attention import SelfAttention
 from diveparse.models.patch_embed import NUM_CHANNELS, ConvStem, PatchEmbed
 
 LAYER_NORM_EPS = 1e-6
+Result = TypeVar("Result")
 
 # b batch, t frames, n patches of one frame, d embed_dim; the tokens of a clip are the class token, then (t n)
 
@@ -75,20 +76,22 @@ class DividedBlock(nn.Module):
         nn.init.zeros_(self.time_proj.weight)
         nn.init.zeros_(self.time_proj.bias)
 
-    def forward(self, tokens: Tensor, num_frames: int) -> Tensor:
-        """tokens, result: (batch, 1 + frames * patches, embed_dim)."""
-        class_token, patches = tokens.split([1, tokens.shape[1] - 1], dim=1)
+    def forward(self, class_token: Tensor, patches: Tensor, num_frames: int) -> tuple[Tensor, Tensor]:
+        """Class tokens and patches come and go apart, so that norms find each of them in one piece of memory.
+
+        class_token, first result: (batch, 1, embed_dim). patches, second: (batch, frames * patches, embed_dim).
+        """
         patches = self.attend_over_time(patches, num_frames)
         x = self.space_attn(self.space_norm(self.frame_sequences(class_token, patches, num_frames)))
-        class_update, patch_update = self.drop_path(x).split([1, x.shape[1] - 1], dim=1)  # (b t) 1 d, (b t) n d
+        class_update, patch_update = split_class_token(self.drop_path(x))  # (b t) 1 d, (b t) n d
         class_token = class_token + reduce(class_update, "(b t) 1 d -> b 1 d", "mean", t=num_frames)
         patches = patches + rearrange(patch_update, "(b t) n d -> b (t n) d", t=num_frames)
-        tokens = torch.cat([class_token, patches], dim=1)
-        return tokens + self.drop_path(self.feed_forward(tokens))
+        x = self.drop_path(self.feed_forward(torch.cat([class_token, patches], dim=1)))
+        class_update, patch_update = split_class_token(x)
+        return class_token + class_update, patches + patch_update
 
-    def class_token(self, tokens: Tensor, num_frames: int) -> Tensor:
+    def class_token(self, class_token: Tensor, patches: Tensor, num_frames: int) -> Tensor:
         """The class token of `forward` alone: patches are read by it but not updated. Returns: (batch, embed_dim)."""
-        class_token, patches = tokens.split([1, tokens.shape[1] - 1], dim=1)
         patches = self.attend_over_time(patches, num_frames)
         x = self.space_attn.first_token(self.space_norm(self.frame_sequences(class_token, patches, num_frames)))
         x = class_token.squeeze(1) + reduce(self.drop_path(x), "(b t) d -> b d", "mean", t=num_frames)
@@ -125,6 +128,12 @@ class DividedBlock(nn.Module):
         """One sequence a frame: the clip's class token and the frame's patches. Returns: (batch * frames, 1 + n, d)."""
         frames = rearrange(patches, "b (t n) d -> (b t) n d", t=num_frames)
         return torch.cat([repeat(class_token, "b 1 d -> (b t) 1 d", t=num_frames), frames], dim=1)
+
+
+def split_class_token(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """tokens: (batch, 1 + length, embed_dim). Returns: (batch, 1, embed_dim), (batch, length, embed_dim)."""
+    class_token, others = tokens.split([1, tokens.shape[1] - 1], dim=1)
+    return class_token, others
 
 
 class TimeSformer(nn.Module):
@@ -211,24 +220,28 @@ class TimeSformer(nn.Module):
         The last block is left out even where it is frozen, since what of it is needed depends on who goes on.
         Returns: (batch, 1 + time * patches, embed_dim), for `class_feature` or `token_features` to go on with.
         """
-        return self.run_blocks(self.embed(clips), range(self.first_block_after_frozen))
+        return torch.cat(self.run_blocks(*self.embed(clips), range(self.first_block_after_frozen)), dim=1)
 
     def class_feature(self, frozen_tokens: Tensor) -> Tensor:
         """The rest of `forward`: the other blocks, the last of them for the class token alone."""
         last = len(self.blocks) - 1
-        tokens = self.run_blocks(frozen_tokens, range(self.first_block_after_frozen, last))
-        return self.norm(self.run(last, cast(DividedBlock, self.blocks[last]).class_token, tokens))
+        tokens = self.run_blocks(*split_class_token(frozen_tokens), range(self.first_block_after_frozen, last))
+        return self.norm(self.run(last, cast(DividedBlock, self.blocks[last]).class_token, *tokens))
 
     def token_features(self, frozen_tokens: Tensor) -> Tensor:
         """The rest of `tokens`."""
-        return self.norm(self.run_blocks(frozen_tokens, range(self.first_block_after_frozen, len(self.blocks))))
+        blocks = range(self.first_block_after_frozen, len(self.blocks))
+        return self.norm(torch.cat(self.run_blocks(*split_class_token(frozen_tokens), blocks), dim=1))
 
     @property
     def first_block_after_frozen(self) -> int:
         return min(self.num_frozen_blocks, len(self.blocks) - 1)
 
-    def embed(self, clips: Tensor) -> Tensor:
-        """Class token and patches, with their places in space and time. Returns: (batch, 1 + frames * patches, d)."""
+    def embed(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+        """Class token and patches, with their places in space and time.
+
+        Returns: (batch, 1, embed_dim), (batch, frames * patches, embed_dim).
+        """
         expected = (self.num_frames, NUM_CHANNELS, self.image_size, self.image_size)
         if clips.ndim != 5 or tuple(clips.shape[1:]) != expected:
             raise ValueError(
@@ -239,22 +252,24 @@ class TimeSformer(nn.Module):
             places = rearrange(self.time_embed, "1 t d -> t 1 d") + patch_embed  # (time, patches, embed_dim)
             patches = rearrange(self.patch_embed(clips) + places, "b t n d -> b (t n) d")
             class_token = repeat(self.class_token + class_embed, "1 1 d -> b 1 d", b=len(clips))
-            return torch.cat([class_token, patches], dim=1)
+            return class_token, patches
 
-    def run_blocks(self, tokens: Tensor, blocks: range) -> Tensor:
-        """Some of the blocks. tokens, result: (batch, 1 + time * patches, embed_dim)."""
+    def run_blocks(self, class_token: Tensor, patches: Tensor, blocks: range) -> tuple[Tensor, Tensor]:
+        """Some of the blocks. class_token: (batch, 1, embed_dim). patches: (batch, time * patches, embed_dim)."""
         for index in blocks:
-            tokens = self.run(index, self.blocks[index], tokens)
-        return tokens
+            class_token, patches = self.run(index, cast(DividedBlock, self.blocks[index]), class_token, patches)
+        return class_token, patches
 
-    def run(self, index: int, block: Callable[[Tensor, int], Tensor], tokens: Tensor) -> Tensor:
+    def run(
+        self, index: int, block: Callable[[Tensor, Tensor, int], Result], class_token: Tensor, patches: Tensor
+    ) -> Result:
         """A block, or what of it is needed, with as much kept for the gradient as the config says."""
         with self.keep_activations_of(index):
             recomputed = index < self.num_frozen_blocks + self.config.num_recomputed_blocks
             if recomputed and torch.is_grad_enabled():
-                result: Tensor = checkpoint(block, tokens, self.num_frames, use_reentrant=False)
+                result: Result = checkpoint(block, class_token, patches, self.num_frames, use_reentrant=False)
                 return result
-            return block(tokens, self.num_frames)
+            return block(class_token, patches, self.num_frames)
 
     def keep_activations_of(self, block: int) -> AbstractContextManager[None]:
         """Frozen blocks need no gradient, so that nothing is kept for one: less memory, less time."""
