@@ -25,7 +25,9 @@ def attribute_targets(labels: Tensor, slots: Tensor) -> dict[str, Tensor]:
     """
     if labels.ndim == 1:
         return dict(zip(ATTRIBUTES, slots[:, labels], strict=True))
-    return {name: labels @ F.one_hot(row).to(labels.dtype) for name, row in zip(ATTRIBUTES, slots, strict=True)}
+    sizes = (slots.amax(dim=1) + 1).tolist()  # asked for once: on a GPU each asking waits for it
+    rows = zip(ATTRIBUTES, slots, sizes, strict=True)
+    return {name: labels @ F.one_hot(row, size).to(labels.dtype) for name, row, size in rows}
 
 
 def earth_mover_distance(log_probs: Tensor, targets: Tensor, values: Sequence[int]) -> Tensor:

@@ -61,6 +61,7 @@ class SelfAttention(nn.Module):
         ).unbind(0)
         query = einsum(tokens[:, 0], query_weight, "b d, h e d -> b h e") + query_bias
         query = einsum(query, key_weight, "b h e, h e d -> b h d")
-        x = F.scaled_dot_product_attention(query, tokens, tokens, scale=value_weight.shape[1] ** -0.5)
-        x = einsum(x, value_weight, "b h d, h e d -> b h e") + value_bias
+        tokens = tokens[:, None]  # one head, whose queries are those of all: four axes are what fast kernels take
+        x = F.scaled_dot_product_attention(query[:, None], tokens, tokens, scale=value_weight.shape[1] ** -0.5)
+        x = einsum(x[:, 0], value_weight, "b h d, h e d -> b h e") + value_bias
         return self.proj(rearrange(x, "b h e -> b (h e)"))

@@ -37,10 +37,13 @@ class LinearOfGelu(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """x: (..., from). weight: (to, from). bias: (to). Returns: (..., to)."""
-        ctx.save_for_backward(x, weight)
         return F.linear(F.gelu(x), weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
 
     @staticmethod
     @once_differentiable
@@ -121,7 +124,10 @@ class DividedBlock(nn.Module):
 
     def feed_forward(self, tokens: Tensor) -> Tensor:
         """The MLP, after its norm. tokens, result: (..., embed_dim)."""
-        result: Tensor = LinearOfGelu.apply(self.mlp.fc1(self.mlp_norm(tokens)), self.mlp.fc2.weight, self.mlp.fc2.bias)
+        tokens = self.mlp_norm(tokens)
+        if not torch.is_grad_enabled():
+            return self.mlp(tokens)
+        result: Tensor = LinearOfGelu.apply(self.mlp.fc1(tokens), self.mlp.fc2.weight, self.mlp.fc2.bias)
         return result
 
     def frame_sequences(self, class_token: Tensor, patches: Tensor, num_frames: int) -> Tensor:

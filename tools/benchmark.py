@@ -18,6 +18,7 @@ from dataclasses import asdict, replace
 from fractions import Fraction
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -49,6 +50,7 @@ from diveparse.engine.speed import (
     COMPILED,
     GPU_BATCH_SIZE,
     OURS,
+    PRECISIONS,
     SETTINGS,
     Measurement,
     Setting,
@@ -127,7 +129,9 @@ def main(argv: list[str] | None = None) -> int:
     backbone.add_argument("--sizes", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="(all three)")
     backbone.add_argument("--repeats", type=int, default=9, help="of every model, in rotated order (9)")
     backbone.add_argument("--json", type=Path, metavar="FILE", help="write every time that was measured")
-    memory = commands.add_parser("memory", help="of an update of ViT-B/16 by AdamW, in fp32 on the CPU")
+    memory = commands.add_parser(
+        "memory", help="of an update of ViT-B/16 by AdamW, in fp32 on the CPU and bf16 on a GPU"
+    )
     memory.add_argument("--frames", type=int, default=24, help="of a clip (24)")
     memory.add_argument("--size", type=int, default=224, help="height and width, pixels (224)")
     memory.add_argument("--batch-size", type=int, default=2, help="clips in a forward pass (2)")
@@ -159,21 +163,28 @@ def run_loading(args: argparse.Namespace) -> None:
 
 
 def run_backbone(args: argparse.Namespace) -> None:
-    measured = []
-    devices = [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])
+    measured: list[dict[str, Any]] = []
+    if args.json:
+        write_json(args.json, measured)  # now, so that a path that cannot be written is told before hours of measuring
+    devices = [torch.device("cuda")] if torch.cuda.is_available() else []
+    devices.append(torch.device("cpu"))  # last, since it takes longest
     for device in devices:
         for size in args.sizes:
             setting = SETTINGS[size] if device.type == "cpu" else replace(SETTINGS[size], batch_size=GPU_BATCH_SIZE)
-            measurements, peak = measure_backbone(setting, args.repeats, device)
+            try:
+                measurements, peak = measure_backbone(setting, args.repeats, device)
+            except torch.OutOfMemoryError as error:
+                raise ValueError(f"{size}: {device} has too little memory for {setting}") from error
             where = "one core, fp32" if device.type == "cpu" else f"{torch.cuda.get_device_name(device)}, bf16"
             print(f"{where}, {args.repeats} repeats: {setting}\n\n{backbone_table(measurements, setting)}\n")
-            print(f"a product of two large matrices: {peak / 1e9:.1f} GFLOP/s\n")
+            print(f"a product of two large matrices: {peak / 1e9:.1f} GFLOP/s\n", flush=True)
             about = {"size": size, "setting": str(setting), "where": where, "peak_flops_per_s": peak}
             measured.append(about | {"measurements": [asdict(each) for each in measurements]})
+            if args.json:
+                write_json(args.json, {"environment": describe_environment(seed=0), "measured": measured})
     missing = [name for name, (_, package) in BUILDERS.items() if not is_installed(package)]
+    print("memory: the peak of what lives at once, where what is freed is given back at the same moment")
     print(f"not installed: {', '.join(missing) or 'none'}; on a GPU: {'measured' if devices[1:] else 'not measured'}")
-    if args.json:
-        write_json(args.json, {"environment": describe_environment(seed=0), "measured": measured})
 
 
 def backbone_table(measurements: list[Measurement], setting: Setting) -> str:
@@ -212,8 +223,10 @@ def backbone_table(measurements: list[Measurement], setting: Setting) -> str:
 
 def run_memory(args: argparse.Namespace) -> None:
     setting = Setting(BackboneConfig(num_recomputed_blocks=args.recomputed), args.frames, args.size, args.batch_size)
-    peak = peak_of_training(setting)
-    print(f"{setting}, {args.recomputed} blocks recomputed: an update by AdamW in fp32 takes {peak / 2**30:.2f} GiB")
+    for device in ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]:
+        peak = peak_of_training(setting, torch.device(device)) / 2**30
+        about = f"{setting}, {args.recomputed} blocks recomputed: an update by AdamW in {PRECISIONS[device].value}"
+        print(f"{about} on {device} takes {peak:.2f} GiB", flush=True)
 
 
 def reencode(video: Path, target: Path, height: int) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import pytest
 import torch
+from einops import rearrange
 
 from diveparse.models.attention import SelfAttention
 
@@ -21,6 +23,15 @@ def test_attention_is_the_softmax_weighted_mean_of_the_values_head_by_head() -> 
         weights = torch.einsum("bqe,bke->bqk", q, k).div(4**0.5).softmax(-1)
         by_head.append(torch.einsum("bqk,bke->bqe", weights, v))
     torch.testing.assert_close(attention(tokens), attention.proj(torch.cat(by_head, -1)))
+
+
+@pytest.mark.parametrize("num_interleaved", [1, 2, 7])
+def test_interleaved_sequences_are_mixed_as_if_they_lay_apart(num_interleaved: int) -> None:
+    attention, _ = attention_and_tokens()
+    tokens = torch.randn(5, 7 * num_interleaved, 12)
+    apart = rearrange(tokens, "b (n s) d -> (b s) n d", s=num_interleaved)
+    expected = rearrange(attention.mix(apart), "(b s) n d -> b (n s) d", s=num_interleaved)
+    torch.testing.assert_close(attention.mix(tokens, num_interleaved=num_interleaved), expected)
 
 
 def test_the_first_token_alone_gets_what_it_gets_among_all() -> None:

@@ -78,9 +78,10 @@ def in_huggingface_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def copy_into_huggingface(backbone: TimeSformer, peer: TimesformerModel) -> None:
+def copy_into_huggingface(backbone: TimeSformer, peer: TimesformerModel, *, qkv_bias: bool = True) -> None:
     """Give `peer` the weights of `backbone`; strict, so that none is left over on either side."""
-    state = in_huggingface_names(backbone.state_dict())
+    weights = {name: weight for name, weight in backbone.state_dict().items() if qkv_bias or "qkv.bias" not in name}
+    state = in_huggingface_names(weights)
     kernel = "embeddings.patch_embeddings.projection.weight"
     state[kernel] = state[kernel].reshape(peer.state_dict()[kernel].shape)
     peer.load_state_dict(state, strict=True)
@@ -128,13 +129,19 @@ def test_features_and_gradients_equal_huggingface_with_the_same_weights(
     assert (ours.grad - theirs.grad).norm() <= 1e-5 * theirs.grad.norm()
 
 
-def test_logits_and_the_gradient_of_every_weight_equal_those_of_huggingfaces_classifier() -> None:
+@pytest.mark.parametrize("qkv_bias", [True, False])
+def test_logits_and_the_gradient_of_every_weight_equal_those_of_huggingfaces_classifier(qkv_bias: bool) -> None:
     backbone = tiny_backbone(num_frames=3, image_size=24, embed_dim=24, depth=3, num_heads=4)
     randomise(backbone)
+    if not qkv_bias:
+        for block in blocks_of(backbone):
+            nn.init.zeros_(block.time_attn.qkv.bias)
+            nn.init.zeros_(block.space_attn.qkv.bias)
     sizes = {"num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 24, "intermediate_size": 96}
     config = TimesformerConfig(image_size=24, patch_size=PATCH_SIZE, num_frames=3, num_labels=len(DIVING48), **sizes)
+    config.qkv_bias = qkv_bias
     peer = TimesformerForVideoClassification(config)
-    copy_into_huggingface(backbone, peer.timesformer)
+    copy_into_huggingface(backbone, peer.timesformer, qkv_bias=qkv_bias)
     head = FlatHead(24, DIVING48, HeadConfig(kind=HeadKind.FLAT))
     randomise(head)
     peer.classifier.load_state_dict(head.linear.state_dict())
@@ -143,7 +150,9 @@ def test_logits_and_the_gradient_of_every_weight_equal_those_of_huggingfaces_cla
     torch.testing.assert_close(logits, peer_outputs.logits, rtol=1e-5, atol=1e-5)
     F.cross_entropy(logits, labels).backward()
     peer_outputs.loss.backward()
-    gradients = {name: parameter.grad for name, parameter in backbone.named_parameters()}
+    gradients = {
+        name: parameter.grad for name, parameter in backbone.named_parameters() if qkv_bias or "qkv.bias" not in name
+    }
     peer_gradients = {name: parameter.grad for name, parameter in peer.timesformer.named_parameters()}
     assert in_huggingface_names(gradients).keys() == peer_gradients.keys()
     for name, gradient in in_huggingface_names(gradients).items():
@@ -323,7 +332,28 @@ def test_projecting_twice_at_once_changes_nothing(backbone: TimeSformer) -> None
     torch.testing.assert_close(at_once, block.time_proj(apart))
 
 
-def test_drop_path_acts_in_training_only_and_keeps_the_mean(backbone: TimeSformer) -> None:
+def test_paths_are_dropped_as_the_authors_do_a_sequence_of_each_branch_at_a_time() -> None:
+    num_frames, num_sites = 4, 3
+    block = blocks_of(tiny_backbone(drop_path_rate=0.5))[1].train()
+    randomise(block)
+    class_token, patches = torch.randn(2, 1, 16), torch.randn(2, num_frames * num_sites, 16)
+    torch.manual_seed(7)
+    found = torch.cat(block(class_token, patches, num_frames), dim=1)
+
+    torch.manual_seed(7)
+    x = rearrange(patches, "b (t n) d -> (b n) t d", t=num_frames)
+    x = block.time_proj(block.drop_path(block.time_attn(block.time_norm(x))))
+    patches = patches + rearrange(x, "(b n) t d -> b (t n) d", n=num_sites)
+    frames = rearrange(patches, "b (t n) d -> (b t) n d", t=num_frames)
+    x = torch.cat([class_token.repeat_interleave(num_frames, dim=0), frames], dim=1)
+    x = block.drop_path(block.space_attn(block.space_norm(x)))
+    class_token = class_token + x[:, :1].unflatten(0, (2, num_frames)).mean(dim=1)
+    patches = patches + rearrange(x[:, 1:], "(b t) n d -> b (t n) d", t=num_frames)
+    tokens = torch.cat([class_token, patches], dim=1)
+    torch.testing.assert_close(found, tokens + block.drop_path(block.mlp(block.mlp_norm(tokens))))
+
+
+def test_drop_path_acts_in_training_only(backbone: TimeSformer) -> None:
     dropping = tiny_backbone(drop_path_rate=0.5).eval()
     dropping.load_state_dict(backbone.state_dict())
     clips = random_clips(backbone, batch=1)

@@ -4,6 +4,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
 
 from diveparse.configs import BackboneConfig
 from diveparse.engine import speed
@@ -67,13 +68,13 @@ def test_backbones_are_told_in_one_table_and_every_time_in_a_file(
 def test_the_memory_of_an_update_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     asked: list[speed.Setting] = []
 
-    def peak_of_training(setting: speed.Setting) -> int:
+    def peak_of_training(setting: speed.Setting, device: torch.device) -> int:
         asked.append(setting)
         return 3 * 2**29
 
     monkeypatch.setitem(main.__globals__, "peak_of_training", peak_of_training)
     assert main(["memory", "--frames", "16", "--batch-size", "3", "--recomputed", "5"]) == 0
-    assert "takes 1.50 GiB" in capsys.readouterr().out
+    assert "in fp32 on cpu takes 1.50 GiB" in capsys.readouterr().out
     assert (asked[0].num_frames, asked[0].batch_size, asked[0].backbone.num_recomputed_blocks) == (16, 3, 5)
 
 

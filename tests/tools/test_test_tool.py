@@ -50,7 +50,9 @@ def test_the_test_split_is_predicted_and_scored_in_the_run_folder(run, tiny_root
     assert metrics["nll"] == pytest.approx(-table.log_prob_true.mean())
     confusion = pd.read_csv(run / "confusion.csv", index_col="true_number")
     assert confusion.columns.tolist() == [*DIVING48.numbers, "invalid"]
-    assert confusion.sum(axis=1).to_dict() == {number: (table.true_number == number).sum() for number in DIVING48.numbers}
+    assert confusion.sum(axis=1).to_dict() == {
+        number: (table.true_number == number).sum() for number in DIVING48.numbers
+    }
     for true_number, predicted_number in zip(table.true_number, table.predicted_number, strict=True):
         assert confusion.loc[true_number, predicted_number] > 0
     assert np.trace(confusion.to_numpy()) == (table.predicted_number == table.true_number).sum()
