@@ -221,7 +221,8 @@ class TrainConfig(OptimConfig):
     num_stored_views: int = 0  # of each clip, taken through the frozen blocks once and stored; 0: anew at every step
     mixup_alpha: float = 0.0  # blend each clip with another, by a share drawn from Beta(alpha, alpha); 0: never
     cutmix_alpha: float = 0.0  # instead cut a box out of another clip; with both, either is as likely for a batch
-    ema_decay: float = 0.0  # of the moving average of the weights that is evaluated and kept; 0: the weights themselves
+    # of the moving average of the weights that is evaluated and kept, reached gradually; 0: the weights themselves
+    ema_decay: float = 0.0
     precision: Precision = Precision.FP32
     compile: bool = False  # compile what makes features of clips, on a GPU
     checkpoint_every: int = 100  # updates between checkpoints; every epoch ends with one too

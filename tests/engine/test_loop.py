@@ -286,7 +286,7 @@ def test_the_average_of_the_weights_is_what_is_evaluated_and_kept(tiny_experimen
     run = train(load_config(tiny_experiment, ["train.num_epochs=1", "train.ema_decay=0.6"]))
     expected = weights_after[0]  # the first update is all that the average knows
     for number, new in enumerate(weights_after[1:], start=1):
-        decay = min(0.6, 1 - (1 + number) ** (-2 / 3))
+        decay = min(0.6, 1 - (1 + number) ** (-3 / 4))
         expected = {name: decay * expected[name] + (1 - decay) * new[name] for name in new}
     kept = DiveClassifier.load(run).state_dict()
     for name, tensor in kept.items():
