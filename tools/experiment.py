@@ -46,8 +46,8 @@ def main(argv: list[str] | None = None) -> int:
             missing, failed, begun = missing_cells(needed), [], time.monotonic()
             print(f"{path}: {len(needed) - len(missing)} of {len(needed)} cells are done")
             store_inputs(missing)
-            cells = run_cells(missing, args.jobs)
-            bar = tqdm(cells, total=len(missing), unit="cell", mininterval=0.1, disable=not missing)
+            done = run_cells(missing, args.jobs)
+            bar = tqdm(done, total=len(missing), unit="cell", mininterval=0.1, disable=not missing)
             for cell, well in bar:
                 if not well:
                     failed.append(cell)
