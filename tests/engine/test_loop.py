@@ -103,8 +103,7 @@ def test_every_arm_draws_its_curves_under_the_same_tags(tiny_experiment, kind):
     )
 
 
-@pytest.mark.parametrize("kind", [HeadKind.FLAT, HeadKind.JOINT])
-@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+@pytest.mark.parametrize(("kind", "optimizer"), [(HeadKind.FLAT, "adam"), (HeadKind.JOINT, "adamw")])
 def test_training_learns_a_handful_of_clips_by_heart(tiny_experiment, kind, optimizer):
     sizes = ["train.num_epochs=12", "train.batch_size=8", "train.accumulation_steps=1", "train.checkpoint_every=99"]
     chosen = [f"head.kind={kind.value}", f"train.optimizer={optimizer}", "train.learning_rate=0.01"]
@@ -115,8 +114,12 @@ def test_training_learns_a_handful_of_clips_by_heart(tiny_experiment, kind, opti
     assert max(drawn["val/top1"].values()) == 1.0  # the colour tells the dive, whatever the source
 
 
-@pytest.mark.parametrize("step", [1, 4, 6])  # before any checkpoint, at an epoch's end, after one
-@pytest.mark.parametrize("options", [[], ["train.ema_decay=0.9", "train.mixup_alpha=0.8", "train.cutmix_alpha=1.0"]])
+AVERAGED_AND_MIXED = ["train.ema_decay=0.9", "train.mixup_alpha=0.8", "train.cutmix_alpha=1.0"]
+
+
+@pytest.mark.parametrize(  # before any checkpoint, at an epoch's end, after one
+    ("step", "options"), [(1, []), (4, []), (6, []), (6, AVERAGED_AND_MIXED)]
+)
 def test_resuming_after_a_stop_equals_not_stopping(tiny_experiment, monkeypatch, step, options, assert_same_run):
     cfg = load_config(tiny_experiment, options)
     whole = train(replace(cfg, name="whole"))
