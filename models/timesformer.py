@@ -25,6 +25,7 @@ from diveparse.models.attention import SelfAttention
 from diveparse.models.patch_embed import NUM_CHANNELS, ConvStem, PatchEmbed
 
 LAYER_NORM_EPS = 1e-6
+NUM_CACHED_ROWS = 1024  # of an MLP at a time: what it makes of them between its products stays in the cache of a CPU
 Result = TypeVar("Result")
 
 # b batch, t frames, n patches of one frame, d embed_dim; the tokens of a clip are the class token, then (t n)
@@ -124,11 +125,13 @@ class DividedBlock(nn.Module):
 
     def feed_forward(self, tokens: Tensor) -> Tensor:
         """The MLP, after its norm. tokens, result: (..., embed_dim)."""
-        tokens = self.mlp_norm(tokens)
-        if not torch.is_grad_enabled():
-            return self.mlp(tokens)
-        result: Tensor = LinearOfGelu.apply(self.mlp.fc1(tokens), self.mlp.fc2.weight, self.mlp.fc2.bias)
-        return result
+        if torch.is_grad_enabled():
+            hidden = self.mlp.fc1(self.mlp_norm(tokens))
+            result: Tensor = LinearOfGelu.apply(hidden, self.mlp.fc2.weight, self.mlp.fc2.bias)
+            return result
+        rows = tokens.flatten(0, -2)
+        pieces = rows.split(NUM_CACHED_ROWS if tokens.is_cpu else len(rows))
+        return torch.cat([self.mlp(self.mlp_norm(piece)) for piece in pieces]).view_as(tokens)
 
     def frame_sequences(self, class_token: Tensor, patches: Tensor, num_frames: int) -> Tensor:
         """One sequence a frame: the clip's class token and the frame's patches. Returns: (batch * frames, 1 + n, d)."""

@@ -298,6 +298,17 @@ def test_keeping_less_of_an_mlp_changes_no_bit(backbone: TimeSformer) -> None:
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
+def test_an_mlp_a_piece_at_a_time_changes_nothing(backbone: TimeSformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timesformer, "NUM_CACHED_ROWS", 4)
+    block, sizes = blocks_of(backbone)[0], []
+    block.mlp.register_forward_pre_hook(lambda _, pieces: sizes.append(len(pieces[0])))
+    tokens = torch.randn(2, 5, 16)
+    with torch.no_grad():
+        pieces = block.feed_forward(tokens)
+    assert sizes == [4, 4, 2]
+    torch.testing.assert_close(pieces, block.feed_forward(tokens), rtol=0, atol=1e-6)
+
+
 def test_the_blocks_after_the_frozen_ones_are_those_that_are_recomputed(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = tiny_backbone(depth=4, num_frozen_blocks=2, num_recomputed_blocks=1)
     recomputed = []
