@@ -277,7 +277,7 @@ def _file_name(title: str) -> str:
 
 def _mean_and_spread(values: list[float]) -> str:
     spread = spread_over_seeds(values)
-    return f"{np.mean(values):.3f}" + (f" ± {spread:.3f}" if spread is not None and np.isfinite(spread) else "")
+    return f"{np.mean(values):.3f}" + (f" ± {spread:.3f}" if spread is not None else "")
 
 
 def _interval(estimate: Estimate, sign: str) -> str:

@@ -189,8 +189,8 @@ def sign_flip_p_value(
 
 
 def spread_over_seeds(values: Sequence[float]) -> float | None:
-    """Sample standard deviation over seeds, or None where one seed cannot tell."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+    """Sample standard deviation over seeds, or None where one seed cannot tell or a loss is infinite."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 and np.isfinite(values).all() else None
 
 
 def _sum(totals: Any, axis: int) -> Any:

@@ -155,6 +155,7 @@ def test_combined_p_value_is_one_seeds_own_and_never_above_one():
 
 def test_one_seed_has_no_spread():
     assert spread_over_seeds([0.5]) is None
+    assert spread_over_seeds([0.5, float("inf")]) is None
     assert spread_over_seeds([0.4, 0.5, 0.6]) == pytest.approx(0.1)
 
 
