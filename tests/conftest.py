@@ -8,8 +8,13 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
+from diveparse.configs import load_config
 from diveparse.datasets.dives import DIVING48
+from diveparse.datasets.rendered_set import ClassCounts, RenderSettings, render_data_set
+from diveparse.engine import logging as engine_logging
+from diveparse.engine.loop import train
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -19,6 +24,7 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != RO
 
 TINY_LABELS = (0, 5, 20, 41)  # four dives that differ in every attribute
 TINY_COLORS = ((200, 20, 20), (20, 200, 20), (20, 20, 200), (150, 150, 150))
+SMALL_SET = RenderSettings(num_train_clips=47, num_test_clips=47, height=48, test_counts=ClassCounts.BALANCED.value)
 TINY_EXPERIMENT = """\
 name: tiny
 arm: joint
@@ -82,6 +88,39 @@ def write_tiny_video(path: Path, color: tuple[int, int, int], *, seed: int, num_
 @pytest.fixture
 def tiny_experiment(tmp_path: Path, tiny_root: Path) -> Path:
     """A config file that trains a tiny model on `tiny_root` into `tmp_path/runs`: two epochs of four updates."""
-    path = tmp_path / "tiny.yaml"
-    path.write_text(TINY_EXPERIMENT.format(runs=tmp_path / "runs", root=tiny_root))
+    return write_tiny_experiment(tmp_path, tiny_root)
+
+
+def write_tiny_experiment(folder: Path, root: Path) -> Path:
+    path = folder / "tiny.yaml"
+    path.write_text(TINY_EXPERIMENT.format(runs=folder / "runs", root=root))
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> Path:
+    """A run of the tiny experiment, one epoch long, that has ended; to be copied, not changed."""
+    experiment = write_tiny_experiment(tmp_path_factory.mktemp("tiny"), tiny_root)
+    with pytest.MonkeyPatch.context() as patch:
+        draw_quickly(patch)
+        return train(load_config(experiment, ["train.num_epochs=1"]))
+
+
+@pytest.fixture(scope="session")
+def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set of rendered dives, a clip of each live dive for training and one for testing: `SMALL_SET`."""
+    root = tmp_path_factory.mktemp("rendered")
+    for _ in render_data_set(root, SMALL_SET, num_workers=2):
+        pass
+    return root
+
+
+@pytest.fixture
+def quick_training_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing 48 x 48 cells takes longer than training the tiny model; what is drawn has its own tests."""
+    draw_quickly(monkeypatch)
+
+
+def draw_quickly(patch: pytest.MonkeyPatch) -> None:
+    for name in ("confusion_figure", "class_count_figure"):
+        patch.setattr(engine_logging, name, lambda *_, **__: Figure(figsize=(1, 1)))

@@ -3,12 +3,10 @@ import math
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from scipy.special import log_softmax
 
 from diveparse.configs import load_config
 from diveparse.datasets.dives import ATTRIBUTES, DIVING48
-from diveparse.engine import logging as engine_logging
 from diveparse.engine import loop
 from diveparse.engine.calibration import (
     HIGHEST_TEMPERATURE,
@@ -110,7 +108,9 @@ def test_dives_and_each_attribute_get_a_temperature_of_their_own():
     assert len(set(temperatures.values())) == 5
 
 
-def test_training_fits_the_kept_model_on_validation_and_testing_scores_it_with_that(tiny_experiment, monkeypatch):
+def test_training_fits_the_kept_model_on_validation_and_testing_scores_it_with_that(
+    tiny_experiment, quick_training_figures, monkeypatch
+):
     fitted, honest = [], loop.fit_temperatures
 
     def spy(predictions, dive_set):
@@ -118,8 +118,6 @@ def test_training_fits_the_kept_model_on_validation_and_testing_scores_it_with_t
         fitted.append((predictions, temperatures))
         return temperatures
 
-    for name in ("confusion_figure", "class_count_figure"):
-        monkeypatch.setattr(engine_logging, name, lambda *_, **__: Figure(figsize=(1, 1)))
     monkeypatch.setattr(loop, "fit_temperatures", spy)
     run = loop.train(load_config(tiny_experiment, ["train.num_epochs=1"]))
     ((predictions, temperatures),) = fitted

@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from diveparse.configs import Config, DataConfig, HeadKind
 from diveparse.datasets.dives import DIVING48
 from diveparse.datasets.diving48 import read_split
-from diveparse.engine import logging as engine_logging
 from diveparse.engine import report
 from diveparse.engine import stored as engine_stored
 from diveparse.engine.comparison import SCORES
@@ -258,7 +257,7 @@ def refuse_to_store(*arguments: object) -> None:
     raise AssertionError(f"something was left to store: {arguments}")
 
 
-def test_what_cells_read_in_common_is_stored_before_they_run(new_folder, monkeypatch):
+def test_what_cells_read_in_common_is_stored_before_they_run(new_folder, quick_training_figures, monkeypatch):
     frozen = "backbone.num_frozen_blocks=1 train.num_stored_views=2"
     write_experiment_file(TINY, ARMS)
     cfg = cells_of(TINY)[0].config
@@ -270,8 +269,6 @@ def test_what_cells_read_in_common_is_stored_before_they_run(new_folder, monkeyp
     folders = sorted(len(list(folder.iterdir())) for folder in Path("clips.cache").iterdir())
     assert folders == [24, 16 + 12]  # training, and validation and test: whichever head is to read them
     monkeypatch.setattr(engine_stored, "_store", refuse_to_store)
-    for name in ("confusion_figure", "class_count_figure"):
-        monkeypatch.setattr(engine_logging, name, lambda *_, **__: Figure(figsize=(1, 1)))
     run = train(cells[0].config)
     assert evaluate_run(run, [], split="test")["num_clips"] == 12
     store_inputs(cells)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from matplotlib.figure import Figure
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -14,22 +13,16 @@ from diveparse.configs import Config, HeadKind, Precision, load_config, save_con
 from diveparse.datasets.cache import CacheKind, CacheSettings, build_cache
 from diveparse.datasets.diving48 import read_split
 from diveparse.datasets.splits import split_by_source
-from diveparse.engine import logging as engine_logging
 from diveparse.engine import loop
 from diveparse.engine.loop import NonFiniteError, train
 from diveparse.engine.run import splits_from_cache
 from diveparse.heads.attributes import JointHeads
 from diveparse.models.classifier import DiveClassifier
 
+pytestmark = pytest.mark.usefixtures("quick_training_figures")
+
 CLIP = r"tinysourc\d\d_\d{5}"
 NUM_STEPS = 8  # of the tiny experiment: two epochs of four updates
-
-
-@pytest.fixture(autouse=True)
-def quick_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing 48 x 48 cells takes longer than training the tiny model; what is drawn has its own tests."""
-    for name in ("confusion_figure", "class_count_figure"):
-        monkeypatch.setattr(engine_logging, name, lambda *_, **__: Figure(figsize=(1, 1)))
 
 
 def curves(run: Path) -> dict[str, dict[int, float]]:

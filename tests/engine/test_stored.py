@@ -8,7 +8,6 @@ from zlib import crc32
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from diveparse.configs import Config, Precision, load_config
@@ -17,7 +16,6 @@ from diveparse.datasets.dives import DIVING48
 from diveparse.datasets.diving48 import ClipRecord, read_split
 from diveparse.datasets.splits import evaluation_clips, training_clips
 from diveparse.datasets.video import VideoError
-from diveparse.engine import logging as engine_logging
 from diveparse.engine import loop
 from diveparse.engine.evaluate import evaluate
 from diveparse.engine.loading import build_clips, evaluation_batches, features_of, stored, training_batches
@@ -29,15 +27,10 @@ from diveparse.models import TimeSformer, build_classifier, load_backbone, save_
 from diveparse.models.classifier import DiveClassifier
 from diveparse.models.timesformer import build_backbone
 
+pytestmark = pytest.mark.usefixtures("quick_training_figures")
+
 NUM_VIEWS = 3
 FP16 = {"rtol": 2**-10, "atol": 1e-6}  # what rounding to half precision may change
-
-
-@pytest.fixture(autouse=True)
-def quick_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing 48 x 48 cells takes longer than training the tiny model; what is drawn has its own tests."""
-    for name in ("confusion_figure", "class_count_figure"):
-        monkeypatch.setattr(engine_logging, name, lambda *_, **__: Figure(figsize=(1, 1)))
 
 
 @pytest.fixture

@@ -19,36 +19,32 @@ from diveparse.datasets.video import probe
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "prepare.py"
 main = runpy.run_path(str(TOOL))["main"]
-FEW_CLIPS = ("--train-clips", 47, "--test-clips", 47, "--height", 48, "--workers", 2)
-
-
-def prepare(*args: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(TOOL), *map(str, args)], capture_output=True, text=True, check=False)
+SMALL = ("--train-clips", 47, "--test-clips", 47, "--test-counts", "balanced", "--height", 48, "--workers", 2)
 
 
 def call(*args: object) -> subprocess.CompletedProcess[str]:
-    """As `prepare`, in this process: what imports cost is then paid once."""
+    """The command, in this process: what imports cost is then paid once."""
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         code = main([str(arg) for arg in args])
     return subprocess.CompletedProcess(args, code, out.getvalue(), err.getvalue())
 
 
-@pytest.fixture(scope="module")
-def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A set of rendered dives, made by the command as a user runs it."""
-    root = tmp_path_factory.mktemp("rendered") / "set"
-    first = prepare("synthetic", "--out", root, *FEW_CLIPS)
+def test_synthetic_renders_what_is_missing_of_a_set_and_a_second_call_finds_it_done(
+    small_set: Path, tmp_path: Path
+) -> None:
+    whole = {path.name: path.read_bytes() for path in (small_set / "rgb").iterdir()}
+    root = Path(shutil.copytree(small_set, tmp_path / "set"))
+    for name in sorted(whole)[:6]:
+        (root / "rgb" / name).unlink()
+    first = call("synthetic", "--out", root, *SMALL)
     assert first.returncode == 0, first.stderr
     assert "rendering" in first.stderr  # the bar
-    return root
-
-
-def test_synthetic_renders_a_set_and_a_second_call_finds_it_done(rendered: Path) -> None:
-    files = {path: path.stat().st_mtime_ns for path in (rendered / "rgb").iterdir()}
-    assert len(read_split(rendered, "train")) == 47
-    assert call("synthetic", "--out", rendered, *FEW_CLIPS).returncode == 0
-    assert files == {path: path.stat().st_mtime_ns for path in (rendered / "rgb").iterdir()}
+    assert whole == {path.name: path.read_bytes() for path in (root / "rgb").iterdir()}
+    assert len(read_split(root, "train")) == 47
+    files = {path: path.stat().st_mtime_ns for path in (root / "rgb").iterdir()}
+    assert call("synthetic", "--out", root, *SMALL).returncode == 0
+    assert files == {path: path.stat().st_mtime_ns for path in (root / "rgb").iterdir()}
 
 
 @pytest.mark.parametrize("number", ["626C", "6243D", "113B", "1011C"])
@@ -147,9 +143,9 @@ def test_a_sheet_is_a_picture_of_rows(tmp_path: Path) -> None:
 
 
 def test_diving48_says_in_one_screen_and_by_its_exit_code_whether_a_data_set_is_fit(
-    rendered: Path, tmp_path: Path
+    small_set: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(rendered, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(small_set, tmp_path, dirs_exist_ok=True)
     fit = call("diving48", tmp_path, "--workers", 2, "--cache", "none")
     assert fit.returncode == 0, fit.stdout + fit.stderr
     assert "47 of 47" in fit.stdout

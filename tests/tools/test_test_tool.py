@@ -1,35 +1,30 @@
 import json
 import runpy
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from diveparse.configs import load_config, run_folder
 from diveparse.datasets.dives import ATTRIBUTES, DIVING48
 from diveparse.datasets.diving48 import read_split
-from diveparse.engine import logging as engine_logging
 from diveparse.engine import loop
 from diveparse.engine.loop import train
 from diveparse.engine.predictions import read_predictions
+
+pytestmark = pytest.mark.usefixtures("quick_training_figures")
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "test.py"
 main = runpy.run_path(str(TOOL))["main"]
 METRICS = {"split", "num_clips", "top1", "top5", "mean_class_accuracy", "num_classes_scored", "attribute_accuracy"}
 
 
-@pytest.fixture(autouse=True)
-def quick_figures(monkeypatch):
-    for name in ("confusion_figure", "class_count_figure"):
-        monkeypatch.setattr(engine_logging, name, lambda *_, **__: Figure(figsize=(1, 1)))
-
-
 @pytest.fixture
-def run(tiny_experiment):
-    return train(load_config(tiny_experiment, ["train.num_epochs=1"]))
+def run(tiny_run, tmp_path):
+    return Path(shutil.copytree(tiny_run, tmp_path / "runs" / "tiny" / "joint" / "seed-0"))
 
 
 def names(folder):

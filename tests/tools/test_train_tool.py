@@ -12,6 +12,8 @@ import pytest
 from diveparse.configs import load_config, run_folder
 from diveparse.engine.checkpoint import newest_checkpoint
 
+pytestmark = pytest.mark.usefixtures("quick_training_figures")
+
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "train.py"
 main = runpy.run_path(str(TOOL))["main"]
 
@@ -91,27 +93,22 @@ def children_of(group: int) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
-def test_a_killed_or_interrupted_tool_takes_its_workers_along_and_leaves_a_run_to_resume(tiny_experiment):
-    arguments = [tiny_experiment, "data.num_workers=2", "train.num_epochs=40", "train.log_every=999", "--resume"]
+def test_an_interrupted_tool_takes_its_workers_along_and_leaves_a_run_to_resume(tiny_experiment):
+    arguments = [tiny_experiment, "data.num_workers=2", "train.num_epochs=40", "train.log_every=999"]
     run = run_folder(load_config(tiny_experiment, []))
-    for deadly in (signal.SIGKILL, signal.SIGINT):
-        before = newest_checkpoint(run)
-        process = run_tool(*arguments)
-        while newest_checkpoint(run) == before and process.poll() is None:
-            time.sleep(0.05)
-        if deadly == signal.SIGKILL:
-            process.kill()
-        else:
-            os.killpg(process.pid, deadly)  # as a terminal's Ctrl-C does, to the workers too
-        _, errors = process.communicate()
-        assert process.returncode == (-signal.SIGKILL if deadly == signal.SIGKILL else 130), errors
-        assert "Traceback" not in errors
-        assert newest_checkpoint(run) is not None
-        deadline = time.monotonic() + 30
-        while children_of(process.pid) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert not children_of(process.pid)
+    process = run_tool(*arguments)
+    while newest_checkpoint(run) is None and process.poll() is None:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal's Ctrl-C does, to the workers too
+    _, errors = process.communicate()
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
     assert "--resume goes on" in errors
+    assert newest_checkpoint(run) is not None
+    deadline = time.monotonic() + 30
+    while children_of(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not children_of(process.pid)
 
 
 def test_help_shows_an_example_at_once():
