@@ -94,7 +94,8 @@ class JointHeads(ConstrainedHeads):
     """Joint: trained on the likelihood normalised over the dives that exist, the four cross-entropies beside it.
 
     The joint term alone leaves open how probable a value is where no dive of the set contrasts it with another; the
-    cross-entropies tie it down, so that the heads can be read out over dives that were never seen.
+    cross-entropies tie it down, so that each head answers its own question. The number itself is named better without
+    them (`auxiliary_weight=0`), of dives that were never seen too: docs/RESULTS.md.
     """
 
     def loss(self, features: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
