@@ -36,6 +36,7 @@ from diveparse.configs import ClipConfig
 from diveparse.datasets import journal
 from diveparse.datasets.atomic import write_json, written_atomically
 from diveparse.datasets.diving48 import NAME_PATTERN, ClipRecord
+from diveparse.datasets.h264 import x264_options
 from diveparse.datasets.sampling import sample_frame_times
 from diveparse.datasets.video import VideoError, VideoInfo, probe, read_frames
 from diveparse.datasets.workers import worker_pool
@@ -43,8 +44,8 @@ from diveparse.datasets.workers import worker_pool
 SETTINGS_FILE, INDEX_FILE = "settings.json", "index.jsonl"
 FORMAT = 2  # of the files; a change of how they are made makes the old ones stale
 TICKS_PER_S = 90_000
-X264 = {"preset": "veryfast", "tune": "fastdecode", "crf": "20", "g": "8", "bf": "1", "threads": "1"}
-X264 |= {"x264-params": "b-adapt=0"}  # every second frame is one that no other refers to, so a reader can leave it out
+# every second frame is one that no other refers to, so that a reader can leave it out
+X264 = x264_options(20, "keyint=8", "bframes=1", "b-adapt=0")
 JPEG_QUALITY = 90
 MAKE_AGAIN = "delete it and run tools/prepare.py again, or set data.cache=false"
 NUM_SAMPLE_CLIPS = 24  # from whose sizes that of the whole is foretold

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from diveparse.datasets.atomic import TEMPORARY_SUFFIX, write_json, written_atomically
 from diveparse.datasets.dives import DIVING48, DIVING48_TEST_COUNTS, DIVING48_TRAIN_COUNTS, Dive
+from diveparse.datasets.h264 import x264_options
 from diveparse.datasets.kinematics import JOINTS
 from diveparse.datasets.rehearsal import assign, real_sources
 from diveparse.datasets.seeding import stream
@@ -97,13 +98,9 @@ def write_clip(clip: RenderedClip, size: tuple[int, int], video_path: Path, trut
 
 
 def encode_h264(frames: NDArray[np.uint8], frame_rate_hz: int, path: Path) -> None:
-    """frames: (num_frames, height, width, 3) RGB. One thread, so that the same frames always give the same bytes."""
+    """frames: (num_frames, height, width, 3) RGB. The same frames always give the same bytes."""
     with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream(
-            "libx264",
-            rate=Fraction(frame_rate_hz),
-            options={"preset": "veryfast", "tune": "fastdecode", "crf": "21", "threads": "1"},
-        )
+        stream = container.add_stream("libx264", rate=Fraction(frame_rate_hz), options=x264_options(21))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for frame in frames:
