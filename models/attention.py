@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import Tensor, nn
 
+from diveparse.models.linear import linear
+
 # b batch, s sequences of one item, n tokens of a sequence, h heads, e head_dim, d embed_dim
 
 
@@ -21,13 +23,13 @@ class SelfAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        for linear in (self.qkv, self.proj):
-            nn.init.trunc_normal_(linear.weight, std=0.02)
-            nn.init.zeros_(linear.bias)
+        for layer in (self.qkv, self.proj):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens, result: (sequences, length, embed_dim)."""
-        return self.proj(self.mix(tokens))
+        return linear(self.mix(tokens), self.proj.weight, self.proj.bias)
 
     def mix(self, tokens: Tensor, *, num_interleaved: int = 1) -> Tensor:
         """The heads' answers side by side, not yet projected.
@@ -38,9 +40,7 @@ class SelfAttention(nn.Module):
         # three products, whose results need no copy to become heads, nor their gradients one to be put together
         thirds = zip(self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True)
         query, key, value = (
-            rearrange(
-                F.linear(tokens, weight, bias), "b (n s) (h e) -> b (s h) n e", s=num_interleaved, h=self.num_heads
-            )
+            rearrange(linear(tokens, weight, bias), "b (n s) (h e) -> b (s h) n e", s=num_interleaved, h=self.num_heads)
             for weight, bias in thirds
         )
         x = F.scaled_dot_product_attention(query, key, value)

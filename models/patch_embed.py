@@ -9,6 +9,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
+from diveparse.models.linear import linear
+
 NUM_CHANNELS = 3  # red, green, blue
 
 
@@ -29,7 +31,8 @@ class PatchEmbed(nn.Module):
         """clips: (batch, time, channel, height, width). Returns: (batch, time, patches, embed_dim), row after row."""
         p = self.patch_size
         # channel, row, column: the order of a convolution's weight, so that published weights only need a reshape
-        return self.proj(rearrange(clips, "b t c (h p) (w q) -> b t (h w) (c p q)", p=p, q=p))
+        pixels = rearrange(clips, "b t c (h p) (w q) -> b t (h w) (c p q)", p=p, q=p)
+        return linear(pixels, self.proj.weight, self.proj.bias)
 
 
 class ConvStem(nn.Module):

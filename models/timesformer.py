@@ -10,49 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange, reduce, repeat
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from diveparse.configs import BackboneConfig, StemKind
 from diveparse.models.attention import SelfAttention
+from diveparse.models.linear import gelu_of_linear, linear, linear_of_gelu, pieces, together
 from diveparse.models.patch_embed import NUM_CHANNELS, ConvStem, PatchEmbed
 
 LAYER_NORM_EPS = 1e-6
-NUM_CACHED_ROWS = 1024  # of an MLP at a time: what it makes of them between its products stays in the cache of a CPU
 Result = TypeVar("Result")
 
 # b batch, t frames, n patches of one frame, d embed_dim; the tokens of a clip are the class token, then (t n)
-
-
-class LinearOfGelu(torch.autograd.Function):
-    """`linear(gelu(x))`, of which only x is kept: GELU is done again for the gradient, which costs less than 2 %.
-
-    What it gives is as wide as x, so that a block keeps almost a fifth less.
-    """
-
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """x: (..., from). weight: (to, from). bias: (to). Returns: (..., to)."""
-        return F.linear(F.gelu(x), weight, bias)
-
-    @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, weight = ctx.saved_tensors  # where autocast runs, x and gradient are narrower numbers than the weight
-        rows, hidden = gradient.flatten(0, -2), F.gelu(x).flatten(0, -2)
-        x_gradient = torch.ops.aten.gelu_backward(gradient @ weight.to(gradient.dtype), x)
-        return x_gradient, (rows.T @ hidden).to(weight.dtype), rows.sum(0).to(weight.dtype)
 
 
 class DividedBlock(nn.Module):
@@ -117,21 +91,20 @@ class DividedBlock(nn.Module):
         weight = self.time_proj.weight @ self.time_attn.proj.weight
         bias = self.time_proj.weight @ self.time_attn.proj.bias
         if not self.training or self.drop_path.drop_prob == 0:
-            return F.linear(x, weight, bias + self.time_proj.bias)
+            return linear(x, weight, bias + self.time_proj.bias)
         scale = self.drop_path(x.new_ones(len(x) * num_sites, 1))
-        sites = rearrange(F.linear(x, weight, bias), "b (t n) d -> b t n d", n=num_sites)
+        sites = rearrange(linear(x, weight, bias), "b (t n) d -> b t n d", n=num_sites)
         sites = sites * rearrange(scale, "(b n) 1 -> b 1 n 1", n=num_sites) + self.time_proj.bias
         return rearrange(sites, "b t n d -> b (t n) d")
 
     def feed_forward(self, tokens: Tensor) -> Tensor:
         """The MLP, after its norm. tokens, result: (..., embed_dim)."""
+        first, second = self.mlp.fc1, self.mlp.fc2
         if torch.is_grad_enabled():
-            hidden = self.mlp.fc1(self.mlp_norm(tokens))
-            result: Tensor = LinearOfGelu.apply(hidden, self.mlp.fc2.weight, self.mlp.fc2.bias)
-            return result
-        rows = tokens.flatten(0, -2)
-        pieces = rows.split(NUM_CACHED_ROWS if tokens.is_cpu else len(rows))
-        return torch.cat([self.mlp(self.mlp_norm(piece)) for piece in pieces]).view_as(tokens)
+            hidden = linear(self.mlp_norm(tokens), first.weight, first.bias)
+            return linear_of_gelu(hidden, second.weight, second.bias)
+        hidden_rows = (gelu_of_linear(self.mlp_norm(rows), first.weight, first.bias) for rows in pieces(tokens))
+        return together([linear(rows, second.weight, second.bias) for rows in hidden_rows]).view_as(tokens)
 
     def frame_sequences(self, class_token: Tensor, patches: Tensor, num_frames: int) -> Tensor:
         """One sequence a frame: the clip's class token and the frame's patches. Returns: (batch * frames, 1 + n, d)."""

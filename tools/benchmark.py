@@ -78,7 +78,12 @@ examples:
 def read_with_torchcodec(path: Path, times_s: Tensor, size: tuple[int, int]) -> Tensor:
     resize = importlib.import_module("torchcodec.transforms").Resize(size)
     video_decoder = importlib.import_module("torchcodec.decoders").VideoDecoder
-    decoder = video_decoder(str(path), num_ffmpeg_threads=1, transforms=[resize])
+    try:
+        decoder = video_decoder(str(path), num_ffmpeg_threads=1, transforms=[resize])
+    except RuntimeError as error:
+        if "libtorchcodec" not in str(error):
+            raise
+        raise ValueError("torchcodec finds no FFmpeg libraries: install FFmpeg, or uninstall torchcodec") from error
     frames: Tensor = decoder.get_frames_played_at((times_s + decoder.metadata.begin_stream_seconds).tolist()).data
     return frames
 

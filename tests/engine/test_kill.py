@@ -68,7 +68,7 @@ def test_killed_at_random_moments_a_run_comes_out_the_same(tiny_experiment, whol
     moments = random.Random(0)
     for attempt in range(1, 30):
         process = start(tiny_experiment)
-        process.join(timeout=moments.uniform(0, 0.5 * 1.5**attempt))  # ever longer, however slow the machine is
+        process.join(timeout=moments.uniform(0, 0.1 * 1.5**attempt))  # ever longer, however slow the machine is
         process.kill()  # does nothing to a process that is done
         process.join()
         if process.exitcode == 0:

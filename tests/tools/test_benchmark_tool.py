@@ -2,6 +2,7 @@ import json
 import runpy
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -45,6 +46,26 @@ def test_what_cannot_be_measured_is_one_line(
     assert errors.startswith("error: ")
     assert message in errors
     assert errors.count("\n") == 1
+
+
+def test_torchcodec_without_its_libraries_is_one_line(
+    tiny_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("Could not load libtorchcodec. Likely causes:\n1. …")
+
+    modules = {
+        "torchcodec.transforms": SimpleNamespace(Resize=lambda size: size),
+        "torchcodec.decoders": SimpleNamespace(VideoDecoder=refuse),
+    }
+    monkeypatch.setattr(main.__globals__["importlib"], "import_module", modules.__getitem__)
+    readers = {name: main.__globals__["READERS"][name] for name in ("diveparse", "torchcodec")}
+    monkeypatch.setitem(main.__globals__, "READERS", readers)
+    monkeypatch.setitem(main.__globals__, "is_installed", lambda _: True)
+    assert main(["loading", str(next((tiny_root / "rgb").iterdir())), "--repeats", "1", "--size", "32"]) == 1
+    assert capsys.readouterr().err.endswith(
+        "error: torchcodec finds no FFmpeg libraries: install FFmpeg, or uninstall torchcodec\n"
+    )
 
 
 def test_backbones_are_told_in_one_table_and_every_time_in_a_file(
