@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 # torch gives products of fp32 matrices to MKL, which leaves AVX-512 unused on AMD's processors and is a little slower
 # with AVX2 too; oneDNN, which torch carries for graphs that it compiles, is not
 INSTRUCTIONS = torch.backends.cpu.get_cpu_capability()
-HAS_ONEDNN = torch.backends.mkldnn.is_available() and INSTRUCTIONS in {"AVX2", "AVX512"}
+HAS_ONEDNN = INSTRUCTIONS in {"AVX2", "AVX512"} and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 NUM_CACHED_ROWS = 1024  # of an MLP at a time: what it makes of them between its products stays in the cache of a CPU
 
 
