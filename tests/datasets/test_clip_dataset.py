@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from diveparse.configs import ClipConfig, FrameOrder
+from diveparse.datasets import clip_dataset
 from diveparse.datasets.clip_dataset import ClipDataset, EpochSampler
 from diveparse.datasets.diving48 import ClipRecord
 from diveparse.datasets.video import VideoError
+from diveparse.datasets.workers import worker_context
 
 CLIP = ClipConfig(num_frames=4, image_size=16)
 ENTRIES = [
@@ -114,7 +116,12 @@ def test_batches_are_the_same_with_and_without_workers(records: list[ClipRecord]
     dataset = ClipDataset(records, CLIP, training=True, seed=0)
     batches = []
     for num_workers in (0, 2):
-        loader = DataLoader(dataset, batch_sampler=EpochSampler(3, 2, seed=0), num_workers=num_workers)
+        loader = DataLoader(
+            dataset,
+            batch_sampler=EpochSampler(3, 2, seed=0),
+            num_workers=num_workers,
+            multiprocessing_context=worker_context(clip_dataset.__name__) if num_workers else None,
+        )
         batches.append([(batch["index"].tolist(), batch["clip"]) for batch in islice(loader, 4)])
     for (indices, clips), (worker_indices, worker_clips) in zip(*batches, strict=True):
         assert indices == worker_indices
