@@ -74,6 +74,6 @@ def test_one_core_is_given_back():
 
 
 def test_an_update_takes_at_least_its_weights_gradients_and_what_adam_keeps():
-    setting = Setting(BackboneConfig(patch_size=8, embed_dim=192, depth=4, num_heads=3), 2, 16, 1)
+    setting = Setting(BackboneConfig(patch_size=8, embed_dim=384, depth=4, num_heads=3), 2, 16, 1)
     num_bytes = sum(4 * parameter.numel() for parameter in build_ours(setting).parameters())
     assert 4 * num_bytes < peak_of_training(setting, CPU) < 10 * num_bytes
