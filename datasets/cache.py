@@ -33,13 +33,14 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from diveparse.configs import ClipConfig
-from diveparse.datasets import journal
-from diveparse.datasets.atomic import write_json, written_atomically
-from diveparse.datasets.diving48 import NAME_PATTERN, ClipRecord
-from diveparse.datasets.h264 import x264_options
+from diveparse.datasets.diving48 import NAME_PATTERN
+from diveparse.datasets.records import ClipRecord
 from diveparse.datasets.sampling import sample_frame_times
+from diveparse.datasets.storage import journal
+from diveparse.datasets.storage.atomic import write_json, written_atomically
+from diveparse.datasets.storage.workers import worker_pool
 from diveparse.datasets.video import VideoError, VideoInfo, probe, read_frames
-from diveparse.datasets.workers import worker_pool
+from diveparse.datasets.video.writer import x264_options
 
 SETTINGS_FILE, INDEX_FILE = "settings.json", "index.jsonl"
 FORMAT = 2  # of the files; a change of how they are made makes the old ones stale

@@ -16,9 +16,9 @@ from torch.utils.data import Dataset, Sampler
 
 from diveparse.configs import ClipConfig, FrameOrder
 from diveparse.datasets.cache import ClipCache
-from diveparse.datasets.diving48 import ClipRecord
+from diveparse.datasets.records import ClipRecord
 from diveparse.datasets.sampling import sample_frame_times
-from diveparse.datasets.seeding import stream_seed
+from diveparse.datasets.storage.seeding import stream_seed
 from diveparse.datasets.transforms import (
     SPATIAL_VIEWS,
     decode_size,

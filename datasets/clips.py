@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diveparse.datasets.dives import Dive, DiveSet
-from diveparse.datasets.diving48 import ClipRecord
+from diveparse.datasets.records import ClipRecord
 from diveparse.datasets.video import probe
 
 COLUMNS = ("path", "dive_number", "start", "end", "split", "source")

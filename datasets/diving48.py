@@ -7,28 +7,13 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from diveparse.datasets.dives import DIVING48, DiveSet
-from diveparse.datasets.video import VideoInfo
+from diveparse.datasets.records import ClipRecord
 
 SPLITS = ("train", "test")
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{11}_[0-9]{5}")  # the source video, and the number of the clip in it
-
-
-@dataclass(frozen=True)
-class ClipRecord:
-    path: Path
-    name: str
-    source: str  # the video that the clip was cut from; no source may be on two sides of a split
-    label: int
-    start_s: float = 0.0  # of the clip within the video
-    end_s: float | None = None  # None: the video's end
-
-    def duration_s(self, info: VideoInfo) -> float:
-        """How long the clip is. info: of its video."""
-        return (info.duration_s if self.end_s is None else self.end_s) - self.start_s
 
 
 def read_split(root: Path, split: str, dive_set: DiveSet = DIVING48) -> list[ClipRecord]:

@@ -18,18 +18,18 @@ from typing import Any
 
 import numpy as np
 
-from diveparse.datasets import journal
-from diveparse.datasets.atomic import written_atomically
 from diveparse.datasets.dives import (
     DIVING48,
     DIVING48_TEST_COUNTS,
     DIVING48_TRAIN_COUNTS,
     DIVING48_V1_TRAIN_COUNTS,
 )
-from diveparse.datasets.diving48 import NAME_PATTERN, SPLITS, ClipRecord, read_annotations
-from diveparse.datasets.rendered_set import is_rendered
+from diveparse.datasets.diving48 import NAME_PATTERN, SPLITS, read_annotations
+from diveparse.datasets.records import ClipRecord, is_rendered
+from diveparse.datasets.storage import journal
+from diveparse.datasets.storage.atomic import written_atomically
+from diveparse.datasets.storage.workers import worker_pool
 from diveparse.datasets.video import VideoError, play
-from diveparse.datasets.workers import worker_pool
 
 LOG_FILE, REPORT_FILE = "inspection.jsonl", "inspection.json"
 KNOWN_COUNTS = {"train": DIVING48_TRAIN_COUNTS, "test": DIVING48_TEST_COUNTS}

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from diveparse.configs import DataConfig, Dives
 from diveparse.datasets.clips import LabelledClips, read_clips
 from diveparse.datasets.dives import DIVING48, WORLD_AQUATICS, Dive, DiveSet
-from diveparse.datasets.diving48 import ClipRecord, read_split
+from diveparse.datasets.diving48 import read_split
+from diveparse.datasets.records import ClipRecord
 
 NUM_STARTS = 64
 DIVE_SETS = {Dives.DIVING48: DIVING48, Dives.WORLD_AQUATICS: WORLD_AQUATICS}

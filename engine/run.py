@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from diveparse.configs import Config, Schema, differing_options, load_config, run_folder, save_config
-from diveparse.datasets.atomic import TEMPORARY_SUFFIX, write_json, written_atomically
+from diveparse.datasets.storage.atomic import TEMPORARY_SUFFIX, write_json, written_atomically
 from diveparse.engine.environment import describe_environment
 
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
@@ -17,6 +18,7 @@ MODEL_UPDATE = "model/update.json"  # how many of them are behind the model that
 
 # options of which a run can go on with another value: which clips are sound and who reads them is no part of the recipe
 CHANGEABLE = ("data.damaged:", "data.num_workers:", "num_workers:")
+STEP_FOLDER = re.compile(r"step-(\d+)")
 
 logger = logging.getLogger(__name__)
 
@@ -72,3 +74,15 @@ def record_environment(run: Path, seed: int, from_cache: Sequence[str] = ()) -> 
     if changed:
         logger.warning("not what the run began with: %s; it may not repeat to the bit", ", ".join(changed))
     write_json(path, {**begun, "resumed": [*begun.get("resumed", []), now]})
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The whole checkpoint with the most updates, or None where there is none yet."""
+    found = [path for path in (run / "checkpoints").glob("step-*") if STEP_FOLDER.fullmatch(path.name)]
+    return max(found, key=lambda path: int(path.name.removeprefix("step-")), default=None)
+
+
+def count_updates_done(run: Path) -> int:
+    """Updates behind the newest checkpoint, 0 where there is none."""
+    folder = newest_checkpoint(run)
+    return int(folder.name.removeprefix("step-")) if folder else 0

@@ -1,9 +1,10 @@
 """The backbone, the classifier built on it, and their weights."""
 
+from diveparse.models.build import build_backbone, load_backbone
 from diveparse.models.classifier import ClassifierOutputs, DiveClassifier, build_classifier
-from diveparse.models.huggingface import save_huggingface
-from diveparse.models.timesformer import TimeSformer, build_backbone
-from diveparse.models.weights import load_backbone, save_backbone
+from diveparse.models.timesformer import TimeSformer
+from diveparse.models.weights.huggingface import save_huggingface
+from diveparse.models.weights.sources import save_backbone
 
 __all__ = [
     "ClassifierOutputs",

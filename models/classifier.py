@@ -13,15 +13,15 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from diveparse.configs import BackboneConfig, ClipConfig, Config, HeadConfig, plain_values
-from diveparse.datasets.atomic import write_json
 from diveparse.datasets.dives import ATTRIBUTES, DiveSet
+from diveparse.datasets.storage.atomic import write_json
 from diveparse.heads import Head, build_head
 from diveparse.heads.pooling import build_pooling
-from diveparse.models.timesformer import TimeSformer, build_backbone
-from diveparse.models.weights import (
+from diveparse.models.build import build_backbone, load_backbone
+from diveparse.models.timesformer import TimeSformer
+from diveparse.models.weights.sources import (
     MODEL_FILE,
     NUM_HEADS,
-    load_backbone,
     load_state,
     model_folder,
     read_weights,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -22,8 +23,9 @@ from diveparse.configs import BackboneConfig, StemKind
 from diveparse.models.attention import SelfAttention
 from diveparse.models.linear import gelu_of_linear, linear, linear_of_gelu, pieces, together
 from diveparse.models.patch_embed import NUM_CHANNELS, ConvStem, PatchEmbed
+from diveparse.models.weights.published import LAYER_NORM_EPS, SavedBackbone, read_sizes
+from diveparse.models.weights.sources import load_state, read_source, resized
 
-LAYER_NORM_EPS = 1e-6
 Result = TypeVar("Result")
 
 # b batch, t frames, n patches of one frame, d embed_dim; the tokens of a clip are the class token, then (t n)
@@ -119,7 +121,7 @@ def split_class_token(tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class TimeSformer(nn.Module):
-    """A clip in, its features out. Its sizes are fixed; `models/weights.py` moves weights from one size to another."""
+    """A clip in, its features out. Its sizes are fixed; `models/weights` moves weights from one size to another."""
 
     def __init__(self, cfg: BackboneConfig, *, num_frames: int, image_size: int) -> None:
         super().__init__()
@@ -155,17 +157,29 @@ class TimeSformer(nn.Module):
         """Build a backbone of the sizes that saved weights tell, and give it these weights. In evaluation mode.
 
         source: a HuggingFace folder or hub id, one of FAIR's .pyth files, "timm/NAME" or an open timm image model, or
-        what this project wrote; `read_source` in models/weights.py says which is which. Clips are normalised as in
+        what this project wrote; `read_source` in models/weights/sources.py lists them. Clips are normalised as in
         datasets/constants.py, whatever the source's were.
         num_frames, image_size: other ones than the source's; its time and position embeddings are then resized, and
         the log says so. A timm image model has no frame count, so that it must be given.
 
         Raises: ValueError naming the source if there is none, it is damaged, or listing what does not fit.
         """
-        # not above: it builds backbones, so that it imports this module
-        from diveparse.models.weights import load_pretrained
+        saved = read_source(source, num_frames)
+        cfg, own_num_frames, own_image_size = read_sizes(saved)
+        backbone = cls(
+            replace(cfg, drop_path_rate=drop_path_rate),
+            num_frames=own_num_frames if num_frames is None else num_frames,
+            image_size=own_image_size if image_size is None else image_size,
+        )
+        return backbone.load_saved(saved).eval()
 
-        return load_pretrained(source, num_frames=num_frames, image_size=image_size, drop_path_rate=drop_path_rate)
+    def load_saved(self, saved: SavedBackbone) -> TimeSformer:
+        """Take over saved weights, with embeddings resized to this backbone's frame count and picture size.
+
+        Raises: ValueError listing every kind of misfit with names and shapes, before anything is changed.
+        """
+        load_state(self, resized(saved.state, self.state_dict(), saved.origin), saved.origin)
+        return self
 
     def reset_parameters(self) -> None:
         nn.init.trunc_normal_(self.class_token, std=0.02)
@@ -256,8 +270,3 @@ class TimeSformer(nn.Module):
     def keep_activations_of(self, block: int) -> AbstractContextManager[None]:
         """Frozen blocks need no gradient, so that nothing is kept for one: less memory, less time."""
         return torch.set_grad_enabled(torch.is_grad_enabled() and block >= self.num_frozen_blocks)
-
-
-def build_backbone(cfg: BackboneConfig, *, num_frames: int, image_size: int) -> TimeSformer:
-    """The backbone that a config describes, with fresh weights; the one place to add another."""
-    return TimeSformer(cfg, num_frames=num_frames, image_size=image_size)

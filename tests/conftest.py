@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 
 from diveparse.configs import load_config
 from diveparse.datasets.dives import DIVING48
-from diveparse.datasets.rendered_set import ClassCounts, RenderSettings, render_data_set
-from diveparse.engine import logging as engine_logging
-from diveparse.engine.loop import train
+from diveparse.datasets.rendered.sets import ClassCounts, RenderSettings, render_data_set
+from diveparse.engine.evaluation import tensorboard as evaluation_tensorboard
+from diveparse.engine.training import tensorboard as training_tensorboard
+from diveparse.engine.training.loop import train
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -52,7 +53,7 @@ def _worker_server() -> None:
 
     There is one for the whole test process, and what the first user preloads is all that it ever holds.
     """
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["diveparse.engine.loop"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["diveparse.engine.training.loop"])
     forkserver.ensure_running()
 
 
@@ -122,5 +123,5 @@ def quick_training_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def draw_quickly(patch: pytest.MonkeyPatch) -> None:
-    for name in ("confusion_figure", "class_count_figure"):
-        patch.setattr(engine_logging, name, lambda *_, **__: Figure(figsize=(1, 1)))
+    for module, name in ((evaluation_tensorboard, "confusion_figure"), (training_tensorboard, "class_count_figure")):
+        patch.setattr(module, name, lambda *_, **__: Figure(figsize=(1, 1)))

@@ -28,7 +28,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diveparse.configs import BackboneConfig, ClipConfig
-from diveparse.datasets.atomic import write_json
 from diveparse.datasets.cache import (
     DEFAULTS,
     CacheKind,
@@ -39,13 +38,13 @@ from diveparse.datasets.cache import (
     read_index,
     read_settings,
 )
-from diveparse.datasets.diving48 import ClipRecord
-from diveparse.datasets.orientation import is_flipped, upright_pixels, upright_size
+from diveparse.datasets.records import ClipRecord
 from diveparse.datasets.sampling import sample_frame_times
+from diveparse.datasets.storage.atomic import write_json
 from diveparse.datasets.transforms import cut_square, decode_size
 from diveparse.datasets.video import probe, read_frames
-from diveparse.engine.environment import describe_environment
-from diveparse.engine.speed import (
+from diveparse.datasets.video.orientation import is_flipped, upright_pixels, upright_size
+from diveparse.engine.benchmark.backbone import (
     BUILDERS,
     COMPILED,
     GPU_BATCH_SIZE,
@@ -62,6 +61,7 @@ from diveparse.engine.speed import (
     peak_of_training,
     reset_peak,
 )
+from diveparse.engine.environment import describe_environment
 
 Reader = Callable[[Path, Tensor, tuple[int, int]], Tensor]
 CACHES = {f"{OURS}, {kind.value} cache": kind for kind in CacheKind}

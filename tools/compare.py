@@ -7,8 +7,8 @@ import os
 import sys
 from pathlib import Path
 
-from diveparse.engine.comparison import compare_runs, load_run
-from diveparse.engine.report import report_text, write_report
+from diveparse.engine.evidence.comparison import compare_runs, load_run
+from diveparse.engine.evidence.report import report_text, write_report
 
 
 def main(argv: list[str] | None = None) -> int:

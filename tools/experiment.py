@@ -32,8 +32,14 @@ def main(argv: list[str] | None = None) -> int:
     # imported here, so that --help is quick
     from tqdm import tqdm
 
-    from diveparse.engine.experiment import development_cells, missing_cells, read_cells, run_cells, store_inputs
-    from diveparse.engine.report import write_experiment
+    from diveparse.engine.evidence.experiment import (
+        development_cells,
+        missing_cells,
+        read_cells,
+        run_cells,
+        store_inputs,
+    )
+    from diveparse.engine.evidence.experiment_page import write_experiment
 
     logging.basicConfig(stream=sys.stdout, format="%(message)s")
     logging.getLogger("diveparse").setLevel(logging.INFO)

@@ -21,12 +21,12 @@ from tabulate import tabulate
 from torch import Tensor
 
 from diveparse.configs import ClipConfig, Dives
-from diveparse.datasets.captions import write_captioned
 from diveparse.datasets.dives import ATTRIBUTES, HEIGHTS_M, Dive, DiveSet
 from diveparse.datasets.sampling import sample_frame_times
 from diveparse.datasets.splits import DIVE_SETS
 from diveparse.datasets.transforms import decode_size, eval_transform
 from diveparse.datasets.video import probe, read_frames
+from diveparse.datasets.video.captions import write_captioned
 from diveparse.engine.device import choose_device
 from diveparse.heads.recombine import INVALID, normalise
 from diveparse.models.classifier import DIVE, DiveClassifier

@@ -17,7 +17,6 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from diveparse.configs import Dives
-from diveparse.datasets.atomic import write_json
 from diveparse.datasets.cache import (
     DEFAULTS,
     NUM_SAMPLE_CLIPS,
@@ -31,11 +30,12 @@ from diveparse.datasets.cache import (
 )
 from diveparse.datasets.clips import read_clips
 from diveparse.datasets.dives import DIVING48_TEST_COUNTS, DIVING48_TRAIN_COUNTS, Dive
-from diveparse.datasets.diving48 import ClipRecord
 from diveparse.datasets.inspection import REPORT_FILE, check_files, read_splits, report, unpack
-from diveparse.datasets.rendered_set import ClassCounts, RenderSettings, Sources, render_data_set, write_clip
+from diveparse.datasets.records import ClipRecord
+from diveparse.datasets.rendered.clip import RenderedClip, Source, Split
+from diveparse.datasets.rendered.sets import ClassCounts, RenderSettings, Sources, render_data_set, write_clip
 from diveparse.datasets.splits import DIVE_SETS
-from diveparse.datasets.synthetic import RenderedClip, Source, Split
+from diveparse.datasets.storage.atomic import write_json
 
 RESUMABLE = ("synthetic", "rehearsal", "diving48", "clips")
 NUM_SHOWN = 10  # of the clips that cannot be read

@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from diveparse.configs import PretrainConfig, load_config
-    from diveparse.engine.pretrain import pretrain
+    from diveparse.engine.training.pretrain import pretrain
 
     logging.basicConfig(stream=sys.stdout, format="%(message)s")
     logging.getLogger("diveparse").setLevel(logging.INFO)

@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
 
     # imported here, since data workers import this file again and need none of it; --help is quick, too
     from diveparse.datasets.clips import BadRowsError
-    from diveparse.engine.testing import evaluate_run
+    from diveparse.engine.evaluation.testing import evaluate_run
 
     logging.basicConfig(stream=sys.stdout, format="%(message)s")
     logging.getLogger("diveparse").setLevel(logging.INFO)

@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from diveparse.configs import load_config
     from diveparse.datasets.clips import BadRowsError
-    from diveparse.engine.loop import train
+    from diveparse.engine.training.loop import train
 
     logging.basicConfig(stream=sys.stdout, format="%(message)s")
     logging.getLogger("diveparse").setLevel(logging.INFO)

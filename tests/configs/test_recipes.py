@@ -13,12 +13,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from diveparse.configs import Config, HeadKind, differing_options, load_config, options, run_folder
 from diveparse.datasets.clip_dataset import ClipDataset
 from diveparse.datasets.dives import DIVING48, DIVING48_TRAIN_COUNTS
-from diveparse.datasets.diving48 import ClipRecord
-from diveparse.datasets.rendered_set import write_clip
-from diveparse.datasets.synthetic import RenderedClip, Source, Split
-from diveparse.engine.loading import training_batches
-from diveparse.engine.loop import build_learner, count_updates, update
-from diveparse.engine.mixing import build_mixing
+from diveparse.datasets.records import ClipRecord
+from diveparse.datasets.rendered.clip import RenderedClip, Source, Split
+from diveparse.datasets.rendered.sets import write_clip
+from diveparse.engine.batches import training_batches
+from diveparse.engine.training.loop import build_learner, count_updates, update
+from diveparse.engine.training.mixing import build_mixing
 from diveparse.models.classifier import DiveClassifier, build_classifier
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -20,7 +20,7 @@ from diveparse.datasets.cache import (
     read_index,
 )
 from diveparse.datasets.clip_dataset import ClipDataset
-from diveparse.datasets.diving48 import ClipRecord
+from diveparse.datasets.records import ClipRecord
 from diveparse.datasets.sampling import sample_frame_times
 from diveparse.datasets.video import VideoError, probe, read_frames
 

@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 from diveparse.configs import ClipConfig, FrameOrder
 from diveparse.datasets import clip_dataset
 from diveparse.datasets.clip_dataset import ClipDataset, EpochSampler
-from diveparse.datasets.diving48 import ClipRecord
+from diveparse.datasets.records import ClipRecord
+from diveparse.datasets.storage.workers import worker_context
 from diveparse.datasets.video import VideoError
-from diveparse.datasets.workers import worker_context
 
 CLIP = ClipConfig(num_frames=4, image_size=16)
 ENTRIES = [

@@ -6,7 +6,8 @@ import pytest
 
 from diveparse.configs import ClipConfig
 from diveparse.datasets.dives import DIVING48, DiveSet
-from diveparse.datasets.diving48 import ClipRecord, read_split
+from diveparse.datasets.diving48 import read_split
+from diveparse.datasets.records import ClipRecord
 
 CLIP = ClipConfig(num_frames=4, image_size=16)
 ENTRIES = [

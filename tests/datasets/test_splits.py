@@ -8,8 +8,7 @@ import pytest
 
 from diveparse.configs import DataConfig, Dives
 from diveparse.datasets.dives import DIVING48, WORLD_AQUATICS, DiveSet
-from diveparse.datasets.diving48 import ClipRecord
-from diveparse.datasets.rendered_set import is_rendered
+from diveparse.datasets.records import ClipRecord, is_rendered
 from diveparse.datasets.splits import evaluation_clips, scored_dives, split_by_source, training_clips, without_dives
 
 

@@ -221,7 +221,7 @@ def test_a_failed_save_leaves_the_old_model_whole(tmp_path: Path, monkeypatch: p
         save_file(dict(list(tensors.items())[:3]), path, metadata)
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("diveparse.models.tensor_files.save_file", fail_halfway)
+    monkeypatch.setattr("diveparse.models.weights.files.save_file", fail_halfway)
     torch.nn.init.zeros_(model.backbone.class_token)
     with pytest.raises(OSError, match="no space left"):
         model.save(tmp_path)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from diveparse.configs import BackboneConfig
-from diveparse.engine import speed
+from diveparse.engine.benchmark import backbone as speed
 
 TINY = speed.Setting(BackboneConfig(patch_size=8, embed_dim=16, depth=1, num_heads=2), 2, 16, 2)
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "benchmark.py"

@@ -13,10 +13,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from diveparse.configs import Config, DataConfig, HeadConfig, HeadKind, save_config
 from diveparse.datasets.dives import ATTRIBUTES, DIVING48
-from diveparse.engine import report
-from diveparse.engine.comparison import SCORES
-from diveparse.engine.metrics import calibrated_metrics, compute_metrics
-from diveparse.engine.predictions import Predictions, save_predictions, write_predictions
+from diveparse.engine.evaluation.metrics import calibrated_metrics, compute_metrics
+from diveparse.engine.evaluation.predictions import Predictions, save_predictions, write_predictions
+from diveparse.engine.evidence import report
+from diveparse.engine.evidence.comparison import SCORES
 from diveparse.heads.recombine import INVALID
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "compare.py"

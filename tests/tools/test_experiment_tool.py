@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from diveparse.datasets.dives import DIVING48
 from diveparse.datasets.diving48 import read_split
-from diveparse.engine import experiment, report
+from diveparse.engine.evidence import experiment, experiment_page
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "experiment.py"
 TINY = "experiments/tiny.yaml"
@@ -30,7 +30,9 @@ def main():
 @pytest.fixture(autouse=True)
 def folder(tiny_root, tmp_path, monkeypatch):
     """The working folder, with an experiment of two arms. A CSV of the tiny clips has four dives, not Diving48's."""
-    monkeypatch.setattr(report, "figures", lambda _: ((n, Figure(figsize=(1, 1))) for n in ("top1", "reliability")))
+    monkeypatch.setattr(
+        experiment_page, "figures", lambda _: ((n, Figure(figsize=(1, 1))) for n in ("top1", "reliability"))
+    )
     monkeypatch.chdir(tmp_path)
     rows = ["path,dive_number,split,source"]
     for split in ("train", "test"):

@@ -11,7 +11,7 @@ import torch
 from diveparse.configs import BackboneConfig, ClipConfig, Config, DataConfig, HeadConfig, HeadKind
 from diveparse.datasets.clip_dataset import ClipDataset
 from diveparse.datasets.dives import ATTRIBUTES, DIVING48, WORLD_AQUATICS
-from diveparse.datasets.diving48 import ClipRecord
+from diveparse.datasets.records import ClipRecord
 from diveparse.datasets.video import probe
 from diveparse.models.classifier import DiveClassifier, build_classifier
 

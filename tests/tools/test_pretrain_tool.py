@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diveparse.engine import pretrain as engine_pretrain
+from diveparse.engine.training import pretrain as engine_pretrain
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "pretrain.py"
 main = runpy.run_path(str(TOOL))["main"]

@@ -11,9 +11,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from diveparse.configs import load_config, run_folder
 from diveparse.datasets.dives import ATTRIBUTES, DIVING48
 from diveparse.datasets.diving48 import read_split
-from diveparse.engine import loop
-from diveparse.engine.loop import train
-from diveparse.engine.predictions import read_predictions
+from diveparse.engine.evaluation.predictions import read_predictions
+from diveparse.engine.training import loop
+from diveparse.engine.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("quick_training_figures")
 

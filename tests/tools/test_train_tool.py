@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from diveparse.configs import load_config, run_folder
-from diveparse.engine.checkpoint import newest_checkpoint
+from diveparse.engine.run import newest_checkpoint
 
 pytestmark = pytest.mark.usefixtures("quick_training_figures")
 

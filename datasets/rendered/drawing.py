@@ -1,0 +1,187 @@
+"""Draws a moving diver: a venue painted once behind, and a body of shaded capsules in front, through one camera.
+
+The camera stands still and turns and zooms after the diver, so every frame is a window into one fixed picture plane:
+the venue is painted once on that plane and cut out per frame, the body is projected onto the same plane.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import aggdraw
+import numpy as np
+from numpy.typing import NDArray
+
+from diveparse.datasets.rendered.camera import Camera, Windows
+from diveparse.datasets.rendered.motion import JOINT, Array, Moments
+from diveparse.datasets.rendered.venue import Backdrop, Color, shade
+
+SKINS: tuple[Color, ...] = ((241, 204, 177), (224, 172, 135), (198, 134, 96), (141, 85, 55), (92, 58, 42))
+HAIRS: tuple[Color, ...] = ((35, 26, 22), (78, 52, 34), (156, 116, 66), (196, 182, 160), (20, 20, 24))
+SUITS: tuple[Color, ...] = ((178, 24, 43), (20, 40, 120), (16, 16, 22), (10, 105, 80), (120, 30, 110), (228, 200, 40))
+CAPSULE_ARC = np.linspace(-np.pi / 2, np.pi / 2, 5)
+
+
+@dataclass(frozen=True)
+class Look:
+    """Colours and build of one diver."""
+
+    skin: Color
+    hair: Color
+    suit: Color
+    suit_on_chest: bool  # a one-piece suit or trunks
+    build: float  # scales every thickness
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> Look:
+        def pick(colors: tuple[Color, ...]) -> Color:
+            return colors[rng.integers(len(colors))]
+
+        return cls(pick(SKINS), pick(HAIRS), pick(SUITS), bool(rng.integers(2)), float(rng.uniform(0.9, 1.12)))
+
+
+@dataclass(frozen=True)
+class Capsules:
+    """Primitives of every frame: sticks between two points, round at both ends, in metres."""
+
+    start: Array  # (num_times, num, 3)
+    end: Array  # (num_times, num, 3)
+    start_radius: Array  # (num,)
+    end_radius: Array  # (num,)
+    colors: list[Color]  # (num,)
+    visible: NDArray[np.bool_]  # (num_times, num)
+
+
+def diver_capsules(moments: Moments, look: Look) -> Capsules:
+    """The body. What tells front from back is drawn as its own primitives that the depth order hides or shows:
+    face against hair, chest against back, toes against heels."""
+    rows: list[tuple[Array, Array, float, float, Color]] = []
+
+    def at(name: str) -> Array:
+        return moments.joints_m[:, JOINT[name]]
+
+    def add(start: Array, end: Array, start_radius: float, end_radius: float, color: Color) -> None:
+        rows.append((start, end, start_radius, end_radius, color))
+
+    left = moments.rotations[:, :, 1]
+    trunk = at("neck") - at("pelvis")
+    trunk_front = np.cross(left, trunk / np.linalg.norm(trunk, axis=-1, keepdims=True))
+    head_axis = at("crown") - at("neck")
+    head_front = np.cross(left, head_axis / np.linalg.norm(head_axis, axis=-1, keepdims=True))
+    chest = look.suit if look.suit_on_chest else look.skin
+    chest_lit, back_dark = shade(chest, 1.12), shade(look.suit if look.suit_on_chest else look.skin, 0.72)
+
+    low, high = at("pelvis") + 0.10 * trunk, at("pelvis") + 0.82 * trunk
+    add(low, high, 0.115, 0.135, shade(chest, 0.95))
+    add(
+        at("pelvis") + 0.35 * trunk + 0.07 * trunk_front,
+        at("pelvis") + 0.8 * trunk + 0.06 * trunk_front,
+        0.075,
+        0.10,
+        chest_lit,
+    )
+    add(
+        at("pelvis") + 0.25 * trunk - 0.06 * trunk_front,
+        at("pelvis") + 0.85 * trunk - 0.06 * trunk_front,
+        0.08,
+        0.10,
+        back_dark,
+    )
+    add(at("left_hip"), at("right_hip"), 0.105, 0.105, look.suit)
+    add(at("left_shoulder"), at("right_shoulder"), 0.065, 0.065, shade(look.skin, 0.95))
+    add(at("neck") - 0.05 * trunk, at("head"), 0.06, 0.06, shade(look.skin, 0.9))
+    add(at("head"), at("head") + 0.35 * (at("crown") - at("head")), 0.11, 0.105, look.hair)
+    add(
+        at("head") + 0.055 * head_front,
+        at("head") + 0.055 * head_front + 0.1 * head_axis,
+        0.078,
+        0.07,
+        shade(look.skin, 1.08),
+    )
+    for side, light in (("left", 1.0), ("right", 0.93)):
+        limb = shade(look.skin, light)
+        add(at(f"{side}_shoulder"), at(f"{side}_elbow"), 0.052, 0.043, limb)
+        add(at(f"{side}_elbow"), at(f"{side}_hand"), 0.042, 0.032, limb)
+        add(at(f"{side}_hip"), at(f"{side}_knee"), 0.092, 0.062, limb)
+        add(at(f"{side}_hip"), 0.7 * at(f"{side}_hip") + 0.3 * at(f"{side}_knee"), 0.097, 0.088, look.suit)
+        add(at(f"{side}_knee"), at(f"{side}_ankle"), 0.058, 0.038, limb)
+        add(at(f"{side}_ankle"), at(f"{side}_toe"), 0.042, 0.025, shade(limb, 1.1))
+
+    start, end = np.stack([r[0] for r in rows], 1), np.stack([r[1] for r in rows], 1)  # (num_times, num, 3)
+    radii = look.build * np.array([r[2:4] for r in rows], dtype=float)
+    return cut_at_water(
+        Capsules(start, end, radii[:, 0], radii[:, 1], [r[4] for r in rows], np.ones(start.shape[:2], bool))
+    )
+
+
+def cut_at_water(capsules: Capsules) -> Capsules:
+    """Hide what is under the surface z = 0 and shorten what crosses it: from outside, the water is opaque."""
+    start, end = capsules.start, capsules.end
+    share = start[..., 2] / np.where(start[..., 2] == end[..., 2], 1.0, start[..., 2] - end[..., 2])
+    crossing = start + np.clip(share, 0, 1)[..., None] * (end - start)
+    start_cut = np.where((start[..., 2] < 0)[..., None], crossing, start)
+    end_cut = np.where((end[..., 2] < 0)[..., None], crossing, end)
+    visible = capsules.visible & ((start[..., 2] > 0) | (end[..., 2] > 0))
+    return Capsules(start_cut, end_cut, capsules.start_radius, capsules.end_radius, capsules.colors, visible)
+
+
+def splash_capsules(since_entry_s: Array, entry_point: Array, size: float, rng: np.random.Generator) -> Capsules:
+    """White drops thrown up from the point of entry, falling back; `since_entry_s` (num_times,), negative before it."""
+    num_drops = 22
+    angle, delay = rng.uniform(0, 2 * np.pi, num_drops), rng.uniform(0, 0.12, num_drops)
+    speed_up, speed_out = rng.uniform(1.2, 3.8, num_drops) * size, rng.uniform(0.2, 1.5, num_drops) * size
+    time = np.maximum(since_entry_s[:, None] - delay, 0)  # (num_times, num_drops)
+    height = speed_up * time - 9.81 / 2 * time**2
+    offsets = np.stack([np.cos(angle) * speed_out * time, np.sin(angle) * speed_out * time, height], -1)
+    drops = np.array([entry_point[0], entry_point[1], 0.0]) + offsets
+    radii = rng.uniform(0.02, 0.09, num_drops) * size
+    white: list[Color] = [shade((235, 245, 250), float(f)) for f in rng.uniform(0.85, 1.05, num_drops)]
+    visible = (time > 0) & (height > 0)
+    return Capsules(drops, drops + np.array([0, 0, 0.06]), radii, radii, white, visible)
+
+
+def outlines(capsules: Capsules, camera: Camera) -> tuple[Array, Array]:
+    """Plane polygons around every capsule: (num_times, num, corners, 2) tangents, and its depth (num_times, num)."""
+    start, start_depth = camera.project(capsules.start)
+    end, end_depth = camera.project(capsules.end)
+    axis = end - start
+    heading = np.arctan2(axis[..., 1], axis[..., 0])
+    cap = heading[..., None] + CAPSULE_ARC  # (num_times, num, arc)
+    around_end = np.stack([np.cos(cap), np.sin(cap)], -1) * (capsules.end_radius / end_depth)[..., None, None]
+    around_start = (
+        np.stack([np.cos(cap + np.pi), np.sin(cap + np.pi)], -1)
+        * (capsules.start_radius / start_depth)[..., None, None]
+    )
+    polygon = np.concatenate([end[..., None, :] + around_end, start[..., None, :] + around_start], -2)
+    return polygon, (start_depth + end_depth) / 2
+
+
+def draw_frames(
+    backdrop: Backdrop,
+    windows: Windows,
+    layers: list[tuple[Array, Array, list[Color], NDArray[np.bool_]]],
+    board: tuple[Array, Array, Color],
+    size: tuple[int, int],
+) -> NDArray[np.uint8]:
+    """Paint every frame. layers: polygons (num_times, num, corners, 2) on the plane, depths, colours, visibility.
+    Returns: (num_times, height, width, 3) uint8."""
+    polygons = np.concatenate([windows.to_pixels(layer[0], size) for layer in layers], 1)
+    depths = np.concatenate([layer[1] for layer in layers], 1)
+    visible = np.concatenate([layer[3] for layer in layers], 1)
+    brushes = [aggdraw.Brush(color) for layer in layers for color in layer[2]]
+    order = np.argsort(-depths, axis=1)
+    top, side = (windows.to_pixels(outline, size).reshape(len(depths), -1).tolist() for outline in board[:2])
+    board_top, board_side = aggdraw.Brush(board[2]), aggdraw.Brush(shade(board[2], 0.6))
+    flat = polygons.reshape(*polygons.shape[:2], -1).tolist()
+    frames = np.empty((len(depths), *size, 3), np.uint8)
+    for t in range(len(depths)):
+        image = backdrop.cut(windows.center[t], float(windows.scale[t]), size)
+        draw = aggdraw.Draw(image)
+        draw.polygon(top[t], board_top)
+        draw.polygon(side[t], board_side)
+        for index in order[t]:
+            if visible[t, index]:
+                draw.polygon(flat[t][index], brushes[index])
+        draw.flush()
+        frames[t] = np.asarray(image)
+    return frames

@@ -1,0 +1,220 @@
+"""Rendered dives on disk: H.264 files and annotations in Diving48's own layout, so that readers treat them alike."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from enum import Enum
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from diveparse.datasets.dives import DIVING48, DIVING48_TEST_COUNTS, DIVING48_TRAIN_COUNTS, Dive
+from diveparse.datasets.records import RENDERED_FILE
+from diveparse.datasets.rendered.clip import RenderedClip, Source, Split
+from diveparse.datasets.rendered.motion import JOINTS
+from diveparse.datasets.rendered.rehearsal import assign, real_sources
+from diveparse.datasets.storage.atomic import TEMPORARY_SUFFIX, write_json, written_atomically
+from diveparse.datasets.storage.seeding import stream
+from diveparse.datasets.storage.workers import worker_pool
+from diveparse.datasets.video.writer import x264_options
+
+
+class ClassCounts(Enum):
+    """How many test clips each class gets."""
+
+    BALANCED = "balanced"  # the same for every class that has training clips
+    DIVING48 = "diving48"  # in proportion to the V2 test split
+
+
+class Sources(Enum):
+    DRAWN = "drawn"  # of even sizes
+    DIVING48 = "diving48"  # with the names, sizes and frame rates of the real ones
+
+
+@dataclass(frozen=True)
+class RenderSettings:
+    """One rendered data set. `difficulty` scales every variation of camera, light and crowd; 0 is a plain side view.
+
+    Raises: ValueError naming the first setting that is impossible.
+    """
+
+    num_train_clips: int
+    num_test_clips: int
+    height: int = 480  # pixels; the picture is 4:3
+    difficulty: float = 1.0  # 0 to 1
+    clips_per_source: int = 12
+    test_counts: str = ClassCounts.DIVING48.value
+    seed: int = 0
+    sources: str = Sources.DRAWN.value
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("num_train_clips", 1),
+            ("num_test_clips", 1),
+            ("height", 32),
+            ("clips_per_source", 1),
+            ("seed", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not 0 <= self.difficulty <= 1:  # nor is nan
+            raise ValueError(f"difficulty must be from 0 to 1, got {self.difficulty}")
+        if self.height % 6:
+            raise ValueError(f"height must be a multiple of 6, so that a 4:3 picture has even sides, got {self.height}")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.height, self.height * 4 // 3
+
+
+def write_clip(clip: RenderedClip, size: tuple[int, int], video_path: Path, truth_path: Path | None = None) -> int:
+    """Render every frame into an H.264 file, and what the renderer knows beside it; both appear whole or not at all.
+
+    The truth is an .npz without pickles: times_s (frames,), joints_px (frames, joints, 2) with `joint_names`, rotations
+    (frames, 3, 3) from body axes (front, left, head) to the world, phase (frames,) 0 approach, 1 flight, 2 water.
+    Returns: the number of frames.
+    """
+    times = clip.frame_times_s
+    frames, joints_px, moments = clip.draw(times, size)
+    if truth_path is not None:
+        with written_atomically(truth_path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(
+                file,
+                times_s=times.astype(np.float32),
+                joints_px=joints_px.astype(np.float32),
+                joint_names=np.array(JOINTS),
+                rotations=moments.rotations.astype(np.float32),
+                phase=moments.phase.astype(np.uint8),
+            )
+    with written_atomically(video_path) as temporary:
+        encode_h264(frames, clip.source.frame_rate_hz, temporary)
+    return len(frames)
+
+
+def encode_h264(frames: NDArray[np.uint8], frame_rate_hz: int, path: Path) -> None:
+    """frames: (num_frames, height, width, 3) RGB. The same frames always give the same bytes."""
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=Fraction(frame_rate_hz), options=x264_options(21))
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def class_counts(weights: Sequence[int], total: int) -> list[int]:
+    """Share `total` clips among classes in proportion (largest remainder), at least one to each class that has any.
+
+    Raises: ValueError if `total` is too small for that.
+    """
+    if total < np.count_nonzero(weights):
+        raise ValueError(f"{total} clips are too few for {np.count_nonzero(weights)} classes with one clip at least")
+    share = np.array(weights) * total / sum(weights)
+    counts = np.maximum(np.floor(share), np.array(weights) > 0).astype(int)
+    for label in np.argsort(-(share - np.floor(share)), kind="stable"):
+        if counts.sum() < total and weights[label] > 0:
+            counts[label] += 1
+    while counts.sum() > total:  # the classes that were lifted to one clip take theirs from the largest
+        counts[np.argmax(counts)] -= 1
+    return counts.tolist()
+
+
+def plan_clips(settings: RenderSettings, split: Split) -> list[tuple[Source, int, int]]:
+    """Which source does which dive: (source, label, clip number within the source), in a fixed order."""
+    total = settings.num_train_clips if split is Split.TRAIN else settings.num_test_clips
+    if split is Split.TRAIN:
+        weights = list(DIVING48_TRAIN_COUNTS)
+    elif ClassCounts(settings.test_counts) is ClassCounts.BALANCED:
+        weights = [int(count > 0) for count in DIVING48_TRAIN_COUNTS]
+    else:
+        weights = list(DIVING48_TEST_COUNTS)
+    rng = stream(settings.seed, split.value)
+    labels = rng.permutation(np.repeat(np.arange(len(DIVING48)), class_counts(weights, total)))
+    if Sources(settings.sources) is Sources.DIVING48:
+        return assign(labels.tolist(), real_sources(settings.seed, split, settings.difficulty))
+    num_sources = max(4, -(-len(labels) // settings.clips_per_source))
+    able: dict[int, list[int]] = {label: [] for label in sorted(set(labels.tolist()))}
+    sources: list[Source] = []
+    while len(sources) < num_sources or not all(able.values()):  # further ones, until every dive has a board
+        source = Source.draw(settings.seed, split, len(sources), settings.difficulty)
+        for label in able:
+            if source.has_board_for(DIVING48[label]):
+                able[label].append(len(sources))
+        sources.append(source)
+    used = [0] * len(sources)
+    plan = []
+    for label in labels.tolist():
+        fewest = min(used[i] for i in able[label])
+        chosen = int(rng.choice([i for i in able[label] if used[i] <= fewest + 2]))
+        plan.append((sources[chosen], label, used[chosen]))
+        used[chosen] += 1
+    return plan
+
+
+def render_data_set(root: Path, settings: RenderSettings, num_workers: int) -> Iterator[tuple[int, int]]:
+    """Render whatever is not there yet into `root`, then write the annotations; yields (clips done, clips in all).
+
+    A second call with the same settings goes on where the first stopped.
+    Raises: ValueError, before anything is created, if `root` holds a data set of other settings or files that were not
+    rendered, or if there are too few clips for the classes.
+    """
+    plans = {split: plan_clips(settings, split) for split in (Split.TRAIN, Split.TEST)}
+    claim_folder(root, settings)
+    (root / "rgb").mkdir(exist_ok=True)
+    (root / "truth").mkdir(exist_ok=True)
+    clips = [(source, label, number) for plan in plans.values() for source, label, number in plan]
+    jobs = [(source, DIVING48[label].number, number, settings, root) for source, label, number in clips]
+    num_frames = {}
+    with worker_pool(num_workers, __name__) as pool:
+        for done, (name, frames) in enumerate(pool.map(_render_job, jobs, chunksize=4), start=1):
+            num_frames[name] = frames
+            yield done, len(jobs)
+    for split, plan in plans.items():
+        names = [(f"{source.name}_{number:05d}", label) for source, label, number in plan]
+        rows = [
+            {"vid_name": name, "label": label, "start_frame": 0, "end_frame": num_frames[name]} for name, label in names
+        ]
+        write_json(root / f"Diving48_V2_{split.name.lower()}.json", rows)
+    write_json(root / "Diving48_vocab.json", [list(dive.vocab) for dive in DIVING48])
+
+
+def _render_job(job: tuple[Source, str, int, RenderSettings, Path]) -> tuple[str, int]:
+    source, dive_number, number, settings, root = job
+    clip = RenderedClip(source, Dive.from_number(dive_number), number, settings.difficulty)
+    video, truth = root / "rgb" / f"{clip.name}.mp4", root / "truth" / f"{clip.name}.npz"
+    if not (video.exists() and truth.exists()):
+        write_clip(clip, settings.size, video, truth)
+    return clip.name, len(clip.frame_times_s)
+
+
+def claim_folder(root: Path, settings: RenderSettings) -> None:
+    """Write the settings into a new or empty folder, or check that they are the ones it was begun with.
+
+    Raises: ValueError if they are others, or if the folder holds files but no settings: those of a real data set would
+    be written over.
+    """
+    path = root / RENDERED_FILE
+    if path.exists():
+        begun = json.loads(path.read_text())
+        differing = [
+            f"{field.name}={begun.get(field.name, field.default)!r}, now {getattr(settings, field.name)!r}"
+            for field in fields(settings)  # a folder of an earlier version lacks the newest ones
+            if begun.get(field.name, field.default) != getattr(settings, field.name)
+        ]
+        if differing:
+            raise ValueError(
+                f"{root} holds clips rendered with other settings ({'; '.join(differing)}); choose another folder"
+            )
+        return
+    begun_to_claim = path.name + TEMPORARY_SUFFIX  # what a kill in the midst of the line below leaves
+    if root.exists() and any(entry.name != begun_to_claim for entry in root.iterdir()):
+        raise ValueError(
+            f"{root} holds files but no {RENDERED_FILE}, so they were not rendered; expected a new or empty folder, "
+            "or one that an earlier rendering began"
+        )
+    write_json(path, asdict(settings))

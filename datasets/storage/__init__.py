@@ -1,0 +1,1 @@
+"""Files that survive a kill, worker processes, and random streams: what every other room uses."""

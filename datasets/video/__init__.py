@@ -1,0 +1,5 @@
+"""Video files: read exactly, written in one place, and captioned. Times are seconds from the first frame shown."""
+
+from diveparse.datasets.video.reader import VideoError, VideoInfo, play, probe, read_frames
+
+__all__ = ["VideoError", "VideoInfo", "play", "probe", "read_frames"]

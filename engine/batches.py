@@ -1,0 +1,135 @@
+"""Batches for training and for evaluation, decoded by worker processes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from diveparse.configs import Config, DamagedClips, Precision, TrainConfig
+from diveparse.datasets.cache import CacheKind, cache_folder, open_cache
+from diveparse.datasets.clip_dataset import ClipDataset, EpochSampler
+from diveparse.datasets.records import ClipRecord
+from diveparse.datasets.storage.workers import end_with_main_process, without_worker_traceback, worker_context
+from diveparse.engine.device import autocast
+from diveparse.engine.feature_cache import StoredClips, store_clips
+from diveparse.models.classifier import DiveClassifier
+
+# one of INPUTS, "label" and "index", each with one entry a clip; "num_damaged", how many the batch was to have besides
+Batch = dict[str, Tensor]
+INPUTS = ("clip", "tokens")  # what a model can begin with: clips, or what its frozen blocks made of them
+
+logger = logging.getLogger(__name__)
+
+
+class ClipLoader(DataLoader[Any]):
+    """A DataLoader that gives a worker's complaint about a file as it was raised, and names damaged clips that were
+    skipped, each once. Their blank stand-ins of an evaluation are left out of the batches."""
+
+    dataset: ClipDataset | StoredClips
+
+    def __init__(self, clips: ClipDataset | StoredClips, **options: Any) -> None:
+        super().__init__(clips, **options)
+        self.problems: set[str] = set()
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch promises its own private iterator
+        for batch in without_worker_traceback(super().__iter__()):
+            problems = batch.pop("problem")
+            for problem in problems:
+                if problem and problem not in self.problems:
+                    self.problems.add(problem)
+                    logger.warning("skipped a damaged clip: %s", problem)
+            sound = torch.tensor([problem == "" for problem in problems])
+            if not self.dataset.training:
+                batch = {name: rows[sound] for name, rows in batch.items()}
+            if len(batch["index"]):
+                yield batch | {"num_damaged": (~sound).sum()}
+
+
+class MicroBatches:
+    """The sampler's batches, one an update, cut into the parts that one forward pass takes."""
+
+    def __init__(self, updates: EpochSampler, batch_size: int) -> None:
+        self.updates = updates
+        self.batch_size = batch_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for update in self.updates:
+            for first in range(0, len(update), self.batch_size):
+                yield update[first : first + self.batch_size]
+
+
+def build_clips(
+    cfg: Config,
+    records: Sequence[ClipRecord],
+    *,
+    training: bool,
+    views: tuple[int, int] = (1, 1),
+    from_cache: bool | None = None,
+) -> ClipDataset:
+    """The clips of these records as the config reads them: from the cache of `data.root` where there is one that suits.
+
+    from_cache: what a run began with, which it goes on with; None leaves it to the config and to what is there.
+    Raises: ValueError if that cache is damaged, or is no longer there.
+    """
+    kind = CacheKind.TRAINING if training else CacheKind.EVALUATION
+    wanted = cfg.data.cache if from_cache is None else from_cache
+    cache = open_cache(Path(cfg.data.root), kind, records, cfg.clip, views[0]) if wanted else None
+    if from_cache and cache is None:
+        folder = cache_folder(Path(cfg.data.root), kind)
+        raise ValueError(f"{folder}: the run began with clips of this cache, which must be there for it to go on")
+    skip_damaged = cfg.data.damaged is DamagedClips.SKIP
+    return ClipDataset(
+        records, cfg.clip, training=training, seed=cfg.seed, views=views, cache=cache, skip_damaged=skip_damaged
+    )
+
+
+def features_of(model: DiveClassifier, batch: Mapping[str, Tensor], precision: Precision) -> Tensor:
+    """What the head reads of a batch, in fp32, since its log-probabilities need the whole range."""
+    device = next(model.parameters()).device
+    name = next(name for name in INPUTS if name in batch)
+    inputs = batch[name].to(device, non_blocking=True)
+    with autocast(precision, device):
+        features = model.features(inputs) if name == "clip" else model.features_of_frozen(inputs)
+    return features.float()
+
+
+def stored(clips: ClipDataset, model: DiveClassifier, cfg: Config) -> ClipDataset | StoredClips:
+    """The same clips as what the model's frozen blocks make of them, where the config says so; else as they are."""
+    if not cfg.train.num_stored_views:
+        return clips
+    root, num_views = Path(cfg.data.root), cfg.train.num_stored_views
+    return store_clips(model.backbone, clips, root, num_views=num_views, num_workers=cfg.data.num_workers)
+
+
+def training_batches(
+    clips: ClipDataset | StoredClips, cfg: TrainConfig, seed: int, *, start_step: int, num_workers: int
+) -> Iterator[Batch]:
+    """Every batch of the training from update `start_step` on, epoch after epoch without a pause in between.
+
+    An epoch is a whole number of updates, each of `accumulation_steps` batches; what does not fill one is left out.
+    """
+    labels = [record.label for record in clips.records] if cfg.class_balanced else None
+    updates = EpochSampler(len(clips), cfg.batch_size * cfg.accumulation_steps, seed, start_step, labels)
+    parts = MicroBatches(updates, cfg.batch_size)
+    return iter(ClipLoader(clips, batch_sampler=parts, **_worker_options(num_workers)))
+
+
+def evaluation_batches(clips: ClipDataset | StoredClips, *, batch_size: int, num_workers: int) -> ClipLoader:
+    """Every clip once, in order, as often as asked; the last batch may be short."""
+    return ClipLoader(clips, batch_size=batch_size, shuffle=False, **_worker_options(num_workers))
+
+
+def _worker_options(num_workers: int) -> dict[str, Any]:
+    """What both loaders share. Their own generator keeps them from drawing on the one that the model's noise uses."""
+    shared: dict[str, Any] = {"generator": torch.Generator(), "pin_memory": torch.cuda.is_available()}
+    if num_workers == 0:
+        return shared
+    context = worker_context(__name__)
+    options = {"num_workers": num_workers, "multiprocessing_context": context, "worker_init_fn": end_with_main_process}
+    return shared | options

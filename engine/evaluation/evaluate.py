@@ -1,0 +1,86 @@
+"""What a model says about every clip of a split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from diveparse.configs import Precision
+from diveparse.datasets.dives import ATTRIBUTES, DiveSet
+from diveparse.datasets.records import ClipRecord
+from diveparse.engine.batches import INPUTS, features_of
+from diveparse.engine.evaluation.predictions import Predictions
+from diveparse.heads.recombine import INVALID
+from diveparse.models.classifier import ClassifierOutputs, DiveClassifier
+
+
+@torch.no_grad()
+def evaluate(
+    model: DiveClassifier,
+    batches: Iterable[dict[str, Tensor]],
+    records: Sequence[ClipRecord],
+    precision: Precision = Precision.FP32,
+    dive_set: DiveSet | None = None,
+) -> Predictions:
+    """Collect a model's answers; nothing is written, and the model returns to the mode it was in.
+
+    batches: dicts of "clip" (batch, views, time, channel, height, width), or of "tokens" of clips that are stored, and
+    "index" (batch,), which points into `records`. The features of a clip's views are averaged before the head reads
+    them. Each clip counts once, in the order of `batches`, whatever the size of the last batch.
+    dive_set: what the labels count in and the model is read out over, by default its own; a dive of it that the model
+    cannot express has probability 0.
+    Raises: ValueError if there are no batches, or a clip's answer is not a number.
+    """
+    dive_set = dive_set or model.dive_set
+    known = model.head.expressible(dive_set)
+    was_training = model.training
+    model.eval()
+    indices: list[int] = []
+    answers: list[ClassifierOutputs] = []
+    try:
+        for batch in batches:
+            num_clips = len(batch["index"])
+            one_by_one = {name: rearrange(batch[name], "b v ... -> (b v) ...") for name in INPUTS if name in batch}
+            features = features_of(model, one_by_one, precision)
+            features = rearrange(features, "(b v) ... -> b v ...", b=num_clips).mean(dim=1)
+            indices += batch["index"].tolist()
+            answers.append(model.read_out(features, known))
+    finally:
+        model.train(was_training)
+    if not indices:
+        raise ValueError("evaluation needs at least one clip, got none")
+    clips_seen = [records[index] for index in indices]
+    columns = np.array([dive_set.label_of(dive) for dive in known])
+    dive_log_probs = np.full((len(indices), len(dive_set)), -np.inf, np.float32)
+    dive_log_probs[:, columns] = _joined(each.dive_log_probs for each in answers)
+    _require_finite(dive_log_probs, clips_seen)
+    named, decoded = (
+        _joined(getattr(each, name) for each in answers) for name in ("named_labels", "decoded_labels")
+    )  # both (num_clips,), in `known`
+    return Predictions(
+        clips=[record.name for record in clips_seen],
+        sources=[record.source for record in clips_seen],
+        labels=np.array([record.label for record in clips_seen]),
+        dive_log_probs=dive_log_probs,
+        attribute_log_probs={name: _joined(each.attribute_log_probs[name] for each in answers) for name in ATTRIBUTES},
+        named_labels=np.where(named == INVALID, INVALID, columns[named]),
+        decoded_labels=np.where(decoded == INVALID, INVALID, columns[decoded]),
+    )
+
+
+def _joined(batches: Iterable[Tensor]) -> npt.NDArray[Any]:
+    """One array of a row a clip."""
+    return torch.cat(list(batches)).cpu().numpy()
+
+
+def _require_finite(dive_log_probs: npt.NDArray[np.float32], clips: list[ClipRecord]) -> None:
+    unusable = np.isnan(dive_log_probs).any(axis=1)
+    if unusable.any():
+        names = [clips[row].name for row in np.flatnonzero(unusable)]
+        raise ValueError(f"the model's answer is not a number for {len(names)} clips: {', '.join(names[:10])}")

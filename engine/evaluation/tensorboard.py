@@ -1,0 +1,43 @@
+"""What TensorBoard shows of an evaluation. Every arm uses the same tags, `split/quantity`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from diveparse.configs import Config, options
+from diveparse.datasets.dives import DiveSet
+from diveparse.engine.evaluation.metrics import confusion_matrix
+from diveparse.engine.evaluation.pictures import confusion_figure
+from diveparse.engine.evaluation.predictions import Predictions
+
+
+def log_confusion(writer: SummaryWriter, split: str, predictions: Predictions, dive_set: DiveSet, step: int) -> None:
+    """Show which dives are taken for which."""
+    matrix = confusion_matrix(predictions.labels, predictions.decoded_labels, len(dive_set))
+    figure = confusion_figure(matrix, dive_set.numbers, title=f"{split}, after {step} updates")
+    writer.add_figure(f"{split}/confusion", figure, step)
+
+
+def log_test(
+    run: Path, cfg: Config, metrics: dict[str, Any], predictions: Predictions, dive_set: DiveSet, step: int
+) -> None:
+    """Show the confusions of the test split, and its metrics, also on the HPARAMS page beside the options."""
+    with SummaryWriter(str(run)) as writer:
+        log_confusion(writer, "test", predictions, dive_set, step)
+        scores = {f"test/{name}": value for name, value in flat_metrics(metrics).items()}
+        # a run name of "." keeps this record in the run's own folder; the default adds a run named after the time
+        hparams = {
+            name: str(value) if isinstance(value, dict | list) else value for name, value in options(cfg).items()
+        }
+        writer.add_hparams(hparams, scores, run_name=".", global_step=step)
+
+
+def flat_metrics(metrics: dict[str, Any]) -> dict[str, float]:
+    """The numbers of metrics.json by tag: the accuracies of attributes and groups as accuracy_twist, accuracy_few."""
+    attributes = {f"accuracy_{name}": value for name, value in metrics["attribute_accuracy"].items()}
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    groups = {f"accuracy_{name}": group["accuracy"] for name, group in metrics["groups"].items() if group["num_clips"]}
+    return numbers | attributes | groups

@@ -1,0 +1,1 @@
+"""From tested runs to what may be said about their arms."""

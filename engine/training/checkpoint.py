@@ -1,0 +1,126 @@
+"""Checkpoints that a kill cannot break, and the run folder that holds them.
+
+A checkpoint is a folder `checkpoints/step-00000100/` with `model.safetensors`, `state.pt` and, where the weights are
+averaged, `average.safetensors`. It is written under another name and renamed once it is on the disk, so a folder with
+that name is always whole. Only the newest is kept.
+"""
+
+from __future__ import annotations
+
+import pickle
+import random
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.amp import GradScaler
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from diveparse.datasets.storage.atomic import TEMPORARY_SUFFIX, sync
+from diveparse.engine.run import newest_checkpoint
+from diveparse.engine.training.progress import Progress
+
+WEIGHTS, AVERAGE, STATE = "model.safetensors", "average.safetensors", "state.pt"
+# what safetensors, torch.load and the load_state_dict of each part raise about files that they cannot use
+UNREADABLE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    SafetensorError,
+    pickle.UnpicklingError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
+
+
+@dataclass
+class Learner:
+    """Everything that an update changes, apart from the random generators."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    schedule: LRScheduler
+    scaler: GradScaler
+    progress: Progress
+    average: ModelEmaV3 | None = None  # of the weights, where the config asks for it
+
+
+def save_checkpoint(run: Path, learner: Learner) -> None:
+    """Write the whole state after `learner.progress.step` updates, then drop what is older."""
+    checkpoints = run / "checkpoints"
+    folder = checkpoints / f"step-{learner.progress.step:08d}"
+    partial = folder.with_name(folder.name + TEMPORARY_SUFFIX)
+    shutil.rmtree(partial, ignore_errors=True)  # of an earlier kill
+    partial.mkdir(parents=True)
+    weights = {WEIGHTS: learner.model} | ({} if learner.average is None else {AVERAGE: learner.average.module})
+    for name, model in weights.items():
+        save_model(model, str(partial / name))
+    torch.save(
+        {
+            "optimizer": learner.optimizer.state_dict(),
+            "schedule": learner.schedule.state_dict(),
+            "scaler": learner.scaler.state_dict(),
+            "progress": learner.progress.state_dict(),
+            "random": random_state(),
+        },
+        partial / STATE,
+    )
+    for path in (*(partial / name for name in weights), partial / STATE, partial):
+        sync(path)
+    partial.rename(folder)
+    sync(checkpoints)
+    for other in checkpoints.iterdir():
+        if other != folder:
+            shutil.rmtree(other)
+
+
+def resume_from_checkpoint(run: Path, learner: Learner) -> None:
+    """Put every part of `learner`, and the random generators, to where the newest checkpoint, if any, left them.
+
+    Raises: ValueError naming the folder if a file of it is missing, damaged or of another model.
+    """
+    folder = newest_checkpoint(run)
+    if folder is None:
+        return
+    device = next(learner.model.parameters()).device
+    try:
+        load_model(learner.model, folder / WEIGHTS, device=str(device))
+        if learner.average is not None:
+            load_model(learner.average.module, folder / AVERAGE, device=str(device))
+        state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+        learner.optimizer.load_state_dict(state["optimizer"])
+        learner.schedule.load_state_dict(state["schedule"])
+        learner.scaler.load_state_dict(state["scaler"])
+        learner.progress = Progress.from_state_dict(state["progress"])
+        restore_random_state(state["random"])
+    except UNREADABLE as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{folder}: not a checkpoint that this run can go on from: {reason}") from error
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every generator that model code may draw from, in types that load without unpickling code."""
+    algorithm, keys, *position = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": (algorithm, torch.from_numpy(np.asarray(keys).astype(np.int64)), *position),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all(),
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    algorithm, keys, *position = state["numpy"]
+    random.setstate(state["python"])
+    np.random.set_state((algorithm, keys.numpy().astype(np.uint32), *position))
+    torch.set_rng_state(state["torch"])
+    torch.cuda.set_rng_state_all(state["cuda"])

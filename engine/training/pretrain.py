@@ -1,0 +1,262 @@
+"""Pretraining: a small backbone learns how bodies move, from rendered clips and what their renderer knows."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from diveparse.configs import PretrainConfig, run_folder
+from diveparse.datasets.constants import PIXEL_MEAN, PIXEL_STD
+from diveparse.datasets.rendered.motion import JOINTS, PHASES
+from diveparse.datasets.rendered.pretraining_clips import MotionClips
+from diveparse.datasets.storage.atomic import written_atomically
+from diveparse.engine.device import choose_device
+from diveparse.engine.run import open_run, record_environment
+from diveparse.engine.training.checkpoint import UNREADABLE
+from diveparse.engine.training.loop import NonFiniteError
+from diveparse.engine.training.optim import build_optimizer, build_schedule
+from diveparse.engine.training.tensorboard import flush, log_scalars, open_writer
+from diveparse.heads.kinematics import KinematicsHead, Motion, kinematics_loss
+from diveparse.models.build import build_backbone, load_backbone
+from diveparse.models.timesformer import TimeSformer
+from diveparse.models.weights.sources import save_backbone
+
+MOMENTS_PER_FRAME = 3  # the axes half a step before a frame, at it and half a step after
+MOMENTS_PER_CLIP_FRAME = 2  # the class token recalls the whole clip, twice as finely as it saw it
+CHECKPOINT = "checkpoint.pt"
+
+logger = logging.getLogger(__name__)
+
+
+def pretrain(cfg: PretrainConfig, *, resume: bool) -> Path:
+    """Train the backbone of `cfg` into `runs_dir/name/` and return the file of its weights.
+
+    With `resume`, go on from the last checkpoint with the clips that follow. Under `torchrun`, `train.batch_size` is
+    each process's share: on a CPU, one process a core uses the cores better than one process with a thread a core.
+    Raises: ValueError for what a user can get wrong; NonFiniteError, before the weights change, naming the clips.
+    """
+    device = choose_device()
+    rank, world_size = 0, 1
+    if dist.is_torchelastic_launched():
+        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        torch.set_num_threads(1)
+    if rank > 0:
+        dist.init_process_group()  # waits for the first process, which alone complains of what all would find wrong
+    torch.manual_seed(cfg.seed)
+    backbone = start_backbone(cfg)
+    head = build_readout(backbone)
+    model = nn.ModuleDict({"backbone": backbone, "head": head}).to(device)
+    optimizer = build_optimizer(model, head, cfg.train)
+    clips_per_step = cfg.train.batch_size * world_size
+    steps_per_epoch = count_steps(cfg, world_size)
+    num_steps = steps_per_epoch * cfg.train.num_epochs
+    schedule = build_schedule(optimizer, cfg.train, num_steps)
+    folder = open_run(cfg, resume=resume) if rank == 0 else run_folder(cfg)
+    start_step = load_checkpoint(folder, model, optimizer, schedule, world_size) if resume else 0
+    if rank == 0:
+        record_environment(folder, cfg.seed)
+        if dist.is_torchelastic_launched():
+            dist.init_process_group()
+
+    indices = range(start_step * clips_per_step, num_steps * clips_per_step)
+    batches = motion_batches(cfg, indices[rank::world_size], device)
+    steps = tqdm(
+        range(start_step, num_steps), initial=start_step, total=num_steps, unit="step", mininterval=5, disable=rank > 0
+    )
+    started = time.monotonic()
+    with open_writer(folder, start_step) if rank == 0 else nullcontext() as writer:
+        for step in steps:
+            clips, truth = next(batches)
+            loss, terms = kinematics_loss(head(backbone.tokens(clips)), truth)
+            items = range(step * clips_per_step, (step + 1) * clips_per_step)
+            require_finite({"loss": loss.detach(), **terms}, step, items, world_size)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            if world_size > 1:
+                average_gradients(model, world_size)
+            grad_norm = nn.utils.clip_grad_norm_(model.parameters(), cfg.train.max_grad_norm)
+            if not torch.isfinite(grad_norm):
+                raise NonFiniteError(complaint(f"the gradient's norm is {grad_norm.item()}", step, items))
+            optimizer.step()
+            schedule.step()
+            if writer is None:
+                continue
+            clips_per_second = (step + 1 - start_step) * clips_per_step / (time.monotonic() - started)
+            if (step + 1) % cfg.train.log_every == 0:
+                losses = {f"loss_{name}": term.item() for name, term in terms.items()}
+                log_scalars(writer, "pretrain", losses | {"clips_per_second": clips_per_second}, step + 1)
+            if (step + 1) % steps_per_epoch == 0:
+                summary = " ".join(f"{name} {term.item():.3f}" for name, term in terms.items())
+                logger.info("step %d of %d: %s (%.0f clips/s)", step + 1, num_steps, summary, clips_per_second)
+                flush(writer)
+                save_checkpoint(folder, step + 1, model, optimizer, schedule, world_size)
+    path = folder / "backbone.safetensors"
+    if rank == 0:
+        save_backbone(path, backbone, dtype=torch.float16)  # small enough to ship
+    return path
+
+
+def build_readout(backbone: TimeSformer) -> KinematicsHead:
+    return KinematicsHead(
+        backbone.embed_dim,
+        num_frames=backbone.num_frames,
+        num_patches=backbone.num_patches,
+        num_joints=len(JOINTS),
+        num_phases=len(PHASES),
+        moments_per_frame=MOMENTS_PER_FRAME,
+        num_clip_moments=MOMENTS_PER_CLIP_FRAME * backbone.num_frames,
+    )
+
+
+def count_steps(cfg: PretrainConfig, world_size: int) -> int:
+    """Steps in an epoch. Raises: ValueError if the clips do not fill one."""
+    clips_per_step = cfg.train.batch_size * world_size
+    if cfg.clips_per_epoch < clips_per_step:
+        raise ValueError(
+            f"clips_per_epoch must be at least train.batch_size x processes = {clips_per_step}, "
+            f"got {cfg.clips_per_epoch}"
+        )
+    return cfg.clips_per_epoch // clips_per_step
+
+
+def start_backbone(cfg: PretrainConfig) -> TimeSformer:
+    """From the weights that the config names, or from nothing."""
+    sizes = {"num_frames": cfg.clip.num_frames, "image_size": cfg.clip.image_size}
+    if cfg.backbone.weights is not None:
+        return load_backbone(cfg.backbone.weights, cfg.backbone, **sizes)
+    backbone = build_backbone(cfg.backbone, **sizes)
+    # from nothing and in so few steps, the network must be told from the start where and when a patch is
+    for places in (backbone.space_embed, backbone.time_embed):
+        nn.init.trunc_normal_(places, std=0.3)
+    return backbone
+
+
+def require_finite(terms: dict[str, Tensor], step: int, items: range, world_size: int) -> None:
+    """Stop all processes together. Raises: NonFiniteError if a term is not finite in any of them.
+
+    items: the clips of the step, dealt out to the processes in turn.
+    """
+    own = torch.stack(list(terms.values()))
+    of_process = [own]
+    if world_size > 1:
+        of_process = [torch.empty_like(own) for _ in range(world_size)]
+        dist.all_gather(of_process, own)
+    values = torch.stack(of_process)  # (process, term)
+    broken = ~values.isfinite()
+    if broken.any():
+        columns = zip(terms, values.T, broken.T, strict=True)
+        what = ", ".join(f"{name} is {column[wrong][0].item()}" for name, column, wrong in columns if wrong.any())
+        suspects = [item for item in items if broken[(item - items.start) % world_size].any()]
+        raise NonFiniteError(complaint(what, step, suspects))
+
+
+def complaint(what: str, step: int, items: Sequence[int]) -> str:
+    return (
+        f"{what} in update {step + 1}; the weights are as the update before left them. "
+        f"Clips: items {', '.join(map(str, items))} of MotionClips. A lower train.learning_rate may help"
+    )
+
+
+def average_gradients(model: nn.Module, world_size: int) -> None:
+    """Replace each process's gradients with their mean over the processes."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    flat = parameters_to_vector(gradients)
+    dist.all_reduce(flat)
+    vector_to_parameters(flat / world_size, gradients)
+
+
+def motion_batches(cfg: PretrainConfig, indices: range, device: torch.device) -> Iterator[tuple[Tensor, Motion]]:
+    """Normalised clips (batch, time, channel, height, width) of `indices` with random light, and the truth."""
+    clips = MotionClips(
+        num_frames=cfg.clip.num_frames,
+        image_size=cfg.clip.image_size,
+        seed=cfg.seed,
+        num_easy=cfg.num_easy_clips,
+        moments_per_frame=MOMENTS_PER_FRAME,
+        moments_per_clip_frame=MOMENTS_PER_CLIP_FRAME,
+    )
+    loader: DataLoader[dict[str, Tensor]] = DataLoader(
+        clips,
+        batch_size=cfg.train.batch_size,
+        sampler=indices,
+        num_workers=cfg.num_workers,
+        pin_memory=device.type == "cuda",
+        prefetch_factor=4 if cfg.num_workers else None,
+    )
+    for number, batch in enumerate(loader):
+        batch = {name: values.to(device, non_blocking=True) for name, values in batch.items()}
+        generator = torch.Generator().manual_seed(cfg.seed + indices[number * cfg.train.batch_size])
+        yield normalise(relight(batch.pop("clip"), cfg.clip.color_jitter, generator)), Motion(**batch)
+
+
+def relight(clips: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """Random gain and offset of each clip's channels. uint8 (batch, time, channel, …) -> float in about [0, 1]."""
+    shape = (len(clips), 1, clips.shape[2], 1, 1)
+    gain, offset = (1 + strength * (2 * torch.rand(2, *shape, generator=generator) - 1)).to(clips.device)
+    return clips.float() / 255 * gain + (offset - 1) / 2
+
+
+def normalise(clips: Tensor) -> Tensor:
+    mean, std = (clips.new_tensor(values).view(-1, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
+    return (clips - mean) / std
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LambdaLR,
+    world_size: int,
+) -> None:
+    state = {
+        "step": step,
+        "world_size": world_size,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "schedule": schedule.state_dict(),
+    }
+    with written_atomically(folder / CHECKPOINT) as path:
+        torch.save(state, path)
+
+
+def load_checkpoint(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LambdaLR,
+    world_size: int,
+) -> int:
+    """Put everything back and return the number of steps done, 0 where there is no checkpoint yet.
+
+    Raises: ValueError naming the file if it is damaged, of another model or of another number of processes.
+    """
+    path = folder / CHECKPOINT
+    if not path.is_file():
+        return 0
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        step, processes = int(state["step"]), int(state["world_size"])
+    except UNREADABLE as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{path}: not a checkpoint that this run can go on from: {reason}") from error
+    if processes != world_size:
+        raise ValueError(
+            f"{path}: begun by {processes} process(es) and must go on with as many, got {world_size}: "
+            "an update takes train.batch_size clips from each"
+        )
+    return step

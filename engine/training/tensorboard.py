@@ -1,0 +1,56 @@
+"""What TensorBoard shows. Every arm uses the same tags, `split/quantity`, over the same axis: updates done."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from torch.utils.tensorboard import SummaryWriter
+
+from diveparse.configs import Config, options
+from diveparse.datasets.clip_dataset import ClipDataset
+from diveparse.datasets.dives import DiveSet
+from diveparse.datasets.records import ClipRecord
+from diveparse.datasets.storage.atomic import sync
+from diveparse.engine.evaluation.pictures import class_count_figure, clip_strip
+
+NUM_SAMPLE_CLIPS, NUM_SAMPLE_FRAMES = 4, 8  # clips shown, and frames of each
+
+
+def open_writer(run: Path, step: int) -> SummaryWriter:
+    """Open the run's TensorBoard log after `step` updates.
+
+    Points of later updates, which a run that was killed may have left behind, are dropped for those to come.
+    """
+    if any(run.glob(f"events.out.tfevents.{int(time.time())}.*")):
+        time.sleep(1)  # a run's files are read in the order of their names, which hold the second of opening
+    return SummaryWriter(str(run), purge_step=step + 1 if step else 0)
+
+
+def flush(writer: SummaryWriter) -> None:
+    """Put every point on the disk. Before each checkpoint, since nothing before it is ever logged again."""
+    writer.flush()
+    sync(max(Path(writer.log_dir).glob("events.out.tfevents.*")))  # the newest is this writer's
+
+
+def log_start(
+    writer: SummaryWriter, cfg: Config, dive_set: DiveSet, splits: dict[str, list[ClipRecord]], clips: ClipDataset
+) -> None:
+    """Show the resolved config, how many clips each dive has in each split, and some clips as training sees them."""
+    lines = OmegaConf.to_yaml(OmegaConf.create(options(cfg))).splitlines()
+    writer.add_text("config", "\n".join(f"    {line}" for line in lines), 0)  # four spaces: verbatim in Markdown
+    for split, records in splits.items():
+        counts = np.bincount([record.label for record in records], minlength=len(dive_set))
+        writer.add_figure(f"{split}/class_counts", class_count_figure(counts, dive_set.numbers), 0)
+    for number in range(min(NUM_SAMPLE_CLIPS, len(clips))):
+        clip = clips[0, number]["clip"]  # (time, channel, height, width)
+        frames = torch.linspace(0, len(clip) - 1, min(NUM_SAMPLE_FRAMES, len(clip))).round().long()
+        writer.add_image(f"train/clip_{number}", clip_strip(clip[frames]), 0)
+
+
+def log_scalars(writer: SummaryWriter, split: str, scalars: dict[str, float], step: int) -> None:
+    for name, value in scalars.items():
+        writer.add_scalar(f"{split}/{name}", value, step)

@@ -1,0 +1,234 @@
+"""The TimeSformer format of HuggingFace's `transformers`: read from a folder or the hub, and written for others to use.
+
+Source: `TimesformerModel` and `TimesformerConfig` of `transformers`. Their published weights are a classifier's; the
+older of them, facebook/timesformer-base-finetuned-k400 too, have no safetensors file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from einops import rearrange
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+
+from diveparse.configs import BackboneConfig, StemKind
+from diveparse.datasets.storage.atomic import write_json
+from diveparse.models.patch_embed import NUM_CHANNELS
+from diveparse.models.weights.files import MODEL_FILE, read_checkpoint, read_weights, write_weights
+from diveparse.models.weights.published import (
+    KERNEL,
+    LAYER_NORM_EPS,
+    OWN_PIXELS,
+    PixelStatistics,
+    SavedBackbone,
+    SizedBackbone,
+    in_own_names,
+    in_own_pixels,
+    read_sizes,
+    renamed,
+    with_zero_qkv_biases,
+)
+
+CONFIG_FILE = "config.json"
+PICKLED_FILE = "pytorch_model.bin"
+PREPROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json")  # the first that is there counts
+MODEL_TYPE = "model_type"
+PIXEL_SCALE = 1 / 255
+
+# what this backbone is, in the words of TimesformerConfig; its defaults too, so that a missing word says the same
+FIXED = {
+    MODEL_TYPE: "timesformer",
+    "attention_type": "divided_space_time",
+    "hidden_act": "gelu",
+    "layer_norm_eps": LAYER_NORM_EPS,
+    "num_channels": NUM_CHANNELS,
+}
+DEFAULT_NUM_HEADS = 12  # of TimesformerConfig
+
+# theirs -> ours; `*` counts the blocks
+NAMES = {
+    "embeddings.cls_token": "class_token",
+    "embeddings.position_embeddings": "space_embed",
+    "embeddings.time_embeddings": "time_embed",
+    "embeddings.patch_embeddings.projection": "patch_embed.proj",
+    "encoder.layer.*.temporal_layernorm": "blocks.*.time_norm",
+    "encoder.layer.*.temporal_attention.attention.qkv": "blocks.*.time_attn.qkv",
+    "encoder.layer.*.temporal_attention.output.dense": "blocks.*.time_attn.proj",
+    "encoder.layer.*.temporal_dense": "blocks.*.time_proj",
+    "encoder.layer.*.layernorm_before": "blocks.*.space_norm",
+    "encoder.layer.*.attention.attention.qkv": "blocks.*.space_attn.qkv",
+    "encoder.layer.*.attention.output.dense": "blocks.*.space_attn.proj",
+    "encoder.layer.*.layernorm_after": "blocks.*.mlp_norm",
+    "encoder.layer.*.intermediate.dense": "blocks.*.mlp.fc1",
+    "encoder.layer.*.output.dense": "blocks.*.mlp.fc2",
+    "layernorm": "norm",
+}
+
+
+def is_huggingface(folder: Path) -> bool:
+    """Whether a folder's config.json names a model type, as those of `transformers` do and ours do not.
+
+    Raises: ValueError if there is a config.json that cannot be read.
+    """
+    return (folder / CONFIG_FILE).is_file() and MODEL_TYPE in _read_json(folder / CONFIG_FILE)
+
+
+def read_huggingface(folder: Path, origin: str | None = None) -> SavedBackbone:
+    """The backbone of a folder that `transformers` wrote, its head left out.
+
+    Raises: ValueError naming the file that is missing or damaged, or listing what this backbone does not do.
+    """
+    origin = origin or str(folder)
+    config = read_config(folder)
+    if (folder / MODEL_FILE).is_file():
+        state, _ = read_weights(folder / MODEL_FILE)
+    elif (folder / PICKLED_FILE).is_file():
+        state = read_checkpoint(folder / PICKLED_FILE)
+    else:
+        raise ValueError(f"{folder}: holds no weights: neither {MODEL_FILE} nor {PICKLED_FILE} is there")
+    state = in_own_names(state, NAMES, "timesformer.", "classifier.", origin)
+    if not config.get("qkv_bias", True):
+        state = with_zero_qkv_biases(state, origin)
+    state = in_own_pixels(state, _read_pixels(folder), origin)
+    saved = SavedBackbone(origin, state, config.get("num_attention_heads", DEFAULT_NUM_HEADS))
+    _require_sizes_of(saved, config)
+    return saved
+
+
+def read_hub(repo_id: str) -> SavedBackbone:
+    """The backbone of a model on the hub, or of the copy of it that an earlier call left on this machine.
+
+    Raises: ValueError if neither is to be had, and as `read_huggingface` does.
+    """
+    folder = _fetched(repo_id, [CONFIG_FILE, *PREPROCESSOR_FILES])
+    read_config(folder)  # so that another kind of model is refused before its weights are fetched
+    if not (_fetched(repo_id, [MODEL_FILE]) / MODEL_FILE).is_file():
+        _fetched(repo_id, [PICKLED_FILE])
+    return read_huggingface(folder, origin=repo_id)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration of a model that computes what this backbone does.
+
+    Raises: ValueError naming the file if there is none, or listing its options that say otherwise.
+    """
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; it lies beside the weights in a HuggingFace model")
+    config = _read_json(path)
+    found = {name: config.get(name, None if name == MODEL_TYPE else wanted) for name, wanted in FIXED.items()}
+    others = [
+        f"{name}={found[name]!r} instead of {wanted!r}" for name, wanted in FIXED.items() if found[name] != wanted
+    ]
+    if others:
+        raise ValueError(f"{path}: another kind of model: {', '.join(others)}")
+    return config
+
+
+def save_huggingface(folder: Path | str, backbone: SizedBackbone) -> None:
+    """Write a backbone so that `TimesformerModel.from_pretrained(folder)` gives the same features of the same clips.
+
+    preprocessor_config.json says how to normalise them. Stochastic depth, which acts in training only, is not written.
+    Raises: ValueError if the backbone has a stem that the format cannot hold.
+    """
+    folder = Path(folder)
+    cfg = backbone.config
+    if cfg.stem is not StemKind.PATCH:
+        raise ValueError(f"the HuggingFace format has no backbone.stem={cfg.stem.value}, only {StemKind.PATCH.value}")
+    own_to_theirs = {own: theirs for theirs, own in NAMES.items()}
+    state = {renamed(name, own_to_theirs): tensor for name, tensor in backbone.state_dict().items()}
+    kernel = renamed(KERNEL, own_to_theirs)
+    state[kernel] = rearrange(state[kernel], "d (c p q) -> d c p q", c=NUM_CHANNELS, p=cfg.patch_size)
+    size = backbone.image_size
+    write_json(
+        folder / CONFIG_FILE,
+        FIXED
+        | {"architectures": ["TimesformerModel"], "qkv_bias": True}
+        | _sizes(cfg, num_frames=backbone.num_frames, image_size=size),
+    )
+    write_json(
+        folder / PREPROCESSOR_FILES[0],
+        {
+            "image_processor_type": "VideoMAEImageProcessor",
+            "do_resize": True,
+            "size": {"shortest_edge": size},
+            "do_center_crop": True,
+            "crop_size": {"height": size, "width": size},
+            "do_rescale": True,
+            "rescale_factor": PIXEL_SCALE,
+            "do_normalize": True,
+            "image_mean": OWN_PIXELS.mean,
+            "image_std": OWN_PIXELS.std,
+        },
+    )
+    # the weights last: a folder counts as a model once they are there
+    write_weights(folder / MODEL_FILE, state, {"format": "pt"})
+
+
+def _sizes(cfg: BackboneConfig, *, num_frames: int, image_size: int) -> dict[str, int]:
+    """The sizes of a backbone in the words of TimesformerConfig."""
+    return {
+        "image_size": image_size,
+        "patch_size": cfg.patch_size,
+        "num_frames": num_frames,
+        "hidden_size": cfg.embed_dim,
+        "num_hidden_layers": cfg.depth,
+        "num_attention_heads": cfg.num_heads,
+        "intermediate_size": int(cfg.embed_dim * cfg.mlp_ratio),
+    }
+
+
+def _require_sizes_of(saved: SavedBackbone, config: dict[str, Any]) -> None:
+    cfg, num_frames, image_size = read_sizes(saved)
+    sizes = _sizes(cfg, num_frames=num_frames, image_size=image_size)
+    others = [
+        f"{name}={config[name]}, but the weights have {size}"
+        for name, size in sizes.items()
+        if config.get(name, size) != size
+    ]
+    if others:
+        raise ValueError(f"{saved.origin}: {CONFIG_FILE} and the weights disagree: {'; '.join(others)}")
+
+
+def _read_pixels(folder: Path) -> PixelStatistics | None:
+    """What the folder says its pixels are normalised with; None if it says nothing."""
+    path = next((folder / name for name in PREPROCESSOR_FILES if (folder / name).is_file()), None)
+    if path is None:
+        return None
+    said = {"do_rescale": True, "rescale_factor": PIXEL_SCALE, "do_normalize": True} | _read_json(path)
+    try:
+        if said["do_rescale"] and said["do_normalize"] and math.isclose(said["rescale_factor"], PIXEL_SCALE):
+            mean, std = (tuple(float(value) for value in said[name]) for name in ("image_mean", "image_std"))
+            return PixelStatistics(mean, std)
+        problem = "other steps"
+    except (KeyError, TypeError, ValueError) as error:
+        problem = repr(error)
+    raise ValueError(
+        f"{path}: expected pixels scaled by 1/255 and normalised with image_mean and image_std, got {problem}; "
+        "without this file, pixels are taken as normalised as here"
+    )
+
+
+def _fetched(repo_id: str, names: list[str]) -> Path:
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=names))
+    except (OSError, HFValidationError) as error:  # of the hub's errors, those of the connection are OSErrors
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{repo_id}: no such path, and the HuggingFace hub does not give such a model (no such name, or offline; "
+            f"give a folder that holds {CONFIG_FILE} and {MODEL_FILE} instead): {reason}"
+        ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of the encoding too
+        raise ValueError(f"{path}: not a whole JSON file: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected names and values, got {type(content).__name__}")
+    return content

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from diveparse.datasets.storage import journal
+
+
+@dataclass(frozen=True)
+class Done:
+    name: str
+    num_frames: int
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "journal.jsonl"
+    with path.open("a", encoding="utf-8") as file:
+        for entry in (Done("a", 1), Done("b", 2), Done("a", 3)):
+            journal.append(file, entry)
+    return path
+
+
+def test_the_newest_entry_of_a_name_counts(path: Path) -> None:
+    assert journal.read(path, Done) == {"a": Done("a", 3), "b": Done("b", 2)}
+
+
+def test_an_entry_is_there_as_soon_as_it_is_written(tmp_path: Path) -> None:
+    with (tmp_path / "journal.jsonl").open("a", encoding="utf-8") as file:
+        journal.append(file, Done("a", 1))
+        assert journal.read(tmp_path / "journal.jsonl", Done) == {"a": Done("a", 1)}
+
+
+def test_no_file_has_no_entries(tmp_path: Path) -> None:
+    assert journal.read(tmp_path / "journal.jsonl", Done) == {}
+
+
+@pytest.mark.parametrize("cut", range(1, 29))
+def test_a_line_cut_short_anywhere_loses_that_entry_alone(path: Path, cut: int) -> None:
+    content = path.read_bytes()
+    assert len(content.splitlines()[-1]) == 30
+    path.write_bytes(content[:-cut])
+    with path.open("a", encoding="utf-8") as file:
+        journal.append(file, Done("c", 4))
+    assert journal.read(path, Done) == {"a": Done("a", 1), "b": Done("b", 2), "c": Done("c", 4)}
+
+
+@pytest.mark.parametrize("line", ["[]", "3", '{"name": "b"}', '{"name": "b", "num_frames": 3, "more": 1}'])
+def test_a_line_that_is_no_such_entry_is_left_out(path: Path, line: str) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write("\n" + line)
+    assert journal.read(path, Done) == {"a": Done("a", 3), "b": Done("b", 2)}

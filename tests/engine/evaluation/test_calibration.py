@@ -1,0 +1,131 @@
+import json
+import math
+
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+
+from diveparse.configs import load_config
+from diveparse.datasets.dives import ATTRIBUTES, DIVING48
+from diveparse.engine.evaluation.calibration import (
+    HIGHEST_TEMPERATURE,
+    LOWEST_TEMPERATURE,
+    fit_temperature,
+    fit_temperatures,
+    mean_nll,
+    tempered,
+)
+from diveparse.engine.evaluation.predictions import Predictions
+from diveparse.engine.evaluation.testing import evaluate_run
+from diveparse.engine.training import loop
+from diveparse.models.classifier import DiveClassifier
+
+
+def calibrated_answers(num_clips=4000, num_answers=6, seed=0):
+    """Log-probabilities, and truths drawn from the very distributions that they describe."""
+    rng = np.random.default_rng(seed)
+    log_probs = log_softmax(2 * rng.normal(size=(num_clips, num_answers)), axis=1)
+    return log_probs, (log_probs + rng.gumbel(size=log_probs.shape)).argmax(axis=1)
+
+
+@pytest.mark.parametrize("planted", [0.2, 0.5, 1.0, 3.0, 10.0])
+def test_a_planted_temperature_is_found(planted):
+    log_probs, targets = calibrated_answers()
+    overconfident = tempered(log_probs, 1 / planted).astype(np.float32)
+    assert fit_temperature(overconfident, targets) == pytest.approx(planted, rel=0.05)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_truth_never_becomes_less_likely_on_the_clips_fitted_on(seed):
+    rng = np.random.default_rng(seed)
+    log_probs = log_softmax(rng.uniform(0, 8) * rng.normal(size=(rng.integers(1, 40), 5)), axis=1)
+    targets = rng.integers(0, 5, len(log_probs))
+    temperature = fit_temperature(log_probs, targets)
+    assert LOWEST_TEMPERATURE <= temperature <= HIGHEST_TEMPERATURE
+    assert mean_nll(tempered(log_probs, temperature), targets) <= mean_nll(tempered(log_probs, 1.0), targets)
+
+
+def test_the_temperature_found_is_the_best_of_many():
+    log_probs, targets = calibrated_answers(num_clips=50, seed=1)
+    best = mean_nll(tempered(log_probs, fit_temperature(log_probs, targets)), targets)
+    others = [mean_nll(tempered(log_probs, t), targets) for t in np.geomspace(LOWEST_TEMPERATURE, 20, 500)]
+    assert best == pytest.approx(min(others), abs=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [LOWEST_TEMPERATURE, 0.5, 2.0, HIGHEST_TEMPERATURE])
+def test_tempering_keeps_the_order_and_sums_to_one(temperature):
+    log_probs, _ = calibrated_answers(num_clips=100)
+    cooled = tempered(log_probs, temperature)
+    assert np.array_equal(np.argsort(cooled, axis=1), np.argsort(log_probs, axis=1))
+    np.testing.assert_allclose(np.exp(cooled).sum(axis=1), 1)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("log_probs", "targets"),
+    [
+        (np.full((4, 5), -math.log(5)), [0, 1, 2, 3]),  # constant
+        (log_softmax(1e6 * np.eye(5, dtype=np.float32), axis=1), [0, 1, 2, 3, 4]),  # certain, and always right
+        (log_softmax(np.eye(5, dtype=np.float32), axis=1), [0, 1, 2, 3, 4]),  # unsure, and always right
+        (np.zeros((3, 1)), [0, 0, 0]),  # one answer only
+        (np.log([[0.5, 0.5, 1e-300]]), [1]),  # one clip
+    ],
+)
+def test_where_the_clips_do_not_tell_the_temperature_stays_one(log_probs, targets):
+    assert fit_temperature(log_probs, np.array(targets)) == 1.0
+
+
+def test_a_model_that_is_certain_and_wrong_gets_the_highest_temperature():
+    log_probs = log_softmax(1e6 * np.eye(5, dtype=np.float32), axis=1)
+    assert fit_temperature(log_probs, np.array([1, 2, 3, 4, 0])) == pytest.approx(HIGHEST_TEMPERATURE, rel=1e-3)
+
+
+def test_a_truth_held_impossible_leaves_the_temperature_at_one():
+    with np.errstate(divide="ignore"):
+        log_probs = np.log([[0.5, 0.5, 0.0], [0.9, 0.1, 0.0]])
+    assert fit_temperature(log_probs, np.array([2, 0])) == 1.0
+
+
+def test_dives_and_each_attribute_get_a_temperature_of_their_own():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, len(DIVING48), 500)
+    targets = {
+        a: np.array([DIVING48.values[a].index(DIVING48[k].attribute_values()[a]) for k in labels]) for a in ATTRIBUTES
+    }
+
+    def answers(truth, num_answers, sureness):
+        scores = rng.normal(size=(len(truth), num_answers)) + 2 * np.eye(num_answers)[truth]
+        return log_softmax(sureness * scores, axis=1).astype(np.float32)
+
+    dives = answers(labels, len(DIVING48), 3.0)
+    attributes = {a: answers(targets[a], len(DIVING48.values[a]), k + 1.0) for k, a in enumerate(ATTRIBUTES)}
+    names = [str(number) for number in range(len(labels))]
+    temperatures = fit_temperatures(Predictions(names, names, labels, dives, attributes, labels, labels), DIVING48)
+    assert temperatures == {
+        "dive": fit_temperature(dives, labels),
+        **{a: fit_temperature(attributes[a], targets[a]) for a in ATTRIBUTES},
+    }
+    assert len(set(temperatures.values())) == 5
+
+
+def test_training_fits_the_kept_model_on_validation_and_testing_scores_it_with_that(
+    tiny_experiment, quick_training_figures, monkeypatch
+):
+    fitted, honest = [], loop.fit_temperatures
+
+    def spy(predictions, dive_set):
+        temperatures = honest(predictions, dive_set)
+        fitted.append((predictions, temperatures))
+        return temperatures
+
+    monkeypatch.setattr(loop, "fit_temperatures", spy)
+    run = loop.train(load_config(tiny_experiment, ["train.num_epochs=1"]))
+    ((predictions, temperatures),) = fitted
+    assert {clip[:11] for clip in predictions.clips} <= {f"tinysourc{number:02d}" for number in range(5)}
+    assert DiveClassifier.load(run).temperatures == temperatures
+    assert temperatures["dive"] != 1.0
+    metrics = evaluate_run(run, [], split="val")
+    dives = tempered(predictions.dive_log_probs, temperatures["dive"])
+    assert metrics["nll_calibrated"] == pytest.approx(mean_nll(dives, predictions.labels), rel=1e-4)
+    assert metrics["nll_calibrated"] < metrics["nll"]
+    assert json.loads((run / "validation_metrics.json").read_text()) == metrics

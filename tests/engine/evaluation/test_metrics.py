@@ -1,0 +1,212 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from diveparse.datasets.dives import ATTRIBUTES, DIVING48, DiveSet
+from diveparse.engine.evaluation.metrics import (
+    calibrated_metrics,
+    calibration_error,
+    compute_metrics,
+    confusion_matrix,
+    reliability,
+)
+from diveparse.engine.evaluation.predictions import Predictions
+from diveparse.heads.recombine import INVALID
+
+DIVES = DiveSet.from_numbers(["101B", "103B", "103C", "201B", "203C", "5132D", "5331D"], "seven dives")
+
+
+def log_softmax(scores):
+    return (scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))).astype(np.float32)
+
+
+def random_predictions(num_clips=60, seed=0, dive_set=DIVES):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, len(dive_set) - 1, num_clips)  # the last dive has no clips
+    scores = rng.normal(size=(num_clips, len(dive_set))) + 2 * np.eye(len(dive_set))[labels]
+    named = rng.integers(-1, len(dive_set), num_clips)
+    return Predictions(
+        clips=[f"clip{k}" for k in range(num_clips)],
+        sources=[f"source{k % 5}" for k in range(num_clips)],
+        labels=labels,
+        dive_log_probs=log_softmax(scores),
+        attribute_log_probs={a: log_softmax(rng.normal(size=(num_clips, len(dive_set.values[a])))) for a in ATTRIBUTES},
+        named_labels=named,
+        decoded_labels=np.where(rng.random(num_clips) < 0.2, INVALID, scores.argmax(axis=1)),
+    )
+
+
+def test_metrics_agree_with_counting_clip_by_clip():
+    p = random_predictions()
+    metrics = compute_metrics(p, DIVES)
+    n = len(p)
+    rank = [sum(other > row[truth] for other in row) for row, truth in zip(p.dive_log_probs, p.labels, strict=True)]
+    by_class = {}
+    for truth, answer in zip(p.labels, p.decoded_labels, strict=True):
+        by_class.setdefault(int(truth), []).append(truth == answer)
+    assert metrics["num_clips"] == n
+    assert metrics["top1"] == sum(p.labels == p.decoded_labels) / n
+    assert metrics["top5"] == sum(r < 5 for r in rank) / n
+    assert metrics["mean_class_accuracy"] == pytest.approx(np.mean([np.mean(hits) for hits in by_class.values()]))
+    assert metrics["num_classes_scored"] == len(by_class) == len(DIVES) - 1
+    assert metrics["invalid_rate"] == sum(p.named_labels == INVALID) / n
+    expected_nll = -sum(float(row[t]) for row, t in zip(p.dive_log_probs, p.labels, strict=True)) / n
+    assert metrics["nll"] == pytest.approx(expected_nll, rel=1e-6)
+
+
+def test_attribute_accuracy_compares_values_not_slots_by_hand():
+    p = random_predictions()
+    for attribute, accuracy in compute_metrics(p, DIVES)["attribute_accuracy"].items():
+        hits = 0
+        for row, label in zip(p.attribute_log_probs[attribute], p.labels, strict=True):
+            hits += DIVES.values[attribute][int(row.argmax())] == DIVES[int(label)].attribute_values()[attribute]
+        assert accuracy == pytest.approx(hits / len(p))
+
+
+def test_metrics_do_not_depend_on_the_order_of_clips():
+    p = random_predictions()
+    order = np.random.default_rng(1).permutation(len(p))
+    shuffled = Predictions(
+        clips=[p.clips[k] for k in order],
+        sources=[p.sources[k] for k in order],
+        labels=p.labels[order],
+        dive_log_probs=p.dive_log_probs[order],
+        attribute_log_probs={a: rows[order] for a, rows in p.attribute_log_probs.items()},
+        named_labels=p.named_labels[order],
+        decoded_labels=p.decoded_labels[order],
+    )
+    counts = np.array([200, 101, 100, 20, 19, 1, 0])
+    before, after = compute_metrics(p, DIVES, counts), compute_metrics(shuffled, DIVES, counts)
+    for name in ("attribute_accuracy", "wrong_attributes"):
+        assert before.pop(name) == pytest.approx(after.pop(name))
+    for name in ("groups", "attribute_confusions"):
+        assert before.pop(name) == after.pop(name)
+    assert before == pytest.approx(after)
+
+
+def test_dives_fall_into_groups_by_their_training_clips():
+    p, counts = random_predictions(), np.array([200, 101, 100, 20, 19, 1, 0])
+    expected = {"many": (0, 1), "medium": (2, 3), "few": (4, 5), "unseen": ()}  # the last dive has no clips
+    groups = compute_metrics(p, DIVES, counts)["groups"]
+    for name, labels in expected.items():
+        rows = np.isin(p.labels, labels)
+        assert (groups[name]["num_clips"], groups[name]["num_classes"]) == (rows.sum(), len(labels))
+        if rows.any():
+            assert groups[name]["accuracy"] == pytest.approx((p.decoded_labels == p.labels)[rows].mean())
+        else:
+            assert groups[name]["accuracy"] is None
+    assert compute_metrics(p, DIVES)["groups"] == {}
+
+
+def test_brier_is_the_squared_distance_from_the_truth():
+    p = random_predictions()
+    expected = np.mean(
+        [
+            sum((np.exp(row[dive]) - (dive == label)) ** 2 for dive in range(len(DIVES)))
+            for row, label in zip(p.dive_log_probs, p.labels, strict=True)
+        ]
+    )
+    assert compute_metrics(p, DIVES)["brier"] == pytest.approx(expected)
+
+
+def test_what_was_wrong_where_the_number_was():
+    labels = np.array([0, 0, 0, 3, 5, 5])
+    decoded = np.array([0, 1, INVALID, 0, 6, 0])  # right; 103B for 101B; no dive; 101B for 201B; 5331D for 5132D; 101B
+    p = random_predictions(num_clips=6)
+    shares = compute_metrics(replace(p, labels=labels, decoded_labels=decoded), DIVES)["wrong_attributes"]
+    expected = np.zeros((4, 4))
+    for row, (true, named) in enumerate([(0, 1), (3, 0), (5, 6), (5, 0)]):
+        values = [DIVES[label].attribute_values() for label in (true, named)]
+        expected[row] = [values[0][name] != values[1][name] for name in ATTRIBUTES]
+    assert [shares[name] for name in ATTRIBUTES] == pytest.approx(expected.mean(axis=0))
+    at_once = expected.sum(axis=1)
+    assert [shares[str(number)] for number in (1, 2, 3, 4)] == pytest.approx(
+        [(at_once == n).mean() for n in (1, 2, 3, 4)]
+    )
+    perfect = compute_metrics(replace(p, labels=labels, decoded_labels=labels), DIVES)["wrong_attributes"]
+    assert set(perfect.values()) == {None}
+
+
+def test_attribute_confusions_count_every_clip_by_its_true_value():
+    p = random_predictions()
+    metrics = compute_metrics(p, DIVES)
+    for attribute, matrix in metrics["attribute_confusions"].items():
+        assert np.sum(matrix) == len(p)
+        assert np.trace(matrix) / len(p) == pytest.approx(metrics["attribute_accuracy"][attribute])
+        truth = np.bincount(np.array(DIVES.slots()[attribute])[p.labels], minlength=len(DIVES.values[attribute]))
+        assert np.sum(matrix, axis=1).tolist() == truth.tolist()
+
+
+def test_reliability_bins_add_up_to_the_calibration_error():
+    p = random_predictions()
+    bins = reliability(p.dive_log_probs, p.labels)
+    assert bins["num_clips"].sum() == len(p)
+    gaps = bins["num_clips"] * np.abs(bins["accuracy"] - bins["confidence"])
+    assert np.nansum(gaps) / len(p) == pytest.approx(compute_metrics(p, DIVES)["ece"])
+
+
+def test_a_perfect_and_certain_model_scores_one_and_zero():
+    labels = np.arange(len(DIVING48))
+    certain = np.log(np.where(np.eye(len(DIVING48)) == 1, 1.0, 1e-30)).astype(np.float32)
+    slots = DIVING48.slots()
+    predictions = Predictions(
+        clips=[str(k) for k in labels],
+        sources=["s"] * len(labels),
+        labels=labels,
+        dive_log_probs=certain,
+        attribute_log_probs={
+            a: np.log(np.eye(len(DIVING48.values[a]), dtype=np.float32)[list(slots[a])] + 1e-30) for a in ATTRIBUTES
+        },
+        named_labels=labels,
+        decoded_labels=labels,
+    )
+    metrics = compute_metrics(predictions, DIVING48)
+    assert [metrics[k] for k in ("top1", "top5", "mean_class_accuracy")] == [1, 1, 1]
+    assert set(metrics["attribute_accuracy"].values()) == {1.0}
+    assert [metrics[k] for k in ("invalid_rate", "nll", "ece")] == pytest.approx([0, 0, 0], abs=1e-6)
+
+
+def test_guessing_uniformly_costs_the_log_of_the_number_of_dives():
+    p = random_predictions()
+    uniform = Predictions(**{**vars(p), "dive_log_probs": np.full_like(p.dive_log_probs, -math.log(len(DIVES)))})
+    assert compute_metrics(uniform, DIVES)["nll"] == pytest.approx(math.log(len(DIVES)))
+
+
+def test_calibrated_scores_are_those_of_the_distribution_divided_by_the_temperature():
+    p = random_predictions()
+    calibrated = Predictions(**{**vars(p), "dive_log_probs": log_softmax(p.dive_log_probs / 2.5)})
+    expected = {f"{name}_calibrated": compute_metrics(calibrated, DIVES)[name] for name in ("nll", "ece")}
+    assert calibrated_metrics(p, 2.5) == pytest.approx(expected, rel=1e-5)
+    before = compute_metrics(p, DIVES)
+    assert list(calibrated_metrics(p, 1.0).values()) == pytest.approx([before["nll"], before["ece"]], rel=1e-5)
+
+
+def test_calibration_error_agrees_with_a_computation_by_hand():
+    confidence = np.array([0.55, 0.60, 0.95, 1.00, 0.50])
+    correct = np.array([True, False, True, True, False])
+    # ten bins: (0.4, 0.5] is off by 0.5; (0.5, 0.6] by |1 - 1.15| over two clips; (0.9, 1.0] by |2 - 1.95| over two
+    assert calibration_error(confidence, correct, num_bins=10) == pytest.approx((0.5 + 0.15 + 0.05) / 5)
+
+
+def test_calibration_error_keeps_a_confidence_rounded_above_one():
+    confidence = np.array([np.float32(1.0000001)])
+    assert calibration_error(confidence, np.array([True])) == pytest.approx(0, abs=1e-6)
+
+
+def test_confusion_matrix_counts_true_rows_and_leaves_invalid_answers_out():
+    matrix = confusion_matrix(np.array([0, 0, 1, 2, 2]), np.array([0, 1, 1, INVALID, 0]), 3)
+    assert matrix.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
+
+
+def test_metrics_refuse_an_empty_split():
+    with pytest.raises(ValueError, match="at least one clip"):
+        compute_metrics(random_predictions(num_clips=0), DIVES)
+
+
+def test_metrics_refuse_attributes_of_another_set():
+    p = random_predictions()
+    wrong = {**p.attribute_log_probs, "twist": p.attribute_log_probs["twist"][:, :-1]}
+    with pytest.raises(ValueError, match="twist has 3 values in seven dives, got 2"):
+        compute_metrics(Predictions(**{**vars(p), "attribute_log_probs": wrong}), DIVES)

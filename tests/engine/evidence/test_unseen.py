@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diveparse.configs import ExperimentConfig
+from diveparse.datasets.dives import ATTRIBUTES, DiveSet
+from diveparse.engine.evaluation.predictions import Predictions
+from diveparse.engine.evidence import experiment_page
+from diveparse.engine.evidence.unseen import (
+    choose_kept_share,
+    generalised,
+    harmonic_mean,
+    penalty_that_keeps,
+    stacked_answers,
+)
+
+DIVES = DiveSet.from_numbers(["101B", "103B", "105B", "201B", "203B", "205B"])
+UNSEEN = ("103B", "205B")
+IS_UNSEEN = np.array([number in UNSEEN for number in DIVES.numbers])
+
+
+def biased_predictions(num_clips: int = 120, seed: int = 0, bias: float = 3.0) -> Predictions:
+    """Those of a model that knows something, but favours the dives that it was trained on by `bias` nats."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(len(DIVES), size=num_clips)
+    scores = rng.normal(size=(num_clips, len(DIVES))) + 4 * np.eye(len(DIVES))[labels] + bias * ~IS_UNSEEN
+    log_probs = (scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))).astype(np.float32)
+    return Predictions(
+        clips=[f"clip{k:03d}" for k in range(num_clips)],
+        sources=[f"source{k % 9}" for k in range(num_clips)],
+        labels=labels,
+        dive_log_probs=log_probs,
+        attribute_log_probs={name: np.zeros((num_clips, len(DIVES.values[name])), np.float32) for name in ATTRIBUTES},
+        named_labels=scores.argmax(axis=1),
+        decoded_labels=scores.argmax(axis=1),
+    )
+
+
+def test_a_penalty_is_taken_from_seen_dives_alone():
+    log_probs = np.log([[0.6, 0.3, 0.1], [0.2, 0.1, 0.7]])
+    unseen = np.array([False, True, False])
+    assert stacked_answers(log_probs, unseen, 0.0).tolist() == [0, 2]
+    assert stacked_answers(log_probs, unseen, 0.8).tolist() == [1, 2]  # 0.6 is ahead of 0.3 by log 2 = 0.69
+    assert stacked_answers(log_probs, unseen, np.inf).tolist() == [1, 1]
+
+
+def test_the_share_to_keep_is_that_of_the_highest_harmonic_mean():
+    predictions = biased_predictions()
+    of_unseen = IS_UNSEEN[predictions.labels]
+
+    def scores(penalty: float) -> tuple[float, float]:
+        correct = stacked_answers(predictions.dive_log_probs, IS_UNSEEN, penalty) == predictions.labels
+        return float(correct[~of_unseen].mean()), float(correct[of_unseen].mean())
+
+    tried = [scores(penalty) for penalty in np.linspace(0, 10, 4001)]
+    best = max(tried, key=lambda each: float(harmonic_mean(np.array(each[0]), np.array(each[1]))))
+    share = choose_kept_share(predictions, DIVES, UNSEEN, ignored=())
+    assert share == pytest.approx(best[0] / tried[0][0])
+    assert best[1] > tried[0][1]
+
+
+def test_ignored_dives_have_no_say_in_the_share():
+    predictions = biased_predictions()
+    share = choose_kept_share(predictions, DIVES, ["103B"], ignored=["205B"])
+    rows = predictions.labels != DIVES.label_of("205B")
+    other = predictions.dive_log_probs.copy()
+    other[:, DIVES.label_of("205B")] = 9.0
+    other[~rows] = 0.0
+    assert choose_kept_share(replace(predictions, dive_log_probs=other), DIVES, ["103B"], ignored=["205B"]) == share
+
+
+def test_a_share_cannot_be_chosen_on_clips_of_one_kind():
+    predictions = biased_predictions()
+    for wanted in (True, False):
+        rows = IS_UNSEEN[predictions.labels] == wanted
+        with pytest.raises(ValueError, match="only one kind is there"):
+            choose_kept_share(predictions.at(rows), DIVES, UNSEEN, ignored=())
+
+
+@pytest.mark.parametrize("share", [0.3, 0.75, 0.9, 1.0])
+def test_the_penalty_is_the_highest_that_keeps_the_share(share: float) -> None:
+    predictions = biased_predictions()
+    seen = predictions.at(~IS_UNSEEN[predictions.labels])
+    penalty = penalty_that_keeps(share, seen, DIVES, UNSEEN)
+
+    def accuracy(penalty: float) -> float:
+        return float((stacked_answers(seen.dive_log_probs, IS_UNSEEN, penalty) == seen.labels).mean())
+
+    assert accuracy(penalty) >= share * accuracy(0.0)
+    higher = [accuracy(value) for value in np.arange(penalty, 20, 0.001)]
+    assert max(value for value in higher if value != accuracy(penalty)) < share * accuracy(0.0)
+
+
+def test_nothing_is_taken_where_any_penalty_would_cost_a_clip_and_all_are_to_be_kept():
+    predictions = biased_predictions()
+    seen = predictions.at(~IS_UNSEEN[predictions.labels])
+    right = seen.at(stacked_answers(seen.dive_log_probs, IS_UNSEEN, 0.0) == seen.labels)
+    lead = right.dive_log_probs[:, ~IS_UNSEEN].max(axis=1) - right.dive_log_probs[:, IS_UNSEEN].max(axis=1)
+    assert 0 <= penalty_that_keeps(1.0, right, DIVES, UNSEEN) < lead.min()
+
+
+def test_no_share_can_be_kept_where_no_seen_dive_is_named_rightly():
+    predictions = biased_predictions(bias=-50.0)  # no answer is a dive that was seen
+    with pytest.raises(ValueError, match="where none is named rightly"):
+        choose_kept_share(predictions, DIVES, UNSEEN, ignored=())
+
+
+def test_clips_of_unseen_dives_have_no_say_in_the_penalty():
+    predictions = biased_predictions()
+    of_seen = ~IS_UNSEEN[predictions.labels]
+    penalty = penalty_that_keeps(0.8, predictions.at(of_seen), DIVES, UNSEEN)
+    assert penalty_that_keeps(0.8, predictions, DIVES, UNSEEN) == penalty
+    with pytest.raises(ValueError, match="and there is none"):
+        penalty_that_keeps(0.8, predictions.at(~of_seen), DIVES, UNSEEN)
+
+
+def test_generalised_scores_are_those_of_a_loop_over_clips():
+    seeds, penalties = [biased_predictions(seed=0), replace(biased_predictions(seed=1))], [0.0, 2.5]
+    seeds[1] = replace(seeds[1], labels=seeds[0].labels)  # the same clips; the second knows little
+    scores = generalised(seeds, DIVES, UNSEEN, penalties)
+    shares: dict[bool, list[float]] = {True: [], False: []}
+    alone = []
+    for each, penalty in zip(seeds, penalties, strict=True):
+        for row, label in zip(each.dive_log_probs, each.labels, strict=True):
+            worth = [value - (0.0 if unseen else penalty) for value, unseen in zip(row, IS_UNSEEN, strict=True)]
+            shares[bool(IS_UNSEEN[label])].append(float(np.argmax(worth) == label))
+            if IS_UNSEEN[label]:
+                alone.append(np.flatnonzero(IS_UNSEEN)[row[IS_UNSEEN].argmax()] == label)
+    seen, unseen = np.mean(shares[False]), np.mean(shares[True])
+    assert scores.seen.value == pytest.approx(seen)
+    assert scores.unseen.value == pytest.approx(unseen)
+    assert scores.harmonic.value == pytest.approx(2 * seen * unseen / (seen + unseen))
+    assert scores.unseen_alone == pytest.approx(np.mean(alone))
+    for estimate in (scores.seen, scores.unseen, scores.harmonic):
+        assert estimate.low <= estimate.value <= estimate.high
+
+
+def test_a_model_that_cannot_name_unseen_dives_has_no_harmonic_mean():
+    predictions = biased_predictions()
+    log_probs = np.where(IS_UNSEEN, -np.inf, predictions.dive_log_probs)
+    scores = generalised([replace(predictions, dive_log_probs=log_probs)], DIVES, UNSEEN, [0.0])
+    assert (scores.unseen.value, scores.harmonic.value, scores.harmonic.high) == (0.0, 0.0, 0.0)
+    assert scores.seen.value > 0.5
+
+
+def test_the_page_tells_each_arm_without_a_penalty_and_with_the_one_that_keeps_the_share_of_development(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held_out, beyond = ["103B"], ["205B"]
+    stored = {
+        Path("run/predictions.safetensors"): biased_predictions(seed=3),
+        Path("run/validation_predictions.safetensors"): biased_predictions(seed=4),
+        Path("development/validation_predictions.safetensors"): biased_predictions(seed=5),
+    }
+
+    def with_unseen(folder: str, numbers: list[str]) -> Any:
+        config = SimpleNamespace(data=SimpleNamespace(unseen_dives=numbers))
+        return SimpleNamespace(folder=Path(folder), run=Path(folder), split="test", config=config)
+
+    monkeypatch.setattr(experiment_page, "load_predictions", lambda path: (stored[path], DIVES))
+    monkeypatch.setattr(experiment_page, "cell_elsewhere", lambda *_: with_unseen("development", held_out + beyond))
+    experiment = ExperimentConfig(question="?", config="?", arms={"joint": ""}, stacking={"joint": "development/joint"})
+    page = experiment_page.unseen_table(Path("x.yaml"), experiment, {"joint": {0: with_unseen("run", held_out)}})
+
+    test, own, development = stored.values()
+    share = choose_kept_share(development, DIVES, beyond, ignored=held_out)
+    penalty = penalty_that_keeps(share, own, DIVES, held_out)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("|")]
+    assert [row[:2] for row in rows[2:]] == [
+        ["joint", "0.00"],
+        [f"joint + stacking, to keep {share:.2f}", f"{penalty:.2f}"],
+    ]
+    for row, value in zip(rows[2:], (0.0, penalty), strict=True):
+        scores = generalised([test], DIVES, held_out, [value])
+        expected = [scores.seen.value, scores.unseen.value, scores.harmonic.value]
+        assert [cell.split()[0] for cell in row[2:5]] == [f"{each:.3f}" for each in expected]
+    assert "by arms that did not see 205B either" in page

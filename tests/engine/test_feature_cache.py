@@ -1,0 +1,434 @@
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import combinations, islice
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from diveparse.configs import Config, Precision, load_config
+from diveparse.datasets.clip_dataset import ClipDataset
+from diveparse.datasets.dives import DIVING48
+from diveparse.datasets.diving48 import read_split
+from diveparse.datasets.records import ClipRecord
+from diveparse.datasets.splits import evaluation_clips, training_clips
+from diveparse.datasets.video import VideoError
+from diveparse.engine.batches import build_clips, evaluation_batches, features_of, stored, training_batches
+from diveparse.engine.evaluation.evaluate import evaluate
+from diveparse.engine.evaluation.predictions import load_predictions
+from diveparse.engine.evaluation.testing import evaluate_run
+from diveparse.engine.feature_cache import StoredClips, store_clips, stored_folder, stored_path
+from diveparse.engine.training import loop
+from diveparse.engine.training.loop import train
+from diveparse.models import TimeSformer, build_classifier, load_backbone, save_backbone
+from diveparse.models.build import build_backbone
+from diveparse.models.classifier import DiveClassifier
+
+pytestmark = pytest.mark.usefixtures("quick_training_figures")
+
+NUM_VIEWS = 3
+FP16 = {"rtol": 2**-10, "atol": 1e-6}  # what rounding to half precision may change
+
+
+@pytest.fixture
+def options(tiny_experiment: Path, tiny_root: Path, tmp_path: Path) -> list[str]:
+    """What gives the tiny experiment a frozen block with saved weights, and a data folder of its own to store in."""
+    root, weights = tmp_path / "data", tmp_path / "backbone.safetensors"
+    (root / "rgb").mkdir(parents=True)
+    for path in (*tiny_root.glob("*.json"), *tiny_root.glob("rgb/*")):
+        (root / path.relative_to(tiny_root)).symlink_to(path)
+    cfg = load_config(tiny_experiment, [])
+    torch.manual_seed(0)
+    backbone = build_backbone(cfg.backbone, num_frames=cfg.clip.num_frames, image_size=cfg.clip.image_size)
+    with torch.no_grad():
+        for parameter in backbone.parameters():  # away from a start at which time counts for nothing
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    save_backbone(weights, backbone)
+    frozen = ["backbone.num_frozen_blocks=1", "backbone.drop_path_rate=0", f"backbone.weights={weights}"]
+    return [f"data.root={root}", *frozen, f"train.num_stored_views={NUM_VIEWS}"]
+
+
+@pytest.fixture
+def cfg(tiny_experiment: Path, options: list[str]) -> Config:
+    return load_config(tiny_experiment, options)
+
+
+def backbone_of(cfg: Config) -> TimeSformer:
+    assert cfg.backbone.weights is not None
+    sizes = {"num_frames": cfg.clip.num_frames, "image_size": cfg.clip.image_size}
+    return load_backbone(cfg.backbone.weights, cfg.backbone, **sizes)
+
+
+def some_records(cfg: Config, split: str = "train", num_clips: int = 4) -> list[ClipRecord]:
+    return read_split(Path(cfg.data.root), split)[:num_clips]
+
+
+def store(
+    cfg: Config, records: list[ClipRecord], *, training: bool, num_views: int = NUM_VIEWS, num_workers: int = 0
+) -> StoredClips:
+    clips, root = build_clips(cfg, records, training=training), Path(cfg.data.root)
+    return store_clips(backbone_of(cfg), clips, root, num_views=num_views, num_workers=num_workers)
+
+
+def own_views(cfg: Config, record: ClipRecord) -> list[torch.Tensor]:
+    """What the frozen block makes of the first training views of a clip that is drawn from alone, by its name."""
+    alone = ClipDataset([record], cfg.clip, training=True, seed=crc32(record.name.encode()))
+    with torch.no_grad():
+        return [backbone_of(cfg).frozen_tokens(alone[view, 0]["clip"][None])[0] for view in range(NUM_VIEWS)]
+
+
+def view_taken(tokens: torch.Tensor, views: list[torch.Tensor]) -> int:
+    (view,) = (number for number, expected in enumerate(views) if torch.allclose(tokens, expected, **FP16))
+    return view
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def replace_video(record: ClipRecord, content: bytes) -> None:
+    record.path.unlink()  # the link: the video itself is shared with other tests
+    record.path.write_bytes(content)
+
+
+def test_stored_evaluation_clips_are_what_the_frozen_blocks_make_of_them(cfg):
+    records = some_records(cfg, "test", 5)
+    kept, clips = store(cfg, records, training=False), build_clips(cfg, records, training=False)
+    assert len(kept) == 5
+    for index, record in enumerate(records):
+        item = kept[index]
+        with torch.no_grad():
+            expected = backbone_of(cfg).frozen_tokens(clips[index]["clip"])
+        assert item["tokens"].dtype is torch.float32
+        torch.testing.assert_close(item["tokens"], expected, **FP16)  # (views, tokens, embed_dim), of one view
+        assert {name: item[name] for name in ("label", "index", "problem")} == {
+            name: clips[index][name] for name in ("label", "index", "problem")
+        }
+        assert (item["label"], item["index"]) == (record.label, index)
+
+
+def test_stored_training_views_are_those_of_the_clips_own_random_stream_and_differ(cfg):
+    records = some_records(cfg, num_clips=3)
+    kept = store(cfg, records, training=True)
+    for index, record in enumerate(records):
+        expected = own_views(cfg, record)
+        for one, other in combinations(expected, 2):
+            assert not torch.allclose(one, other, rtol=0.01, atol=0.01)
+        taken = [view_taken(kept[epoch, index]["tokens"], expected) for epoch in range(NUM_VIEWS)]
+        assert sorted(taken) == list(range(NUM_VIEWS))
+        assert (kept[0, index]["label"], kept[0, index]["index"]) == (record.label, index)
+
+
+def test_each_epoch_takes_the_next_view_and_meets_all_before_one_comes_again(cfg):
+    records = some_records(cfg, num_clips=2)
+    kept = store(cfg, records, training=True)
+    for index, record in enumerate(records):
+        expected = own_views(cfg, record)
+        taken = [view_taken(kept[epoch, index]["tokens"], expected) for epoch in range(2 * NUM_VIEWS + 1)]
+        assert taken == [(taken[0] + epoch) % NUM_VIEWS for epoch in range(2 * NUM_VIEWS + 1)]
+
+
+def test_clips_begin_with_different_views_and_another_seed_with_others(cfg, tmp_path):
+    records = [replace(record, name=f"clip{k}") for k, record in enumerate(some_records(cfg, num_clips=20))]
+    for record in records:
+        np.save(stored_path(tmp_path, record), np.arange(NUM_VIEWS, dtype=np.float16)[:, None, None])
+
+    def first_views(seed: int) -> list[int]:
+        kept = StoredClips(records, tmp_path, training=True, num_views=NUM_VIEWS, seed=seed)
+        return [int(kept[0, index]["tokens"].item()) for index in range(len(records))]
+
+    assert set(first_views(0)) == set(range(NUM_VIEWS))
+    assert first_views(0) == first_views(0)
+    assert first_views(0) != first_views(1)
+
+
+def test_what_is_stored_is_the_same_whichever_seed_and_share_of_the_clips_asks_for_it(cfg, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(cfg.data.root, elsewhere, symlinks=True)
+    other = replace(cfg, seed=7, data=replace(cfg.data, root=str(elsewhere)))
+    whole = files(store(cfg, some_records(cfg), training=True).folder)
+    part = files(store(other, some_records(other)[:0:-2], training=True).folder)
+    assert len(part) == 2
+    assert part == {name: whole[name] for name in part}
+
+
+def test_worker_processes_store_the_same(cfg, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(cfg.data.root, elsewhere, symlinks=True)
+    other = replace(cfg, data=replace(cfg.data, root=str(elsewhere)))
+    alone = store(cfg, some_records(cfg), training=True)
+    assert files(store(other, some_records(other), training=True, num_workers=1).folder) == files(alone.folder)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_what_is_stored_is_not_computed_again(cfg, monkeypatch, training):
+    records = some_records(cfg)
+    folder = store(cfg, records[:3], training=training).folder
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert len(before) == 3
+    honest, num_computed = TimeSformer.frozen_tokens, 0
+
+    def counted(self: TimeSformer, clips: torch.Tensor) -> torch.Tensor:
+        nonlocal num_computed
+        num_computed += 1
+        return honest(self, clips)
+
+    monkeypatch.setattr(TimeSformer, "frozen_tokens", counted)
+    assert store(cfg, records, training=training).folder == folder
+    assert num_computed == 1  # the fourth clip
+    assert len(files(folder)) == 4
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_video_that_was_replaced_since_is_stored_again(cfg):
+    records = some_records(cfg)
+    folder = store(cfg, records, training=False).folder
+    before = files(folder)
+    replace_video(records[1], records[2].path.read_bytes())
+    kept = store(cfg, records, training=False)
+    assert kept.folder == folder
+    name = stored_path(folder, records[1]).name
+    assert {changed for changed, content in files(folder).items() if content != before[changed]} == {name}
+    torch.testing.assert_close(kept[1]["tokens"], kept[2]["tokens"])
+
+
+def change(parameter: torch.nn.Parameter) -> None:
+    with torch.no_grad():
+        parameter.view(-1)[0] += 0.001
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "clip.num_frames=2",
+        "clip.image_size=48",
+        "clip.order=shuffled",
+        "clip.color_jitter=0.5",
+        "backbone.num_frozen_blocks=2",
+        "backbone.num_heads=4",
+    ],
+)
+def test_other_clips_or_frozen_blocks_are_stored_in_another_folder(tiny_experiment, options, cfg, override):
+    other, root, folders = load_config(tiny_experiment, [*options, override]), Path(cfg.data.root), set()
+    for each in (cfg, other):
+        torch.manual_seed(0)  # the same weights, as far as the sizes are
+        backbone = build_backbone(each.backbone, num_frames=each.clip.num_frames, image_size=each.clip.image_size)
+        folders.add(stored_folder(backbone, build_clips(each, some_records(cfg), training=True), root, NUM_VIEWS))
+    assert len(folders) == 2
+
+
+def test_other_frozen_weights_views_and_purposes_have_another_folder(cfg):
+    root, records = Path(cfg.data.root), some_records(cfg)
+    clips, tested = (build_clips(cfg, records, training=training) for training in (True, False))
+    changed = [backbone_of(cfg) for _ in range(3)]
+    for backbone, name in zip(changed, ("blocks.0.mlp.fc1.weight", "patch_embed.proj.bias", "time_embed"), strict=True):
+        change(backbone.get_parameter(name))
+    folders = [
+        stored_folder(backbone_of(cfg), clips, root, NUM_VIEWS),
+        stored_folder(backbone_of(cfg), clips, root, NUM_VIEWS + 1),
+        stored_folder(backbone_of(cfg), tested, root, 1),
+        *(stored_folder(backbone, clips, root, NUM_VIEWS) for backbone in changed),
+    ]
+    assert len(set(folders)) == len(folders)
+
+
+def test_what_is_trained_and_which_clips_there_are_leave_the_folder_as_it_is(tiny_experiment, options, cfg):
+    root, records = Path(cfg.data.root), some_records(cfg)
+    trained = backbone_of(cfg)
+    for name in ("blocks.1.mlp.fc1.weight", "norm.weight"):
+        change(trained.get_parameter(name))
+    other = load_config(tiny_experiment, [*options, "seed=3", "head.kind=flat", "train.learning_rate=0.1"])
+    folders = {
+        stored_folder(backbone, build_clips(each, kept, training=True), root, NUM_VIEWS)
+        for backbone, each, kept in (
+            (backbone_of(cfg), cfg, records),
+            (trained, cfg, records),
+            (backbone_of(other), other, records[:1]),
+        )
+    }
+    assert len(folders) == 1
+
+
+def test_clips_of_a_csv_are_stored_beside_it_each_window_of_a_video_by_itself(tiny_experiment, tiny_root, options):
+    first, second = read_split(tiny_root, "train")[:2]
+    table = Path(options[0].partition("=")[2]).with_name("club.csv")
+    rows = [f"{first.path},101B,0,0.16", f"{first.path},101B,0.16,0.32", f"{second.path},103B,,"]
+    table.write_text("path,dive_number,start,end\n" + "\n".join(rows) + "\n")
+    cfg = load_config(tiny_experiment, [*options, f"data.root={table}"])
+    train_records, val_records, _ = training_clips(cfg.data, cfg.seed)
+    records = [*train_records, *val_records]
+    kept = store(cfg, records, training=False)
+    assert kept.folder.parent == table.with_suffix(".cache")
+    assert len(files(kept.folder)) == 3
+    clips = build_clips(cfg, records, training=False)
+    for index in range(3):
+        with torch.no_grad():
+            expected = backbone_of(cfg).frozen_tokens(clips[index]["clip"])
+        torch.testing.assert_close(kept[index]["tokens"], expected, **FP16)
+
+
+@pytest.mark.parametrize("views", [(2, 1), (1, 3)])
+def test_more_than_one_view_of_an_evaluation_is_refused(cfg, views):
+    clips = build_clips(cfg, some_records(cfg, "test"), training=False, views=views)
+    with pytest.raises(ValueError, match=r"one view for evaluation, got test views \(\d, \d\)"):
+        store_clips(backbone_of(cfg), clips, Path(cfg.data.root), num_views=1, num_workers=0)
+    assert not (Path(cfg.data.root) / "cache").exists()
+
+
+@pytest.mark.parametrize(("training", "num_workers"), [(True, 0), (True, 1), (False, 0)])
+def test_a_damaged_video_is_named_and_what_came_before_it_is_kept(cfg, training, num_workers):
+    records = some_records(cfg)
+    replace_video(records[2], records[2].path.read_bytes()[:700])
+    kind = ValueError if num_workers else VideoError  # a worker's complaint comes as what all of them are
+    with pytest.raises(kind, match=f"^{records[2].path}: "):
+        store(cfg, records, training=training, num_workers=num_workers)
+    folder = stored_folder(
+        backbone_of(cfg),
+        build_clips(cfg, records, training=training),
+        Path(cfg.data.root),
+        NUM_VIEWS if training else 1,
+    )
+    assert set(files(folder)) == {stored_path(folder, record).name for record in records[:2]}
+
+
+def test_numbers_that_half_precision_cannot_hold_are_refused_naming_the_video(cfg):
+    backbone, records = backbone_of(cfg), some_records(cfg)
+    with torch.no_grad():
+        backbone.class_token.fill_(1e6)
+    clips = build_clips(cfg, records, training=False)
+    with pytest.raises(ValueError, match=f"^{records[0].path}: .* too large to store"):
+        store_clips(backbone, clips, Path(cfg.data.root), num_views=1, num_workers=0)
+    assert not list(Path(cfg.data.root).rglob("*.npy"))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_storing_leaves_the_backbones_mode_and_the_models_random_numbers_as_they_were(cfg, training):
+    backbone = backbone_of(cfg).train(training)
+    state = torch.get_rng_state()
+    clips = build_clips(cfg, some_records(cfg, num_clips=1), training=True)
+    store_clips(backbone, clips, Path(cfg.data.root), num_views=NUM_VIEWS, num_workers=0)
+    assert backbone.training is training
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_without_stored_views_the_clips_are_read_as_they_are(tiny_experiment, options):
+    cfg = load_config(tiny_experiment, [*options, "train.num_stored_views=0"])
+    clips = build_clips(cfg, some_records(cfg), training=True)
+    assert stored(clips, build_classifier(cfg, DIVING48), cfg) is clips
+    assert not (Path(cfg.data.root) / "cache").exists()
+
+
+@pytest.mark.parametrize("pooling", ["class_token", "mean", "queries"])
+def test_a_head_reads_the_same_features_of_stored_clips_as_of_the_clips_themselves(tiny_experiment, options, pooling):
+    cfg = load_config(tiny_experiment, [*options, f"head.pooling={pooling}"])
+    model = build_classifier(cfg, DIVING48).eval()
+    records = some_records(cfg)
+    clips = build_clips(cfg, records, training=False)
+    inputs = stored(clips, model, cfg)
+    assert isinstance(inputs, StoredClips)
+    (batch,) = evaluation_batches(inputs, batch_size=4, num_workers=0)
+    (unstored,) = evaluation_batches(clips, batch_size=4, num_workers=0)
+    with torch.no_grad():
+        got = features_of(model, {"tokens": batch["tokens"][:, 0]}, Precision.FP32)
+        expected = features_of(model, {"clip": unstored["clip"][:, 0]}, Precision.FP32)
+    torch.testing.assert_close(got, expected, rtol=0.01, atol=0.01)
+    assert batch["index"].tolist() == unstored["index"].tolist()
+
+
+def test_batches_of_stored_clips_come_in_the_order_of_those_that_are_not(cfg):
+    records = some_records(cfg, num_clips=8)
+    clips, inputs = build_clips(cfg, records, training=True), store(cfg, records, training=True)
+    batches, others = (
+        list(islice(training_batches(each, cfg.train, cfg.seed, start_step=1, num_workers=0), 4))
+        for each in (inputs, clips)
+    )
+    assert [batch["index"].tolist() for batch in batches] == [batch["index"].tolist() for batch in others]
+    assert [batch["label"].tolist() for batch in batches] == [batch["label"].tolist() for batch in others]
+    assert all(batch["num_damaged"] == 0 for batch in batches)
+    for number, batch in enumerate(batches):  # of epochs 1, 1, 2 and 2
+        for row, index in enumerate(batch["index"].tolist()):
+            assert torch.equal(batch["tokens"][row], inputs[1 + number // 2, index]["tokens"])
+
+
+def test_training_on_stored_clips_learns_a_handful_of_them_by_heart(tiny_experiment, options):
+    sizes = ["train.num_epochs=12", "train.batch_size=8", "train.accumulation_steps=1", "train.checkpoint_every=99"]
+    run = train(load_config(tiny_experiment, [*options, *sizes, "train.learning_rate=0.01"]))
+    events = EventAccumulator(str(run)).Reload()
+    accuracy, loss = ([point.value for point in events.Scalars(f"train_epoch/{name}")] for name in ("accuracy", "loss"))
+    assert accuracy[-1] > 0.9
+    assert loss[-1] < 0.5 * loss[0]
+    assert max(point.value for point in events.Scalars("val/top1")) == 1.0  # the colour tells the dive
+
+
+def test_training_reads_no_video_once_its_clips_are_stored(tiny_experiment, options, monkeypatch):
+    cfg = load_config(tiny_experiment, [*options, "train.num_epochs=1"])
+    whole = train(cfg)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a clip was read")
+
+    monkeypatch.setattr(ClipDataset, "_read", refuse)
+    monkeypatch.setattr(loop, "log_start", lambda *_: None)  # which shows a few clips
+    again = train(replace(cfg, name="again"))
+    assert (again / "model" / "model.safetensors").read_bytes() == (whole / "model" / "model.safetensors").read_bytes()
+
+
+def stop_in_update(step: int) -> Callable[..., object]:
+    """`compute_loss`, but as if Ctrl-C were pressed in update number `step`, counted from 1."""
+    compute_loss, calls = loop.compute_loss, 0
+
+    def patched(*arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        if (calls + 1) // 2 == step:  # two batches to an update
+            raise KeyboardInterrupt
+        return compute_loss(*arguments)  # type: ignore[arg-type]
+
+    return patched
+
+
+@pytest.mark.parametrize("step", [1, 4, 7])  # before any checkpoint, in the first epoch, in the second
+def test_resuming_on_stored_clips_after_a_stop_equals_not_stopping(cfg, monkeypatch, step, assert_same_run):
+    whole = train(replace(cfg, name="whole"))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "compute_loss", stop_in_update(step))
+        with pytest.raises(KeyboardInterrupt):
+            train(cfg)
+    shutil.rmtree(Path(cfg.data.root) / "cache")  # what was stored may be removed, and comes again
+    torch.manual_seed(999)  # a new process starts with other random numbers
+    assert_same_run(train(cfg, resume=True), whole)
+
+
+@pytest.fixture
+def run(tiny_experiment: Path, options: list[str]) -> Path:
+    return train(load_config(tiny_experiment, [*options, "train.num_epochs=1", "train.learning_rate=0.01"]))
+
+
+@pytest.mark.parametrize(("split", "prefix"), [("val", "validation_"), ("test", "")])
+def test_a_test_on_stored_clips_predicts_what_the_model_predicts_of_the_clips_themselves(run, split, prefix):
+    metrics = evaluate_run(run, [], split=split)
+    got, dive_set = load_predictions(run / f"{prefix}predictions.safetensors")
+    model, cfg = DiveClassifier.load(run), load_config(run / "config.yaml", [])
+    assert dive_set == model.dive_set
+    records = sorted(evaluation_clips(cfg.data, split, cfg.seed, dive_set), key=lambda record: record.name)
+    clips = build_clips(cfg, records, training=False)
+    assert isinstance(clips, ClipDataset)
+    expected = evaluate(model, evaluation_batches(clips, batch_size=5, num_workers=0), records)
+    assert got.clips == expected.clips
+    assert np.ptp(expected.dive_log_probs, axis=0).max() > 0.1  # the clips do not all look the same to it
+    np.testing.assert_allclose(got.dive_log_probs, expected.dive_log_probs, atol=1e-2)
+    for name, log_probs in expected.attribute_log_probs.items():
+        np.testing.assert_allclose(got.attribute_log_probs[name], log_probs, atol=1e-2)
+    rows = np.arange(len(records))
+    assert metrics["nll"] == pytest.approx(-expected.dive_log_probs[rows, expected.labels].mean(), abs=1e-2)
+
+
+def test_a_test_of_more_views_of_a_run_on_stored_clips_is_refused_and_writes_nothing(run):
+    before = {path.name for path in run.iterdir()}
+    with pytest.raises(ValueError, match=r"one view for evaluation, got test views \(2, 1\)"):
+        evaluate_run(run, ["test.num_temporal_views=2"], split="test")
+    assert {path.name for path in run.iterdir()} == before

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from diveparse.configs import (
+    BackboneConfig,
+    PretrainClipConfig,
+    PretrainConfig,
+    PretrainTrainConfig,
+    load_config,
+    run_folder,
+)
+from diveparse.engine.training import pretrain as engine_pretrain
+from diveparse.engine.training.loop import NonFiniteError
+from diveparse.engine.training.pretrain import normalise, pretrain, relight, require_finite
+from diveparse.models.build import load_backbone
+
+
+def tiny(runs_dir: Path, num_epochs: int) -> PretrainConfig:
+    """Epochs of two updates."""
+    return PretrainConfig(
+        name="tiny",
+        runs_dir=str(runs_dir),
+        clips_per_epoch=4,
+        num_easy_clips=4,
+        num_workers=0,
+        clip=PretrainClipConfig(num_frames=4, image_size=32),
+        backbone=BackboneConfig(embed_dim=16, depth=2, num_heads=2),
+        train=PretrainTrainConfig(num_epochs=num_epochs, batch_size=2, log_every=1),
+    )
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, num_steps: int) -> None:
+    monkeypatch.setattr(engine_pretrain, "tqdm", lambda steps, **_: list(steps)[:num_steps])
+
+
+def logged_losses(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """Every point of a loss that TensorBoard shows, by tag."""
+    events = EventAccumulator(str(run)).Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if "/loss_" in tag]
+    return {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in tags}
+
+
+def test_pretraining_writes_a_backbone_that_loads(tmp_path: Path) -> None:
+    cfg = tiny(tmp_path, num_epochs=1)
+    path = pretrain(cfg, resume=False)
+    backbone = load_backbone(str(path), cfg.backbone, num_frames=4, image_size=32)
+    assert torch.isfinite(backbone(torch.randn(1, 4, 3, 32, 32))).all()
+    assert any(block.time_proj.weight.abs().max() > 0 for block in backbone.blocks)
+
+
+def test_resumed_pretraining_goes_on_with_the_clips_that_follow(tmp_path: Path) -> None:
+    whole = pretrain(tiny(tmp_path / "whole", num_epochs=2), resume=False)
+    state = torch.load(whole.parent / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 4
+    stopped = tiny(tmp_path / "parts", num_epochs=2)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, num_steps=2)
+        pretrain(stopped, resume=False)
+    resumed = pretrain(stopped, resume=True)
+    assert resumed.read_bytes() == whole.read_bytes()
+    assert logged_losses(resumed.parent) == logged_losses(whole.parent)
+
+
+def test_an_epoch_may_have_fewer_updates_than_there_are_between_points(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = tiny(tmp_path, num_epochs=1)
+    with caplog.at_level(logging.INFO):
+        pretrain(replace(cfg, train=replace(cfg.train, log_every=99)), resume=False)
+    assert "step 2 of 2: joints" in caplog.text
+
+
+def test_an_epoch_must_fill_a_batch_of_every_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ValueError, match=r"clips_per_epoch must be at least train.batch_size x processes = 6, got 4"):
+        pretrain(tiny(tmp_path, num_epochs=1), resume=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_keeps_its_config_and_goes_on_with_no_other(tmp_path: Path) -> None:
+    cfg = tiny(tmp_path, num_epochs=1)
+    pretrain(cfg, resume=False)
+    assert load_config(run_folder(cfg) / "config.yaml", [], PretrainConfig) == cfg
+    assert (run_folder(cfg) / "environment.json").is_file()
+    before = (run_folder(cfg) / "checkpoint.pt").read_bytes()
+    other = replace(cfg, seed=1, train=replace(cfg.train, learning_rate=1.0))
+    with pytest.raises(
+        ValueError, match=r"tiny was .*: seed: 0 before, 1 now; train.learning_rate: 0.0015 before, 1.0"
+    ):
+        pretrain(other, resume=True)
+    with pytest.raises(ValueError, match=r"tiny already holds a run: add --resume to go on with it, or change name$"):
+        pretrain(cfg, resume=False)
+    assert (run_folder(cfg) / "checkpoint.pt").read_bytes() == before
+
+
+def test_a_run_of_other_processes_does_not_go_on(tmp_path: Path) -> None:
+    cfg = tiny(tmp_path, num_epochs=1)
+    pretrain(cfg, resume=False)
+    checkpoint = run_folder(cfg) / "checkpoint.pt"
+    torch.save(torch.load(checkpoint, weights_only=True) | {"world_size": 2}, checkpoint)
+    with pytest.raises(ValueError, match=r"checkpoint.pt: begun by 2 process\(es\) and must go on with as many, got 1"):
+        pretrain(cfg, resume=True)
+
+
+@pytest.mark.parametrize("damage", ["cut short", "another model", "no tensor file"])
+def test_a_checkpoint_that_cannot_be_used_is_refused_by_name(tmp_path: Path, damage: str) -> None:
+    cfg = tiny(tmp_path, num_epochs=1)
+    pretrain(cfg, resume=False)
+    checkpoint = run_folder(cfg) / "checkpoint.pt"
+    if damage == "another model":
+        state = torch.load(checkpoint, weights_only=True)
+        torch.save(state | {"model": {"other": torch.zeros(1)}}, checkpoint)
+    else:
+        checkpoint.write_bytes(checkpoint.read_bytes()[:5000] if damage == "cut short" else b"words")
+    with pytest.raises(ValueError, match=r"checkpoint.pt: not a checkpoint that this run can go on from: .") as caught:
+        pretrain(cfg, resume=True)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("broken", ["loss", "gradient"])
+def test_what_is_not_finite_stops_before_the_weights_change_and_names_the_clips(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    cfg = tiny(tmp_path, num_epochs=2)
+    models, calls = [], 0
+    kinematics_loss, build_optimizer = engine_pretrain.kinematics_loss, engine_pretrain.build_optimizer
+
+    def spoilt(answer: Any, truth: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        loss, terms = kinematics_loss(answer, truth)
+        if calls == 3 and broken == "loss":
+            return loss * torch.inf, terms | {"phase": terms["phase"] * torch.inf}
+        if calls == 3:
+            loss.register_hook(lambda gradient: gradient * torch.nan)
+        return loss, terms
+
+    monkeypatch.setattr(engine_pretrain, "kinematics_loss", spoilt)
+    monkeypatch.setattr(
+        engine_pretrain, "build_optimizer", lambda model, *rest: models.append(model) or build_optimizer(model, *rest)
+    )
+    what = "loss is inf, phase is inf" if broken == "loss" else "the gradient's norm is nan"
+    with pytest.raises(NonFiniteError, match=rf"{what} in update 3; .* Clips: items 4, 5 of MotionClips"):
+        pretrain(cfg, resume=False)
+    # the checkpoint after the second update
+    saved = torch.load(run_folder(cfg) / "checkpoint.pt", weights_only=True)
+    assert saved["step"] == 2
+    for name, values in models[0].state_dict().items():
+        assert torch.equal(values, saved["model"][name])
+
+
+@pytest.mark.parametrize(("broken", "clips"), [([0], "4, 6"), ([1], "5, 7"), ([0, 1], "4, 5, 6, 7")])
+def test_the_clips_of_every_process_with_a_broken_loss_are_named(
+    monkeypatch: pytest.MonkeyPatch, broken: list[int], clips: str
+) -> None:
+    def gather(of_process: list[torch.Tensor], own: torch.Tensor) -> None:
+        for rank, values in enumerate(of_process):
+            values.copy_(own)
+            if rank in broken:
+                values[1] = torch.nan
+
+    monkeypatch.setattr(engine_pretrain.dist, "all_gather", gather)
+    terms = {"loss": torch.tensor(1.0), "pose": torch.tensor(2.0)}
+    with pytest.raises(NonFiniteError, match=rf"^pose is nan in update 2; .* items {clips} of MotionClips"):
+        require_finite(terms, step=1, items=range(4, 8), world_size=2)
+
+
+def test_relighting_changes_all_frames_of_a_clip_alike() -> None:
+    clips = torch.full((2, 3, 3, 4, 4), 128, dtype=torch.uint8)
+    relit = relight(clips, 0.2, torch.Generator().manual_seed(0))
+    assert (relit == relit[:, :1, :, :1, :1]).all()
+    assert (relit[0] != relit[1]).all()
+    unchanged = relight(clips, 0.0, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(unchanged, clips.float() / 255)
+    assert normalise(unchanged).abs().max() < 1
