@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diveparse.configs import BackboneConfig, StemKind
+from diveparse.datasets.constants import NUM_CHANNELS
 from diveparse.models.attention import SelfAttention
 from diveparse.models.linear import gelu_of_linear, linear, linear_of_gelu, pieces, together
-from diveparse.models.patch_embed import NUM_CHANNELS, ConvStem, PatchEmbed
+from diveparse.models.patch_embed import ConvStem, PatchEmbed
 from diveparse.models.weights.published import LAYER_NORM_EPS, SavedBackbone, read_sizes
 from diveparse.models.weights.sources import load_state, read_source, resized
 

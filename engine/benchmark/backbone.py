@@ -27,10 +27,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from diveparse.configs import BackboneConfig, OptimConfig, Precision
+from diveparse.datasets.constants import NUM_CHANNELS
 from diveparse.engine.device import autocast
 from diveparse.engine.training.optim import build_optimizer
 from diveparse.models.linear import HAS_ONEDNN, product
-from diveparse.models.patch_embed import NUM_CHANNELS
 from diveparse.models.timesformer import DividedBlock, TimeSformer
 from diveparse.models.weights.huggingface import save_huggingface
 

@@ -19,7 +19,6 @@ from diveparse.heads.recombine import INVALID
 
 TEXT_COLUMNS = ("clip", "source", "true_number", "predicted_number", "top5", "takeoff", "position", "named_number")
 ATTRIBUTE_PREFIX = "attribute."
-VALIDATION_PREFIX = "validation_"  # of the names of files about the validation split
 FLOAT_COLUMNS = ("log_prob_true", "confidence")
 COLUMNS = (
     "clip",

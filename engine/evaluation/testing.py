@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,16 @@ from diveparse.engine.batches import build_clips, evaluation_batches, stored
 from diveparse.engine.device import choose_device
 from diveparse.engine.evaluation.evaluate import evaluate
 from diveparse.engine.evaluation.metrics import calibrated_metrics, compute_metrics, confusion_matrix
-from diveparse.engine.evaluation.predictions import VALIDATION_PREFIX, Predictions, save_predictions, write_predictions
+from diveparse.engine.evaluation.predictions import Predictions, save_predictions, write_predictions
 from diveparse.engine.evaluation.tensorboard import log_test
-from diveparse.engine.run import CONFIG, MODEL_UPDATE, TRAINED, count_updates_done, splits_from_cache
+from diveparse.engine.run import EvaluationFiles, RunFolder, read_json
 from diveparse.models.classifier import DIVE, DiveClassifier
 
 # by testing; the rest is the run's own
 CHANGEABLE = ("data.root", "data.num_workers", "data.cache", "data.damaged", "test.", "clip.order")
 
 
-def evaluate_run(run: Path, overrides: list[str], *, split: str, again: bool = False) -> dict[str, Any]:
+def evaluate_run(folder: Path, overrides: list[str], *, split: str, again: bool = False) -> dict[str, Any]:
     """Evaluate a run's best model on its "test" or "val" split, write what it predicted and scored, return the scores.
 
     Nothing is fitted or chosen here. The files are metrics.json, confusion.csv, predictions.safetensors and
@@ -37,14 +36,14 @@ def evaluate_run(run: Path, overrides: list[str], *, split: str, again: bool = F
     the control of a run trained in order.
     Raises: ValueError if training has not ended, an option is not for testing, or the metrics are there already.
     """
-    cfg, prefix = read_test_config(run, overrides, split)
-    metrics_path = run / f"{prefix}metrics.json"
-    if metrics_path.exists() and not again:
-        raise ValueError(f"{metrics_path} is there already, and a test is read once; --again replaces it")
-    model = DiveClassifier.load(run).to(choose_device())
-    trained = json.loads((run / TRAINED).read_text(encoding="utf-8"))
+    run = RunFolder(folder)
+    cfg, files = read_test_config(run, overrides, split)
+    if files.metrics.exists() and not again:
+        raise ValueError(f"{files.metrics} already exists, and a test is read once; add --again to replace it")
+    model = DiveClassifier.load(run.model).to(choose_device())
+    trained = read_json(run.trained)
     num_updates = trained["num_updates"]
-    model_update = json.loads((run / MODEL_UPDATE).read_text(encoding="utf-8"))["update"]
+    model_update = read_json(run.best_update)["update"]
     dive_set = scored_dives(cfg.data, model.dive_set)
     records = evaluation_clips(cfg.data, split, cfg.seed, dive_set)
     views = (cfg.test.num_temporal_views, cfg.test.num_spatial_views)
@@ -58,7 +57,7 @@ def evaluate_run(run: Path, overrides: list[str], *, split: str, again: bool = F
         "data_root": cfg.data.root,
         "rendered": is_rendered(record.path for record in records),
         "from_cache": clips.cache is not None,
-        "trained_from_cache": "train" in splits_from_cache(run),
+        "trained_from_cache": "train" in (run.splits_from_cache() or ()),
         "skipped_clips": sorted({record.name for record in records} - set(predictions.clips)),
     }  # of this test, not of training
     about |= {"model_update": model_update, "num_updates": num_updates}
@@ -67,13 +66,13 @@ def evaluate_run(run: Path, overrides: list[str], *, split: str, again: bool = F
     scores = compute_metrics(predictions, dive_set, np.array(list(num_train_clips.values())))
     scores |= calibrated_metrics(predictions, model.temperatures[DIVE])
     scores = {name: None if score == math.inf else score for name, score in scores.items()}  # JSON has no infinity
-    save_predictions(run / f"{prefix}predictions.safetensors", predictions, dive_set)
-    write_predictions(run / f"{prefix}predictions.csv", predictions, dive_set)
-    write_confusion(run / f"{prefix}confusion.csv", predictions, dive_set)
-    if not prefix:
-        log_test(run, cfg, scores, predictions, dive_set, num_updates)
+    save_predictions(files.probabilities, predictions, dive_set)
+    write_predictions(files.predictions, predictions, dive_set)
+    write_confusion(files.confusion, predictions, dive_set)
+    if not files.prefix:
+        log_test(run.path, cfg, scores, predictions, dive_set, num_updates)
     metrics = {**about, **scores}
-    write_json(metrics_path, metrics)  # the last, since it says that the split has been tested
+    write_json(files.metrics, metrics)  # the last, since it says that the split has been tested
     return metrics
 
 
@@ -86,19 +85,21 @@ def write_confusion(path: Path, predictions: Predictions, dive_set: DiveSet) -> 
         table.to_csv(temporary)
 
 
-def read_test_config(run: Path, overrides: list[str], split: str) -> tuple[Config, str]:
-    """The run's config with what testing may change, and how the names of the files that it writes begin."""
-    config = run / CONFIG
-    if not config.is_file() or not (run / "model").is_dir():
-        raise ValueError(f"{run} holds no trained model: tools/train.py writes {CONFIG} and model/ into a run folder")
-    if not (run / TRAINED).is_file():
+def read_test_config(run: RunFolder, overrides: list[str], split: str) -> tuple[Config, EvaluationFiles]:
+    """The run's config with what testing may change, and the files that the evaluation writes.
+
+    Raises: ValueError if training has not ended, or an override is not for testing.
+    """
+    if not run.config.is_file() or not run.model.is_dir():
+        raise ValueError(f"{run} holds no trained model; expected a run folder of tools/train.py")
+    if not run.trained.is_file():
         raise ValueError(
-            f"{run} has not been trained to its end, {count_updates_done(run)} updates are done; "
-            f"go on with: python tools/train.py {config} --resume"
+            f"{run} has not been trained to its end, {run.num_updates_done()} updates are done; "
+            f"go on with: python tools/train.py {run.config} --resume"
         )
     for override in overrides:
         if not override.startswith(CHANGEABLE):
             raise ValueError(f"testing can change {', '.join(CHANGEABLE)} only, got {override!r}")
-    cfg = load_config(config, overrides)
-    control = "" if cfg.clip.order is load_config(config, []).clip.order else f"{cfg.clip.order.value}_"
-    return cfg, control + ("" if split == "test" else VALIDATION_PREFIX)
+    cfg = load_config(run.config, overrides)
+    is_own_order = cfg.clip.order is load_config(run.config, []).clip.order
+    return cfg, run.evaluation(split, control="" if is_own_order else cfg.clip.order.value)

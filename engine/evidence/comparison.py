@@ -17,7 +17,7 @@ import pandas as pd
 from diveparse.configs import Config, load_config, options
 from diveparse.datasets.dives import ATTRIBUTES
 from diveparse.engine.evaluation.metrics import GROUPS, group_of
-from diveparse.engine.evaluation.predictions import VALIDATION_PREFIX, read_predictions
+from diveparse.engine.evaluation.predictions import read_predictions
 from diveparse.engine.evidence.statistics import (
     Comparison,
     Estimate,
@@ -28,6 +28,7 @@ from diveparse.engine.evidence.statistics import (
     sign_flip_p_value,
     verdict,
 )
+from diveparse.engine.run import RunFolder
 
 SCORES = (
     "top1",
@@ -168,15 +169,18 @@ def load_run(folder: Path, split: str = "test") -> Run:
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such run folder")
-    prefix = "" if split == "test" else VALIDATION_PREFIX
-    for name in ("config.yaml", f"{prefix}metrics.json", f"{prefix}predictions.csv"):
-        if not (folder / name).is_file():
-            how = "is it a run folder?" if name == "config.yaml" else f"test it first: python tools/test.py {folder}"
-            raise ValueError(f"{folder} has no {name}; {how}")
-    metrics = _read_metrics(folder / f"{prefix}metrics.json")
+    run_folder = RunFolder(folder)
+    files = run_folder.evaluation(split)
+    for path in (run_folder.config, files.metrics, files.predictions):
+        if not path.is_file():
+            how = (
+                "is it a run folder?" if path == run_folder.config else f"test it first: python tools/test.py {folder}"
+            )
+            raise ValueError(f"{folder} has no {path.name}; {how}")
+    metrics = _read_metrics(files.metrics)
     run = Run(
         folder=folder,
-        config=load_config(folder / "config.yaml", []),
+        config=load_config(run_folder.config, []),
         split=str(metrics["split"]),
         num_views=int(metrics["num_views"]),
         data_root=str(metrics["data_root"]),
@@ -186,12 +190,12 @@ def load_run(folder: Path, split: str = "test") -> Run:
         num_classes_scored=int(metrics["num_classes_scored"]),
         scores={name: _number((metrics | metrics["attribute_accuracy"])[name]) for name in SCORES},
         num_train_clips=metrics["num_train_clips"],
-        predictions=read_predictions(folder / f"{prefix}predictions.csv").sort_values("clip", ignore_index=True),
+        predictions=read_predictions(files.predictions).sort_values("clip", ignore_index=True),
     )
     accuracy = float(run.correct.mean())
     if abs(accuracy - run.scores["top1"]) > 1e-6:
         raise ValueError(
-            f"{folder}: {prefix}predictions.csv has a top-1 of {accuracy:.6f} and {prefix}metrics.json "
+            f"{folder}: {files.predictions.name} has a top-1 of {accuracy:.6f} and {files.metrics.name} "
             f"{run.scores['top1']:.6f}; "
             f"they are of different tests, so test again: python tools/test.py {folder} --again"
         )

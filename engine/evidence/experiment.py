@@ -19,9 +19,8 @@ from diveparse.datasets.splits import evaluation_clips, scored_dives, training_c
 from diveparse.datasets.storage.workers import end_with_main_process, worker_context
 from diveparse.engine.batches import build_clips, stored
 from diveparse.engine.device import seed_everything
-from diveparse.engine.evaluation.predictions import VALIDATION_PREFIX
 from diveparse.engine.evaluation.testing import evaluate_run
-from diveparse.engine.run import CONFIG
+from diveparse.engine.run import RunFolder
 from diveparse.engine.training.loop import train
 from diveparse.models.classifier import build_classifier
 
@@ -53,7 +52,7 @@ class Cell:
 
     @property
     def metrics(self) -> Path:
-        return self.run / ("metrics.json" if self.split == "test" else f"{VALIDATION_PREFIX}metrics.json")
+        return RunFolder(self.run).evaluation(self.split).metrics
 
 
 def read_cells(path: Path) -> tuple[ExperimentConfig, list[Cell]]:
@@ -95,8 +94,9 @@ def missing_cells(cells: list[Cell]) -> list[Cell]:
     """Those that have not been tested. Raises: ValueError if one has been, with other options than it has now."""
     missing = []
     for cell in cells:
-        if (cell.run / CONFIG).is_file():
-            differing = differing_options(load_config(cell.run / CONFIG, []), cell.config)
+        config = RunFolder(cell.run).config
+        if config.is_file():
+            differing = differing_options(load_config(config, []), cell.config)
             if differing:
                 raise ValueError(
                     f"{cell.run} was trained with other options: {'; '.join(differing)}; remove it to train it anew"

@@ -10,7 +10,7 @@ from PIL import Image
 from tabulate import tabulate
 
 from diveparse.configs import CurveConfig, ExperimentConfig
-from diveparse.engine.evaluation.predictions import VALIDATION_PREFIX, load_predictions
+from diveparse.engine.evaluation.predictions import load_predictions
 from diveparse.engine.evidence.comparison import Report, Run, compare_groups, load_run
 from diveparse.engine.evidence.experiment import Cell, cell_elsewhere
 from diveparse.engine.evidence.figures import curve_figure, figure_image
@@ -25,6 +25,7 @@ from diveparse.engine.evidence.report import (
 )
 from diveparse.engine.evidence.statistics import accuracy_over_sources
 from diveparse.engine.evidence.unseen import choose_kept_share, generalised, penalty_that_keeps
+from diveparse.engine.run import RunFolder
 
 
 def write_experiment(path: Path, experiment: ExperimentConfig, cells: list[Cell], out: Path) -> Path:
@@ -92,9 +93,9 @@ def unseen_table(path: Path, experiment: ExperimentConfig, arms: dict[str, dict[
             answers.append(predictions)
             development = cell_elsewhere(path, name, seed)
             beyond = [number for number in development.config.data.unseen_dives if number not in unseen]
-            chosen_on = load_predictions(development.run / f"{VALIDATION_PREFIX}predictions.safetensors")
+            chosen_on = load_predictions(RunFolder(development.run).evaluation("val").probabilities)
             share = choose_kept_share(*chosen_on, unseen=beyond, ignored=unseen)
-            own = load_predictions(run.folder / f"{VALIDATION_PREFIX}predictions.safetensors")
+            own = load_predictions(RunFolder(run.folder).evaluation("val").probabilities)
             penalties.append(penalty_that_keeps(share, *own, unseen))
             shares.append(share)
         kept = f" + stacking, to keep {', '.join(f'{share:.2f}' for share in shares)}"

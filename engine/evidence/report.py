@@ -17,7 +17,7 @@ from diveparse.configs import options
 from diveparse.datasets.dives import ATTRIBUTES
 from diveparse.engine.evaluation.metrics import GROUPS, confusion_matrix, reliability
 from diveparse.engine.evaluation.pictures import confusion_figure
-from diveparse.engine.evaluation.predictions import VALIDATION_PREFIX, load_predictions
+from diveparse.engine.evaluation.predictions import load_predictions
 from diveparse.engine.evidence.comparison import INDIFFERENT, SCORES, Report, Run
 from diveparse.engine.evidence.figures import (
     accuracy_figure,
@@ -33,6 +33,7 @@ from diveparse.engine.evidence.statistics import (
     Estimate,
     spread_over_seeds,
 )
+from diveparse.engine.run import RunFolder
 from diveparse.heads.recombine import INVALID
 
 ROW_NAMES = {"mean_class_accuracy": "mean class accuracy", "top1": "top-1", "top5": "top-5"} | {
@@ -264,7 +265,7 @@ def _bins(run: Run) -> dict[str, np.ndarray]:
 
 
 def probabilities_of(run: Run) -> Path:
-    return run.folder / f"{'' if run.split == 'test' else VALIDATION_PREFIX}predictions.safetensors"
+    return RunFolder(run.folder).evaluation(run.split).probabilities
 
 
 def _file_name(title: str) -> str:

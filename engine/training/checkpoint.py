@@ -1,6 +1,6 @@
 """Checkpoints that a kill cannot break, and the run folder that holds them.
 
-A checkpoint is a folder `checkpoints/step-00000100/` with `model.safetensors`, `state.pt` and, where the weights are
+A checkpoint is a folder `checkpoints/update-00000100/` with `model.safetensors`, `state.pt` and, where the weights are
 averaged, `average.safetensors`. It is written under another name and renamed once it is on the disk, so a folder with
 that name is always whole. Only the newest is kept.
 """
@@ -11,7 +11,6 @@ import pickle
 import random
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from diveparse.datasets.storage.atomic import TEMPORARY_SUFFIX, sync
-from diveparse.engine.run import newest_checkpoint
+from diveparse.engine.run import CHECKPOINT_NAME, RunFolder
 from diveparse.engine.training.progress import Progress
 
 WEIGHTS, AVERAGE, STATE = "model.safetensors", "average.safetensors", "state.pt"
@@ -54,10 +53,9 @@ class Learner:
     average: ModelEmaV3 | None = None  # of the weights, where the config asks for it
 
 
-def save_checkpoint(run: Path, learner: Learner) -> None:
-    """Write the whole state after `learner.progress.step` updates, then drop what is older."""
-    checkpoints = run / "checkpoints"
-    folder = checkpoints / f"step-{learner.progress.step:08d}"
+def save_checkpoint(run: RunFolder, learner: Learner) -> None:
+    """Write the whole state after `learner.progress.num_updates` updates, then drop what is older."""
+    folder = run.checkpoint(learner.progress.num_updates)
     partial = folder.with_name(folder.name + TEMPORARY_SUFFIX)
     shutil.rmtree(partial, ignore_errors=True)  # of an earlier kill
     partial.mkdir(parents=True)
@@ -77,18 +75,18 @@ def save_checkpoint(run: Path, learner: Learner) -> None:
     for path in (*(partial / name for name in weights), partial / STATE, partial):
         sync(path)
     partial.rename(folder)
-    sync(checkpoints)
-    for other in checkpoints.iterdir():
-        if other != folder:
+    sync(run.checkpoints)
+    for other in run.checkpoints.iterdir():
+        if other != folder and CHECKPOINT_NAME.match(other.name):  # whatever else lies there is not ours
             shutil.rmtree(other)
 
 
-def resume_from_checkpoint(run: Path, learner: Learner) -> None:
+def resume_from_checkpoint(run: RunFolder, learner: Learner) -> None:
     """Put every part of `learner`, and the random generators, to where the newest checkpoint, if any, left them.
 
     Raises: ValueError naming the folder if a file of it is missing, damaged or of another model.
     """
-    folder = newest_checkpoint(run)
+    folder = run.newest_checkpoint()
     if folder is None:
         return
     device = next(learner.model.parameters()).device

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from tqdm import tqdm
 
-from diveparse.configs import Config, Precision, TrainConfig, run_folder
+from diveparse.configs import Config, Precision, TrainConfig
 from diveparse.datasets.records import ClipRecord
 from diveparse.datasets.splits import training_clips
 from diveparse.datasets.storage.atomic import write_json
@@ -31,7 +31,7 @@ from diveparse.engine.evaluation.calibration import fit_temperatures
 from diveparse.engine.evaluation.evaluate import evaluate
 from diveparse.engine.evaluation.metrics import compute_metrics
 from diveparse.engine.evaluation.tensorboard import flat_metrics, log_confusion
-from diveparse.engine.run import ENVIRONMENT, MODEL_UPDATE, TRAINED, open_run, record_environment, splits_from_cache
+from diveparse.engine.run import RunFolder, open_run, record_environment
 from diveparse.engine.training.checkpoint import Learner, resume_from_checkpoint, save_checkpoint
 from diveparse.engine.training.mixing import Mixing, build_mixing
 from diveparse.engine.training.optim import build_optimizer, build_schedule
@@ -70,7 +70,7 @@ def train(cfg: Config, *, resume: bool = False) -> Path:
     learner = build_learner(model, cfg.train, num_steps, device)
     kept = model if learner.average is None else learner.average.module
     # a run goes on reading what it began with, cache or videos
-    begun = splits_from_cache(run_folder(cfg)) if resume and (run_folder(cfg) / ENVIRONMENT).is_file() else None
+    begun = RunFolder.of(cfg).splits_from_cache() if resume else None
     clips, val_clips = (
         build_clips(cfg, split_records, training=split == "train", from_cache=None if begun is None else split in begun)
         for split, split_records in (("train", records), ("val", val_records))
@@ -79,27 +79,29 @@ def train(cfg: Config, *, resume: bool = False) -> Path:
     run = open_run(cfg, resume=resume)  # not before: a config that cannot be trained leaves no folder behind
     resume_from_checkpoint(run, learner)
     progress = learner.progress
-    logger.info("%s: %d of %d updates done, on %s", run, progress.step, num_steps, device.type)
-    if progress.step == num_steps:
-        write_json(run / TRAINED, trained)  # a kill may have come just before it
-        return run
-    (run / TRAINED).unlink(missing_ok=True)  # there where the run had ended and now has more epochs
+    logger.info("%s: %d of %d updates done, on %s", run, progress.num_updates, num_steps, device.type)
+    if progress.num_updates == num_steps:
+        write_json(run.trained, trained)  # a kill may have come just before it
+        return run.path
+    (run.trained).unlink(missing_ok=True)  # there where the run had ended and now has more epochs
     cached = [split for split, read in (("train", clips), ("val", val_clips)) if read.cache is not None]
     record_environment(run, cfg.seed, cached)
     inputs, val_inputs = stored(clips, model, cfg), stored(val_clips, model, cfg)
     mix = build_mixing(cfg.train, len(dive_set))
-    batches = training_batches(inputs, cfg.train, cfg.seed, start_step=progress.step, num_workers=cfg.data.num_workers)
+    batches = training_batches(
+        inputs, cfg.train, cfg.seed, start_step=progress.num_updates, num_workers=cfg.data.num_workers
+    )
     val_batches = evaluation_batches(val_inputs, batch_size=cfg.test.batch_size, num_workers=cfg.data.num_workers)
 
-    with open_writer(run, progress.step) as writer:
-        if progress.step == 0:
+    with open_writer(run.path, progress.num_updates) as writer:
+        if progress.num_updates == 0:
             log_start(writer, cfg, dive_set, {"train": records, "val": val_records}, clips)
-        for epoch in range(progress.step // steps_per_epoch, cfg.train.num_epochs):
+        for epoch in range(progress.num_updates // steps_per_epoch, cfg.train.num_epochs):
             last_step = steps_per_epoch * (epoch + 1)
             bar = tqdm(
-                range(progress.step, last_step),
+                range(progress.num_updates, last_step),
                 desc=f"epoch {epoch + 1}/{cfg.train.num_epochs}",
-                initial=progress.step % steps_per_epoch,
+                initial=progress.num_updates % steps_per_epoch,
                 total=steps_per_epoch,
                 unit="update",
                 leave=False,
@@ -107,10 +109,10 @@ def train(cfg: Config, *, resume: bool = False) -> Path:
             )
             for _ in bar:
                 state = update(model, learner, batches, records, cfg.train, mix)
-                if progress.step % cfg.train.log_every == 0:
-                    log_scalars(writer, "train", progress.window.scalars() | state, progress.step)
+                if progress.num_updates % cfg.train.log_every == 0:
+                    log_scalars(writer, "train", progress.window.scalars() | state, progress.num_updates)
                     progress.window = Totals()
-                if progress.step % cfg.train.checkpoint_every == 0 and progress.step < last_step:
+                if progress.num_updates % cfg.train.checkpoint_every == 0 and progress.num_updates < last_step:
                     flush(writer)  # before the checkpoint: nothing up to here will be logged again
                     save_checkpoint(run, learner)
 
@@ -119,19 +121,19 @@ def train(cfg: Config, *, resume: bool = False) -> Path:
                 kept, tqdm(val_batches, desc="validation", leave=False), val_records, cfg.train.precision
             )
             metrics = compute_metrics(predictions, dive_set, num_clips.numpy())
-            log_scalars(writer, "val", flat_metrics(metrics), progress.step)
-            log_scalars(writer, "train_epoch", progress.epoch.scalars(), progress.step)
+            log_scalars(writer, "val", flat_metrics(metrics), progress.num_updates)
+            log_scalars(writer, "train_epoch", progress.epoch.scalars(), progress.num_updates)
             log_epoch(epoch, cfg, progress.epoch, metrics, time.perf_counter() - start)
             if progress.is_best(metrics):
                 kept.temperatures = fit_temperatures(predictions, dive_set)
-                kept.save(run / "model")
-                write_json(run / MODEL_UPDATE, {"update": progress.step})
-                log_confusion(writer, "val", predictions, dive_set, progress.step)
+                kept.save(run.model)
+                write_json(run.best_update, {"update": progress.num_updates})
+                log_confusion(writer, "val", predictions, dive_set, progress.num_updates)
             progress.epoch = Totals()
             flush(writer)
             save_checkpoint(run, learner)
-    write_json(run / TRAINED, trained)
-    return run
+    write_json(run.trained, trained)
+    return run.path
 
 
 def update(
@@ -155,22 +157,22 @@ def update(
         names += [records[index].name for index in batch["index"]]
         loss, terms, num_correct = compute_loss(model, batch, cfg.precision, mix)
         if not torch.isfinite(loss):  # before the update, so that the weights stay usable
-            raise NonFiniteError(complaint("loss", loss, progress.step + 1, names[-len(batch["index"]) :]))
+            raise NonFiniteError(complaint("loss", loss, progress.num_updates + 1, names[-len(batch["index"]) :]))
         scaler.scale(loss / cfg.accumulation_steps).backward()
         for totals in (progress.window, progress.epoch):
             totals.add_clips(len(batch["index"]), num_correct, int(batch["num_damaged"]), terms)
     scaler.unscale_(learner.optimizer)
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), cfg.max_grad_norm)
     if not torch.isfinite(grad_norm) and scaler.get_scale() <= SMALLEST_LOSS_SCALE:
-        raise NonFiniteError(complaint("gradient's norm", grad_norm, progress.step + 1, names))
+        raise NonFiniteError(complaint("gradient's norm", grad_norm, progress.num_updates + 1, names))
     learning_rate = float(learner.schedule.get_last_lr()[0])
     scaler.step(learner.optimizer)  # in fp16, leaves out an update whose scaled gradient overflowed
     scaler.update()
     learner.optimizer.zero_grad(set_to_none=True)
     learner.schedule.step()
-    progress.step += 1
+    progress.num_updates += 1
     if learner.average is not None:
-        learner.average.update(model, step=progress.step)
+        learner.average.update(model, step=progress.num_updates)
     for totals in (progress.window, progress.epoch):
         totals.add_time(wait_s, time.perf_counter() - start)
     return {"learning_rate": learning_rate, "grad_norm": grad_norm.item()}

@@ -16,13 +16,13 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from diveparse.configs import PretrainConfig, run_folder
+from diveparse.configs import PretrainConfig
 from diveparse.datasets.constants import PIXEL_MEAN, PIXEL_STD
 from diveparse.datasets.rendered.motion import JOINTS, PHASES
 from diveparse.datasets.rendered.pretraining_clips import MotionClips
 from diveparse.datasets.storage.atomic import written_atomically
 from diveparse.engine.device import choose_device
-from diveparse.engine.run import open_run, record_environment
+from diveparse.engine.run import RunFolder, open_run, record_environment
 from diveparse.engine.training.checkpoint import UNREADABLE
 from diveparse.engine.training.loop import NonFiniteError
 from diveparse.engine.training.optim import build_optimizer, build_schedule
@@ -34,7 +34,6 @@ from diveparse.models.weights.sources import save_backbone
 
 MOMENTS_PER_FRAME = 3  # the axes half a step before a frame, at it and half a step after
 MOMENTS_PER_CLIP_FRAME = 2  # the class token recalls the whole clip, twice as finely as it saw it
-CHECKPOINT = "checkpoint.pt"
 
 logger = logging.getLogger(__name__)
 
@@ -62,10 +61,10 @@ def pretrain(cfg: PretrainConfig, *, resume: bool) -> Path:
     steps_per_epoch = count_steps(cfg, world_size)
     num_steps = steps_per_epoch * cfg.train.num_epochs
     schedule = build_schedule(optimizer, cfg.train, num_steps)
-    folder = open_run(cfg, resume=resume) if rank == 0 else run_folder(cfg)
-    start_step = load_checkpoint(folder, model, optimizer, schedule, world_size) if resume else 0
+    run = open_run(cfg, resume=resume) if rank == 0 else RunFolder.of(cfg)
+    start_step = load_checkpoint(run.pretraining_checkpoint, model, optimizer, schedule, world_size) if resume else 0
     if rank == 0:
-        record_environment(folder, cfg.seed)
+        record_environment(run, cfg.seed)
         if dist.is_torchelastic_launched():
             dist.init_process_group()
 
@@ -75,7 +74,7 @@ def pretrain(cfg: PretrainConfig, *, resume: bool) -> Path:
         range(start_step, num_steps), initial=start_step, total=num_steps, unit="step", mininterval=5, disable=rank > 0
     )
     started = time.monotonic()
-    with open_writer(folder, start_step) if rank == 0 else nullcontext() as writer:
+    with open_writer(run.path, start_step) if rank == 0 else nullcontext() as writer:
         for step in steps:
             clips, truth = next(batches)
             loss, terms = kinematics_loss(head(backbone.tokens(clips)), truth)
@@ -100,11 +99,10 @@ def pretrain(cfg: PretrainConfig, *, resume: bool) -> Path:
                 summary = " ".join(f"{name} {term.item():.3f}" for name, term in terms.items())
                 logger.info("step %d of %d: %s (%.0f clips/s)", step + 1, num_steps, summary, clips_per_second)
                 flush(writer)
-                save_checkpoint(folder, step + 1, model, optimizer, schedule, world_size)
-    path = folder / "backbone.safetensors"
+                save_checkpoint(run.pretraining_checkpoint, step + 1, model, optimizer, schedule, world_size)
     if rank == 0:
-        save_backbone(path, backbone, dtype=torch.float16)  # small enough to ship
-    return path
+        save_backbone(run.backbone, backbone, dtype=torch.float16)  # small enough to ship
+    return run.backbone
 
 
 def build_readout(backbone: TimeSformer) -> KinematicsHead:
@@ -213,7 +211,7 @@ def normalise(clips: Tensor) -> Tensor:
 
 
 def save_checkpoint(
-    folder: Path,
+    path: Path,
     step: int,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -227,12 +225,12 @@ def save_checkpoint(
         "optimizer": optimizer.state_dict(),
         "schedule": schedule.state_dict(),
     }
-    with written_atomically(folder / CHECKPOINT) as path:
-        torch.save(state, path)
+    with written_atomically(path) as temporary:
+        torch.save(state, temporary)
 
 
 def load_checkpoint(
-    folder: Path,
+    path: Path,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LambdaLR,
@@ -242,7 +240,6 @@ def load_checkpoint(
 
     Raises: ValueError naming the file if it is damaged, of another model or of another number of processes.
     """
-    path = folder / CHECKPOINT
     if not path.is_file():
         return 0
     try:

@@ -16,8 +16,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 
 from diveparse.configs import BackboneConfig, StemKind
+from diveparse.datasets.constants import NUM_CHANNELS
 from diveparse.datasets.storage.atomic import write_json
-from diveparse.models.patch_embed import NUM_CHANNELS
 from diveparse.models.weights.files import MODEL_FILE, read_checkpoint, read_weights, write_weights
 from diveparse.models.weights.published import (
     KERNEL,

@@ -18,8 +18,7 @@ from einops import einsum, rearrange, reduce
 from torch import Tensor
 
 from diveparse.configs import BackboneConfig, StemKind
-from diveparse.datasets.constants import PIXEL_MEAN, PIXEL_STD
-from diveparse.models.patch_embed import NUM_CHANNELS
+from diveparse.datasets.constants import NUM_CHANNELS, PIXEL_MEAN, PIXEL_STD
 from diveparse.models.weights.files import described, read_checkpoint
 
 # d embed_dim, c channel, p and q rows and columns of a patch, pq both in one axis

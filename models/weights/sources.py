@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from diveparse.models.patch_embed import resize_space_embed, resize_time_embed
 from diveparse.models.weights.files import MODEL_FILE, described, read_weights, shape_of, shortened, write_weights
 from diveparse.models.weights.huggingface import is_huggingface, read_hub, read_huggingface
 from diveparse.models.weights.inflate import inflate_timm, open_timm
 from diveparse.models.weights.published import SavedBackbone, SizedBackbone, read_fair
+from diveparse.models.weights.resize import resize_space_embed, resize_time_embed
 
 KINEMATICS = "kinematics"  # weights that ship with the package, pretrained on the joints of rendered divers
 PACKAGED_KINEMATICS = Path(__file__).parent / "kinematics.safetensors"

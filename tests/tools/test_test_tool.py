@@ -59,7 +59,7 @@ def test_a_second_test_is_refused_unless_asked_for_again(run, capsys):
     before = (run / "metrics.json").read_bytes()
     (run / "predictions.csv").write_text("kept")
     assert main([str(run)]) == 1
-    assert "a test is read once; --again replaces it" in capsys.readouterr().err
+    assert "a test is read once; add --again to replace it" in capsys.readouterr().err
     assert (run / "predictions.csv").read_text() == "kept"
     assert main([str(run), "--again"]) == 0
     assert (run / "metrics.json").read_bytes() == before
@@ -173,7 +173,7 @@ def test_a_run_whose_training_has_not_ended_is_refused_with_how_to_go_on(tiny_ex
 
     def stop_after_an_epoch(run, learner):
         honest_save(run, learner)
-        if learner.progress.step == 4:
+        if learner.progress.num_updates == 4:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

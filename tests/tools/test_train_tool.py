@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from diveparse.configs import load_config, run_folder
-from diveparse.engine.run import newest_checkpoint
+from diveparse.engine.run import RunFolder
 
 pytestmark = pytest.mark.usefixtures("quick_training_figures")
 
@@ -97,14 +97,14 @@ def test_an_interrupted_tool_takes_its_workers_along_and_leaves_a_run_to_resume(
     arguments = [tiny_experiment, "data.num_workers=2", "train.num_epochs=40", "train.log_every=999"]
     run = run_folder(load_config(tiny_experiment, []))
     process = run_tool(*arguments)
-    while newest_checkpoint(run) is None and process.poll() is None:
+    while RunFolder(run).newest_checkpoint() is None and process.poll() is None:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal's Ctrl-C does, to the workers too
     _, errors = process.communicate()
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert "--resume goes on" in errors
-    assert newest_checkpoint(run) is not None
+    assert RunFolder(run).newest_checkpoint() is not None
     deadline = time.monotonic() + 30
     while children_of(process.pid) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.amp import GradScaler
 
 from diveparse.configs import TrainConfig
-from diveparse.engine.run import count_updates_done, newest_checkpoint
+from diveparse.engine.run import RunFolder
 from diveparse.engine.training import checkpoint
 from diveparse.engine.training.checkpoint import (
     Learner,
@@ -37,7 +37,7 @@ def update(learner: Learner) -> None:
     learner.scaler.update()
     learner.optimizer.zero_grad()
     learner.schedule.step()
-    learner.progress.step += 1
+    learner.progress.num_updates += 1
     learner.progress.epoch.add_clips(5, 1, 0, {"loss": loss.item()})
 
 
@@ -56,12 +56,12 @@ def test_a_new_process_goes_on_as_the_old_one_would_have(tmp_path):
     learner = toy_learner()
     for _ in range(3):
         update(learner)
-    save_checkpoint(tmp_path, learner)
+    save_checkpoint(RunFolder(tmp_path), learner)
     for _ in range(4):
         update(learner)
     other = toy_learner(seed=1)
-    resume_from_checkpoint(tmp_path, other)
-    assert other.progress.step == 3
+    resume_from_checkpoint(RunFolder(tmp_path), other)
+    assert other.progress.num_updates == 3
     for _ in range(4):
         update(other)
     torch.testing.assert_close(everything(other), everything(learner), rtol=0, atol=0)
@@ -70,56 +70,56 @@ def test_a_new_process_goes_on_as_the_old_one_would_have(tmp_path):
 def test_nothing_changes_where_there_is_no_checkpoint(tmp_path):
     learner = toy_learner()
     before = everything(learner)
-    resume_from_checkpoint(tmp_path, learner)
+    resume_from_checkpoint(RunFolder(tmp_path), learner)
     torch.testing.assert_close(everything(learner), before, rtol=0, atol=0)
-    assert newest_checkpoint(tmp_path) is None
-    assert count_updates_done(tmp_path) == 0
+    assert RunFolder(tmp_path).newest_checkpoint() is None
+    assert RunFolder(tmp_path).num_updates_done() == 0
 
 
 def test_only_the_newest_checkpoint_is_kept(tmp_path):
     learner = toy_learner()
     for step in (2, 9, 10, 100):
-        learner.progress.step = step
-        save_checkpoint(tmp_path, learner)
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000100"]
-    assert count_updates_done(tmp_path) == 100
+        learner.progress.num_updates = step
+        save_checkpoint(RunFolder(tmp_path), learner)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["update-00000100"]
+    assert RunFolder(tmp_path).num_updates_done() == 100
 
 
 def test_a_half_written_checkpoint_is_passed_over_and_later_cleared(tmp_path):
     learner = toy_learner()
-    learner.progress.step = 5
-    save_checkpoint(tmp_path, learner)
+    learner.progress.num_updates = 5
+    save_checkpoint(RunFolder(tmp_path), learner)
     for step in (6, 7):
-        (tmp_path / "checkpoints" / f"step-{step:08d}.partial").mkdir()
-    assert count_updates_done(tmp_path) == 5
-    learner.progress.step = 6
-    save_checkpoint(tmp_path, learner)
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000006"]
+        (tmp_path / "checkpoints" / f"update-{step:08d}.partial").mkdir()
+    assert RunFolder(tmp_path).num_updates_done() == 5
+    learner.progress.num_updates = 6
+    save_checkpoint(RunFolder(tmp_path), learner)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["update-00000006"]
 
 
 def test_an_error_while_writing_leaves_the_older_checkpoint(tmp_path, monkeypatch):
     learner = toy_learner()
-    learner.progress.step = 5
-    save_checkpoint(tmp_path, learner)
+    learner.progress.num_updates = 5
+    save_checkpoint(RunFolder(tmp_path), learner)
 
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint.torch, "save", full_disk)
-    learner.progress.step = 6
+    learner.progress.num_updates = 6
     with pytest.raises(OSError, match="No space left"):
-        save_checkpoint(tmp_path, learner)
+        save_checkpoint(RunFolder(tmp_path), learner)
     monkeypatch.undo()
     resumed = toy_learner(seed=1)
-    resume_from_checkpoint(tmp_path, resumed)
-    assert resumed.progress.step == 5
+    resume_from_checkpoint(RunFolder(tmp_path), resumed)
+    assert resumed.progress.num_updates == 5
 
 
 def saved(run: Path) -> Path:
     learner = toy_learner()
     update(learner)
-    save_checkpoint(run, learner)
-    folder = newest_checkpoint(run)
+    save_checkpoint(RunFolder(run), learner)
+    folder = RunFolder(run).newest_checkpoint()
     assert folder is not None
     return folder
 
@@ -133,14 +133,14 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, name, damage):
     if damage != "missing":
         path.write_bytes({"empty": b"", "half": content[: len(content) // 2], "noise": bytes(range(256)) * 9}[damage])
     with pytest.raises(ValueError, match=f"{path.parent}: not a checkpoint that this run can go on from") as caught:
-        resume_from_checkpoint(tmp_path, toy_learner())
+        resume_from_checkpoint(RunFolder(tmp_path), toy_learner())
     assert "\n" not in str(caught.value)
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     saved(tmp_path)
     with pytest.raises(ValueError, match="size mismatch"):
-        resume_from_checkpoint(tmp_path, toy_learner(width=5))
+        resume_from_checkpoint(RunFolder(tmp_path), toy_learner(width=5))
 
 
 class Trap:
@@ -153,10 +153,10 @@ def test_a_checkpoint_runs_no_code_of_its_own(tmp_path, monkeypatch):
     folder = saved(tmp_path)
     torch.save({"optimizer": Trap()}, folder / "state.pt")
     with pytest.raises(ValueError, match="not a checkpoint"):
-        resume_from_checkpoint(tmp_path, toy_learner())
+        resume_from_checkpoint(RunFolder(tmp_path), toy_learner())
     (folder / "state.pt").write_bytes(pickle.dumps(Trap()))
     with pytest.raises(ValueError, match="not a checkpoint"):
-        resume_from_checkpoint(tmp_path, toy_learner())
+        resume_from_checkpoint(RunFolder(tmp_path), toy_learner())
     assert not (tmp_path / "sprung").exists()
 
 

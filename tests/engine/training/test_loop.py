@@ -13,7 +13,7 @@ from diveparse.configs import Config, HeadKind, Precision, load_config, save_con
 from diveparse.datasets.cache import CacheKind, CacheSettings, build_cache
 from diveparse.datasets.diving48 import read_split
 from diveparse.datasets.splits import split_by_source
-from diveparse.engine.run import splits_from_cache
+from diveparse.engine.run import RunFolder
 from diveparse.engine.training import loop
 from diveparse.engine.training.loop import NonFiniteError, train
 from diveparse.heads.attributes import JointHeads
@@ -31,7 +31,7 @@ def curves(run: Path) -> dict[str, dict[int, float]]:
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    (file,) = run.glob("checkpoints/step-*/model.safetensors")
+    (file,) = run.glob("checkpoints/update-*/model.safetensors")
     return load_file(file)
 
 
@@ -59,7 +59,7 @@ def test_a_run_leaves_its_config_environment_checkpoint_model_and_curves(tiny_ex
     assert run == Path(cfg.runs_dir) / "tiny" / "joint" / "seed-0"
     assert load_config(run / "config.yaml", []) == cfg
     assert json.loads((run / "environment.json").read_text())["seed"] == 0
-    assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{NUM_STEPS:08d}"]
+    assert [path.name for path in (run / "checkpoints").iterdir()] == [f"update-{NUM_STEPS:08d}"]
     assert DiveClassifier.load(run).config.clip == cfg.clip
     assert json.loads((run / "trained.json").read_text())["num_updates"] == NUM_STEPS
     drawn = curves(run)
@@ -159,7 +159,7 @@ def test_resuming_where_there_is_no_run_begins_one(tiny_experiment, assert_same_
 def test_a_run_is_never_written_over_without_resume(tiny_experiment):
     cfg = load_config(tiny_experiment, ["train.num_epochs=1"])
     before = contents(train(cfg))
-    with pytest.raises(ValueError, match="already holds a run: add --resume"):
+    with pytest.raises(ValueError, match="already holds a run; add --resume"):
         train(cfg)
     assert contents(Path(cfg.runs_dir)) == {Path("tiny/joint/seed-0") / name: data for name, data in before.items()}
 
@@ -221,7 +221,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_clips_names(tiny_exper
         train(cfg)
     if step > 1:
         run = Path(cfg.runs_dir) / "tiny" / "joint" / "seed-0"
-        assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{step - 1:08d}"]
+        assert [path.name for path in (run / "checkpoints").iterdir()] == [f"update-{step - 1:08d}"]
         kept, now = weights(run), seen[0].state_dict()
         assert all(torch.equal(kept[name], now[name]) for name in kept)
 
@@ -392,7 +392,7 @@ def test_a_resumed_run_goes_on_reading_what_it_began_with(tiny_experiment, tiny_
     runs = {
         arm: train(load_config(tiny_experiment, [*options, f"arm={arm}"]), resume=True) for arm in ("videos", "cache")
     }
-    assert {arm: splits_from_cache(run) for arm, run in runs.items()} == {"videos": [], "cache": ["train"]}
+    assert {arm: RunFolder(run).splits_from_cache() for arm, run in runs.items()} == {"videos": [], "cache": ["train"]}
     assert not any(torch.equal(a, b) for a, b in zip(*(weights(run).values() for run in runs.values()), strict=True))
     unbroken = train(load_config(tiny_experiment, [*options, "arm=unbroken", "data.cache=false"]))
     assert all(torch.equal(value, weights(unbroken)[name]) for name, value in weights(runs["videos"]).items())

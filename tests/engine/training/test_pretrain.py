@@ -95,10 +95,11 @@ def test_a_run_keeps_its_config_and_goes_on_with_no_other(tmp_path: Path) -> Non
     before = (run_folder(cfg) / "checkpoint.pt").read_bytes()
     other = replace(cfg, seed=1, train=replace(cfg.train, learning_rate=1.0))
     with pytest.raises(
-        ValueError, match=r"tiny was .*: seed: 0 before, 1 now; train.learning_rate: 0.0015 before, 1.0"
+        ValueError,
+        match=r"tiny has other options and .*: seed: 0 before, 1 now; train.learning_rate: 0.0015 before, 1.0",
     ):
         pretrain(other, resume=True)
-    with pytest.raises(ValueError, match=r"tiny already holds a run: add --resume to go on with it, or change name$"):
+    with pytest.raises(ValueError, match=r"tiny already holds a run; add --resume to go on with it, or change name$"):
         pretrain(cfg, resume=False)
     assert (run_folder(cfg) / "checkpoint.pt").read_bytes() == before
 
