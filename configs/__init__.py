@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
@@ -61,6 +62,7 @@ __all__ = [
     "load_config",
     "options",
     "plain_values",
+    "refuse_renamed_options",
     "run_folder",
     "save_config",
 ]
@@ -68,6 +70,14 @@ __all__ = [
 
 Schema = TypeVar("Schema", Config, PretrainConfig)
 AnySchema = TypeVar("AnySchema", Config, PretrainConfig, ExperimentConfig)
+
+
+# options of earlier versions -> what they are called now
+RENAMED = {
+    "head.learned_weights": "head.uncertainty_weighting",
+    "backbone.num_recomputed_blocks": "backbone.num_checkpointed_blocks",
+    "train.num_stored_views": "train.num_cached_views",
+}
 
 
 def load_config(
@@ -89,6 +99,7 @@ def load_config(
         written = OmegaConf.load(path)
         if not OmegaConf.is_dict(written):
             raise ValueError("must hold options as `name: value`")
+        refuse_renamed_options(cast(dict[str, Any], OmegaConf.to_container(written)))
         merged = OmegaConf.merge(OmegaConf.structured(schema), written, OmegaConf.from_dotlist(overrides))
         return cast(AnySchema, OmegaConf.to_object(merged))  # builds the dataclasses, so every __post_init__ runs
     except OmegaConfBaseException as error:
@@ -97,6 +108,18 @@ def load_config(
         raise ValueError(f"{_origin(path, overrides)}: not YAML: {' '.join(str(error).split())}") from error
     except (ValueError, OSError) as error:  # of our own checks, and of a file that is no text
         raise ValueError(f"{_origin(path, overrides)}: {error}") from error
+
+
+def refuse_renamed_options(tree: Mapping[str, Any]) -> None:
+    """Refuse sections of an earlier version. Raises: ValueError naming each option and its name now."""
+    found = []
+    for old, new in RENAMED.items():
+        section, name = old.split(".")
+        values = tree.get(section)
+        if isinstance(values, dict) and name in values:
+            found.append(f"{old} to {new}")
+    if found:
+        raise ValueError(f"has options of an earlier version; to convert it, rename {', '.join(found)}")
 
 
 def save_config(cfg: Config | PretrainConfig, path: Path) -> None:

@@ -140,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
     memory.add_argument("--frames", type=int, default=24, help="of a clip (24)")
     memory.add_argument("--size", type=int, default=224, help="height and width, pixels (224)")
     memory.add_argument("--batch-size", type=int, default=2, help="clips in a forward pass (2)")
-    memory.add_argument("--recomputed", type=int, default=12, help="backbone.num_recomputed_blocks, of 12 (12)")
+    memory.add_argument("--recomputed", type=int, default=12, help="backbone.num_checkpointed_blocks, of 12 (12)")
     args = parser.parse_args(argv)
     try:
         for name in ("frames", "size", "repeats", "batch_size"):
@@ -227,7 +227,7 @@ def backbone_table(measurements: list[Measurement], setting: Setting) -> str:
 
 
 def run_memory(args: argparse.Namespace) -> None:
-    setting = Setting(BackboneConfig(num_recomputed_blocks=args.recomputed), args.frames, args.size, args.batch_size)
+    setting = Setting(BackboneConfig(num_checkpointed_blocks=args.recomputed), args.frames, args.size, args.batch_size)
     for device in ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]:
         peak = peak_of_training(setting, torch.device(device)) / 2**30
         about = f"{setting}, {args.recomputed} blocks recomputed: an update by AdamW in {PRECISIONS[device].value}"

@@ -15,14 +15,14 @@ from diveparse.datasets.dives import DiveSet
 from diveparse.datasets.records import is_rendered
 from diveparse.datasets.splits import evaluation_clips, scored_dives
 from diveparse.datasets.storage.atomic import write_json, written_atomically
-from diveparse.engine.batches import build_clips, evaluation_batches, stored
+from diveparse.engine.batches import build_clips, cached_or_read, evaluation_batches
 from diveparse.engine.device import choose_device
 from diveparse.engine.evaluation.evaluate import evaluate
 from diveparse.engine.evaluation.metrics import calibrated_metrics, compute_metrics, confusion_matrix
 from diveparse.engine.evaluation.predictions import Predictions, save_predictions, write_predictions
 from diveparse.engine.evaluation.tensorboard import log_test
 from diveparse.engine.run import EvaluationFiles, RunFolder, read_json
-from diveparse.models.classifier import DIVE, DiveClassifier
+from diveparse.models.classifier import DiveClassifier
 
 # by testing; the rest is the run's own
 CHANGEABLE = ("data.root", "data.num_workers", "data.cache", "data.damaged", "test.", "clip.order")
@@ -48,7 +48,7 @@ def evaluate_run(folder: Path, overrides: list[str], *, split: str, again: bool 
     records = evaluation_clips(cfg.data, split, cfg.seed, dive_set)
     views = (cfg.test.num_temporal_views, cfg.test.num_spatial_views)
     clips = build_clips(cfg, records, training=False, views=views)
-    inputs = stored(clips, model, cfg)
+    inputs = cached_or_read(clips, model, cfg)
     batches = evaluation_batches(inputs, batch_size=cfg.test.batch_size, num_workers=cfg.data.num_workers)
     bar = tqdm(batches, desc=f"testing {cfg.arm} on {split}")
     predictions = evaluate(model, bar, records, cfg.train.precision, dive_set)
@@ -64,7 +64,7 @@ def evaluate_run(folder: Path, overrides: list[str], *, split: str, again: bool 
     num_train_clips = {number: trained["num_train_clips"].get(number, 0) for number in dive_set.numbers}
     about["num_train_clips"] = num_train_clips
     scores = compute_metrics(predictions, dive_set, np.array(list(num_train_clips.values())))
-    scores |= calibrated_metrics(predictions, model.temperatures[DIVE])
+    scores |= calibrated_metrics(predictions, model.temperature)
     scores = {name: None if score == math.inf else score for name, score in scores.items()}  # JSON has no infinity
     save_predictions(files.probabilities, predictions, dive_set)
     write_predictions(files.predictions, predictions, dive_set)

@@ -17,7 +17,7 @@ import torch
 from diveparse.configs import Config, ExperimentConfig, differing_options, load_config, run_folder
 from diveparse.datasets.splits import evaluation_clips, scored_dives, training_clips
 from diveparse.datasets.storage.workers import end_with_main_process, worker_context
-from diveparse.engine.batches import build_clips, stored
+from diveparse.engine.batches import build_clips, cached_or_read
 from diveparse.engine.device import seed_everything
 from diveparse.engine.evaluation.testing import evaluate_run
 from diveparse.engine.run import RunFolder
@@ -110,7 +110,7 @@ def store_inputs(cells: list[Cell]) -> None:
     """Store what cells have in common before they run side by side, since two of them must not write one file."""
     for cell in cells:
         cfg = cell.config
-        if cfg.train.num_stored_views:
+        if cfg.train.num_cached_views:
             seed_everything(cfg.seed, torch.device("cpu"))
             train_records, val_records, dive_set = training_clips(cfg.data, cfg.seed)
             splits = [(train_records, True), (val_records, False)]
@@ -118,7 +118,7 @@ def store_inputs(cells: list[Cell]) -> None:
             splits += [(evaluation_clips(cfg.data, split, cfg.seed, scored), False) for split in cell.splits]
             model = build_classifier(cfg, dive_set)
             for records, training in splits:
-                stored(build_clips(cfg, records, training=training), model, cfg)
+                cached_or_read(build_clips(cfg, records, training=training), model, cfg)
 
 
 def run_cells(cells: list[Cell], num_jobs: int) -> Iterator[tuple[Cell, bool]]:

@@ -11,21 +11,20 @@ import pickle
 import random
 import shutil
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from timm.utils import ModelEmaV3
-from torch import nn
-from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from diveparse.datasets.storage.atomic import TEMPORARY_SUFFIX, sync
 from diveparse.engine.run import CHECKPOINT_NAME, RunFolder
 from diveparse.engine.training.progress import Progress
+from diveparse.models.classifier import DiveClassifier
 
 WEIGHTS, AVERAGE, STATE = "model.safetensors", "average.safetensors", "state.pt"
 # what safetensors, torch.load and the load_state_dict of each part raise about files that they cannot use
@@ -45,12 +44,16 @@ UNREADABLE = (
 class Learner:
     """Everything that an update changes, apart from the random generators."""
 
-    model: nn.Module
+    model: DiveClassifier
     optimizer: Optimizer
     schedule: LRScheduler
-    scaler: GradScaler
     progress: Progress
     average: ModelEmaV3 | None = None  # of the weights, where the config asks for it
+
+    @property
+    def kept_model(self) -> DiveClassifier:
+        """The model that is validated and saved: the average of the weights, where there is one."""
+        return self.model if self.average is None else cast(DiveClassifier, self.average.module)
 
 
 def save_checkpoint(run: RunFolder, learner: Learner) -> None:
@@ -66,7 +69,6 @@ def save_checkpoint(run: RunFolder, learner: Learner) -> None:
         {
             "optimizer": learner.optimizer.state_dict(),
             "schedule": learner.schedule.state_dict(),
-            "scaler": learner.scaler.state_dict(),
             "progress": learner.progress.state_dict(),
             "random": random_state(),
         },
@@ -97,7 +99,6 @@ def resume_from_checkpoint(run: RunFolder, learner: Learner) -> None:
         state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
         learner.optimizer.load_state_dict(state["optimizer"])
         learner.schedule.load_state_dict(state["schedule"])
-        learner.scaler.load_state_dict(state["scaler"])
         learner.progress = Progress.from_state_dict(state["progress"])
         restore_random_state(state["random"])
     except UNREADABLE as error:

@@ -21,7 +21,7 @@ from diveparse.configs import (
 )
 
 MINIMAL = "name: demo\narm: flat\ndata: {root: some/where}\n"
-STORED = ["backbone.num_frozen_blocks=10", "backbone.weights=kinematics", "train.num_stored_views=4"]
+STORED = ["backbone.num_frozen_blocks=10", "backbone.weights=kinematics", "train.num_cached_views=4"]
 EXPERIMENT = """\
 question: Does it help?
 config: configs/study.yaml
@@ -84,8 +84,8 @@ def test_every_choice_is_written_as_its_own_word(tmp_path, override, section, op
         ("head.ordinal_weight=-1", "head.ordinal_weight must be >= 0, got -1.0"),
         ("head.logit_adjustment=nan", "head.logit_adjustment must be >= 0, got nan"),
         ("head.pooling=max", r"head.pooling: .*'max'.*QUERIES"),
-        ("train.num_stored_views=-1", "train.num_stored_views must be >= 0, got -1"),
-        ("train.num_stored_views=4", "train.num_stored_views must be 0 without backbone.num_frozen_blocks, got 4"),
+        ("train.num_cached_views=-1", "train.num_cached_views must be >= 0, got -1"),
+        ("train.num_cached_views=4", "train.num_cached_views must be 0 without backbone.num_frozen_blocks, got 4"),
         ("backbone.num_frozen_blocks=13", "backbone.num_frozen_blocks must be between 0 and backbone.depth=12, got 13"),
         ("clip.image_size=100", "clip.image_size must be a multiple of backbone.patch_size=16, got 100"),
         ("backbone={stem: conv, patch_size: 12}", "backbone.patch_size must be 4, 8, 16, ... for .*stem=conv, got 12"),
@@ -106,7 +106,7 @@ def test_a_wrong_option_is_one_line_that_names_it(tmp_path, override, complaint)
 
 
 def test_views_can_be_stored_where_frozen_blocks_begin_with_weights(tmp_path):
-    assert load_config(written(tmp_path), STORED).train.num_stored_views == 4
+    assert load_config(written(tmp_path), STORED).train.num_cached_views == 4
 
 
 @pytest.mark.parametrize(
@@ -119,10 +119,10 @@ def test_views_can_be_stored_where_frozen_blocks_begin_with_weights(tmp_path):
     ],
 )
 def test_stored_views_are_refused_where_a_frozen_block_would_not_answer_alike(tmp_path, override, complaint):
-    with pytest.raises(ValueError, match=f"train.num_stored_views must be {complaint}, got 4") as caught:
+    with pytest.raises(ValueError, match=f"train.num_cached_views must be {complaint}, got 4") as caught:
         load_config(written(tmp_path), [*STORED, override])
     assert "\n" not in str(caught.value)
-    load_config(written(tmp_path), [*STORED, override, "train.num_stored_views=0"])
+    load_config(written(tmp_path), [*STORED, override, "train.num_cached_views=0"])
 
 
 def test_shots_are_of_unseen_dives(tmp_path):

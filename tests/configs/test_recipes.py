@@ -79,7 +79,7 @@ def test_a_recipe_fits_together_at_its_own_shapes_and_takes_as_long_as_its_heade
 
     # an epoch: three forward passes' worth for a training clip, the backward pass costing two, and one more of blocks
     # that are recomputed; and one for the other clips
-    for_training = 3 + cfg.backbone.num_recomputed_blocks / cfg.backbone.depth
+    for_training = 3 + cfg.backbone.num_checkpointed_blocks / cfg.backbone.depth
     num_passes = sum(DIVING48_TRAIN_COUNTS) * (for_training * (1 - cfg.data.val_fraction) + cfg.data.val_fraction)
     found = ESTIMATE.search(header(name))
     hours, flops_per_hour = float(found[1]), float(found[2]) * 1e12 * 3600
@@ -157,7 +157,7 @@ def test_the_recipes_of_other_frame_counts_differ_from_the_original_in_nothing_e
     ("name", "num_frames", "image_size", "other"),
     [
         ("diving48_hr", 16, 448, {"backbone.weights", "clip.image_size"}),
-        ("diving48_long", 96, 224, {"backbone.num_recomputed_blocks", "train.compile"}),
+        ("diving48_long", 96, 224, {"backbone.num_checkpointed_blocks", "train.compile"}),
     ],
 )
 def test_the_variants_of_the_paper_take_as_many_clips_an_update_as_the_modern_recipe(
@@ -179,7 +179,7 @@ def test_the_variants_of_the_paper_take_as_many_clips_an_update_as_the_modern_re
         ("clip.erasing_probability=nan", r"clip.erasing_probability must be in \[0, 1\], got nan"),
         ("train.mixup_alpha=-1", "train.mixup_alpha must be >= 0, got -1.0"),
         ("train.ema_decay=1", r"train.ema_decay must be in \[0, 1\), got 1.0"),
-        ("backbone.num_recomputed_blocks=13", "between 0 and the 12 blocks that are trained, got 13"),
+        ("backbone.num_checkpointed_blocks=13", "between 0 and the 12 blocks that are trained, got 13"),
         ("train.layer_decay=0", r"train.layer_decay must be in \(0, 1\], got 0.0"),
         ("train.layer_decay=1.1", r"train.layer_decay must be in \(0, 1\], got 1.1"),
     ],

@@ -49,7 +49,7 @@ def options(tiny_experiment: Path, tiny_root: Path, tmp_path: Path) -> list[str]
             parameter.add_(0.1 * torch.randn_like(parameter))
     save_backbone(weights, backbone)
     frozen = ["backbone.num_frozen_blocks=1", "backbone.drop_path_rate=0", f"backbone.weights={weights}"]
-    return [f"data.root={root}", *frozen, f"train.num_stored_views={NUM_VIEWS}"]
+    return [f"data.root={root}", *frozen, f"train.num_cached_views={NUM_VIEWS}"]
 
 
 @pytest.fixture
@@ -316,7 +316,7 @@ def test_storing_leaves_the_backbones_mode_and_the_models_random_numbers_as_they
 
 
 def test_without_stored_views_the_clips_are_read_as_they_are(tiny_experiment, options):
-    cfg = load_config(tiny_experiment, [*options, "train.num_stored_views=0"])
+    cfg = load_config(tiny_experiment, [*options, "train.num_cached_views=0"])
     clips = build_clips(cfg, some_records(cfg), training=True)
     assert stored(clips, build_classifier(cfg, DIVING48), cfg) is clips
     assert not (Path(cfg.data.root) / "cache").exists()

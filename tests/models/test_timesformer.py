@@ -246,8 +246,8 @@ def saved_bytes(backbone: TimeSformer, clips: Tensor) -> tuple[int, Tensor]:
 
 
 @pytest.mark.parametrize("read", ["forward", "tokens"])
-@pytest.mark.parametrize("num_recomputed_blocks", [1, 3])
-def test_recomputing_blocks_changes_no_bit_of_features_and_gradients(read: str, num_recomputed_blocks: int) -> None:
+@pytest.mark.parametrize("num_checkpointed_blocks", [1, 3])
+def test_recomputing_blocks_changes_no_bit_of_features_and_gradients(read: str, num_checkpointed_blocks: int) -> None:
     def features_and_gradients(**sizes: Any) -> tuple[Tensor, list[Tensor]]:
         backbone = tiny_backbone(depth=3, drop_path_rate=0.4, **sizes)
         randomise(backbone)
@@ -257,15 +257,15 @@ def test_recomputing_blocks_changes_no_bit_of_features_and_gradients(read: str, 
         return features, [parameter.grad for parameter in backbone.parameters()]
 
     expected, gradients = features_and_gradients()
-    result, same_gradients = features_and_gradients(num_recomputed_blocks=num_recomputed_blocks)
+    result, same_gradients = features_and_gradients(num_checkpointed_blocks=num_checkpointed_blocks)
     assert torch.equal(result, expected)
     assert all(torch.equal(one, other) for one, other in zip(gradients, same_gradients, strict=True))
 
 
 def test_each_recomputed_block_keeps_less_for_the_gradient() -> None:
     kept = []
-    for num_recomputed_blocks in range(4):
-        backbone = tiny_backbone(depth=3, num_recomputed_blocks=num_recomputed_blocks)
+    for num_checkpointed_blocks in range(4):
+        backbone = tiny_backbone(depth=3, num_checkpointed_blocks=num_checkpointed_blocks)
         kept.append(saved_bytes(backbone, random_clips(backbone))[0])
     assert kept == sorted(kept, reverse=True)
     assert kept[3] < 0.4 * kept[0]
@@ -280,7 +280,7 @@ def test_an_mlp_is_that_of_timm_with_and_without_gradients(backbone: TimeSformer
 
 
 def test_the_blocks_after_the_frozen_ones_are_those_that_are_recomputed(monkeypatch: pytest.MonkeyPatch) -> None:
-    backbone = tiny_backbone(depth=4, num_frozen_blocks=2, num_recomputed_blocks=1)
+    backbone = tiny_backbone(depth=4, num_frozen_blocks=2, num_checkpointed_blocks=1)
     recomputed = []
 
     def spy(block: Any, *arguments: Any, **options: Any) -> Any:

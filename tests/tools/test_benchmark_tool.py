@@ -96,7 +96,7 @@ def test_the_memory_of_an_update_is_told(monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setitem(main.__globals__, "peak_of_training", peak_of_training)
     assert main(["memory", "--frames", "16", "--batch-size", "3", "--recomputed", "5"]) == 0
     assert "in fp32 on cpu takes 1.50 GiB" in capsys.readouterr().out
-    assert (asked[0].num_frames, asked[0].batch_size, asked[0].backbone.num_recomputed_blocks) == (16, 3, 5)
+    assert (asked[0].num_frames, asked[0].batch_size, asked[0].backbone.num_checkpointed_blocks) == (16, 3, 5)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_the_memory_of_an_update_is_told(monkeypatch: pytest.MonkeyPatch, capsys
     [
         (("backbone", "--repeats", "0"), "--repeats must be at least 1, got 0"),
         (("memory", "--batch-size", "0"), "--batch-size must be at least 1, got 0"),
-        (("memory", "--recomputed", "13"), "num_recomputed_blocks must be between 0 and the 12 blocks"),
+        (("memory", "--recomputed", "13"), "num_checkpointed_blocks must be between 0 and the 12 blocks"),
     ],
 )
 def test_what_no_backbone_can_do_is_one_line(

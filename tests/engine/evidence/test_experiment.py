@@ -258,7 +258,7 @@ def refuse_to_store(*arguments: object) -> None:
 
 
 def test_what_cells_read_in_common_is_stored_before_they_run(new_folder, quick_training_figures, monkeypatch):
-    frozen = "backbone.num_frozen_blocks=1 train.num_stored_views=2"
+    frozen = "backbone.num_frozen_blocks=1 train.num_cached_views=2"
     write_experiment_file(TINY, ARMS)
     cfg = cells_of(TINY)[0].config
     backbone = build_backbone(cfg.backbone, num_frames=cfg.clip.num_frames, image_size=cfg.clip.image_size)
@@ -295,7 +295,7 @@ def test_nothing_of_the_test_split_is_stored_where_the_cells_are_scored_on_valid
     asked: list[int] = []
     monkeypatch.setattr("diveparse.engine.evidence.experiment.stored", lambda clips, *_: asked.append(len(clips)))
     monkeypatch.setattr("diveparse.engine.evidence.experiment.build_classifier", lambda *_: None)
-    frozen = "backbone.num_frozen_blocks=1 train.num_stored_views=2 backbone.weights=backbone.safetensors"
+    frozen = "backbone.num_frozen_blocks=1 train.num_cached_views=2 backbone.weights=backbone.safetensors"
     for split in ("val", "test"):
         write_experiment_file(TINY, {"flat": "head.kind=flat"}, common=frozen, split=split)
         store_inputs(cells_of(TINY))
