@@ -115,8 +115,8 @@ DEFAULTS = {
 
 
 def cache_folder(root: Path, kind: CacheKind) -> Path:
-    """Where the cache of a data set lies: in its folder, or beside the CSV of clips that `root` is."""
-    return (root.with_suffix(".cache") if root.suffix.lower() == ".csv" else root / "cache") / kind.value
+    """The folder of one cache. root: the data set's `cache_root`."""
+    return root / kind.value
 
 
 class ClipCache:

@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from diveparse.datasets.dives import Dive, DiveSet
@@ -37,6 +38,32 @@ class LabelledClips:
 
     splits: dict[str, list[ClipRecord]]  # those of SPLITS that have any, each in the file's order
     dive_set: DiveSet
+
+
+class ClipTable:
+    """A CSV file of clips as a data set (see data_set.py). The whole file is read and checked, once, on first use."""
+
+    def __init__(self, path: Path, columns: Mapping[str, str], dive_set: DiveSet | None) -> None:
+        """columns, dive_set: as for `read_clips`."""
+        self.path, self.columns, self._dive_set = path, columns, dive_set
+        self.name, self.cache_root = str(path), path.with_suffix(".cache")
+
+    @cached_property
+    def _clips(self) -> LabelledClips:
+        return read_clips(self.path, self.columns, self._dive_set)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(self._clips.splits)
+
+    @property
+    def dive_set(self) -> DiveSet:
+        return self._dive_set or self._clips.dive_set
+
+    def records(self, split: str) -> list[ClipRecord]:
+        if split not in self._clips.splits:
+            raise ValueError(f"{self.path}: no row has the split {split}")
+        return self._clips.splits[split]
 
 
 def read_clips(path: Path, columns: Mapping[str, str], dive_set: DiveSet | None) -> LabelledClips:

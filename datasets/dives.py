@@ -14,6 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import overload
 
+from diveparse.configs import Dives
+
 ATTRIBUTES = ("takeoff", "somersault", "twist", "position")
 COUNTS = ("somersault", "twist")  # those whose values are numbers, of half turns
 HEIGHTS_M = (1, 3, 5, 7.5, 10)  # boards at 1 and 3 m, platforms at 5, 7.5 and 10 m
@@ -340,3 +342,4 @@ DIVING48_V1_TRAIN_COUNTS = tuple(int(row["diving48_v1_train"]) for row in _DIVIN
 WORLD_AQUATICS = DiveSet.from_numbers(
     (row["number"] for row in _ROWS if "1" in (row["fina_2017_2021"], row["usa_2026"])), "World Aquatics"
 )
+DIVE_SETS = {Dives.DIVING48: DIVING48, Dives.WORLD_AQUATICS: WORLD_AQUATICS}  # what a config or a command can name

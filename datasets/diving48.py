@@ -16,6 +16,20 @@ SPLITS = ("train", "test")
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{11}_[0-9]{5}")  # the source video, and the number of the clip in it
 
 
+class Diving48Folder:
+    """A folder in Diving48's layout as a data set (see data_set.py). Each split is read from its own file."""
+
+    splits = SPLITS
+    dive_set = DIVING48
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.name, self.cache_root = str(root), root / "cache"
+
+    def records(self, split: str) -> list[ClipRecord]:
+        return read_split(self.root, split)
+
+
 def read_split(root: Path, split: str, dive_set: DiveSet = DIVING48) -> list[ClipRecord]:
     """Read one split ("train" or "test") and check it against the vocabulary file and the videos on disk.
 

@@ -8,19 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diveparse.configs import DataConfig, Dives
-from diveparse.datasets.clips import LabelledClips, read_clips
-from diveparse.datasets.dives import DIVING48, WORLD_AQUATICS, Dive, DiveSet
-from diveparse.datasets.diving48 import read_split
+from diveparse.configs import DataConfig
+from diveparse.datasets.data_set import open_data_set
+from diveparse.datasets.dives import Dive, DiveSet
 from diveparse.datasets.records import ClipRecord
 
 NUM_STARTS = 64
-DIVE_SETS = {Dives.DIVING48: DIVING48, Dives.WORLD_AQUATICS: WORLD_AQUATICS}
 
 
 def training_clips(data: DataConfig, seed: int) -> tuple[list[ClipRecord], list[ClipRecord], DiveSet]:
@@ -88,25 +85,21 @@ def scored_dives(data: DataConfig, dive_set: DiveSet) -> DiveSet:
     """The dives that a model of `dive_set` is tested on: those, and the ones that its training was not to see."""
     if not data.unseen_dives:
         return dive_set
-    if not _is_csv(data):
-        return DIVING48
     missing = [number for number in data.unseen_dives if number not in dive_set.numbers]
-    return DiveSet.from_numbers([*dive_set.numbers, *missing], dive_set.name)
+    wanted = DiveSet.from_numbers([*dive_set.numbers, *missing], dive_set.name)
+    return open_data_set(data, wanted).dive_set
 
 
 def _whole_training_clips(data: DataConfig, seed: int) -> tuple[list[ClipRecord], list[ClipRecord], DiveSet]:
-    if not _is_csv(data):
-        return *split_by_source(read_split(Path(data.root), "train"), data.val_fraction, seed), DIVING48
-    clips = _read_csv(data, DIVE_SETS[data.dives] if data.dives else None)
-    if "train" not in clips.splits:
-        raise ValueError(f"{data.root}: no row has the split train")
-    train, val = clips.splits["train"], clips.splits.get("val")
-    if val is None:
-        return *split_by_source(train, data.val_fraction, seed), clips.dive_set
+    data_set = open_data_set(data)
+    train = data_set.records("train")
+    if "val" not in data_set.splits:
+        return *split_by_source(train, data.val_fraction, seed), data_set.dive_set
+    val = data_set.records("val")
     shared = sorted({record.source for record in train} & {record.source for record in val})
     if shared:
-        raise ValueError(f"{data.root}: sources must not be in both train and val, got {', '.join(shared[:10])}")
-    return train, val, clips.dive_set
+        raise ValueError(f"{data_set.name}: sources must not be in both train and val, got {', '.join(shared[:10])}")
+    return train, val, data_set.dive_set
 
 
 def evaluation_clips(data: DataConfig, split: str, seed: int, dive_set: DiveSet) -> list[ClipRecord]:
@@ -114,31 +107,17 @@ def evaluation_clips(data: DataConfig, split: str, seed: int, dive_set: DiveSet)
 
     Raises: ValueError if the data cannot be read, hold no such clips, or show dives that are not in the set.
     """
-    if not _is_csv(data):
-        if dive_set != DIVING48:
-            raise ValueError(f"{data.root} is labelled in the dives of Diving48, but the model in {dive_set.name}")
-        records = read_split(Path(data.root), "test" if split == "test" else "train")
-        return records if split == "test" else split_by_source(records, data.val_fraction, seed)[1]
-    splits = _read_csv(data, dive_set).splits
-    if split == "val" and "val" not in splits and "train" in splits:
-        # divided under the labels of training, since ties hang on their order
-        own = _read_csv(data, DIVE_SETS[data.dives] if data.dives else None)
-        names = {record.name for record in split_by_source(own.splits["train"], data.val_fraction, seed)[1]}
-        return [record for record in splits["train"] if record.name in names]
-    if split not in splits:
-        raise ValueError(f"{data.root}: no row has the split {split}")
-    return splits[split]
-
-
-def _is_csv(data: DataConfig) -> bool:
-    is_csv = Path(data.root).suffix.lower() == ".csv"
-    if not is_csv and (data.columns or data.dives):
-        raise ValueError(f"data.columns and data.dives are for a CSV of clips, but data.root is {data.root}")
-    return is_csv
-
-
-def _read_csv(data: DataConfig, dive_set: DiveSet | None) -> LabelledClips:
-    return read_clips(Path(data.root), data.columns, dive_set)
+    data_set = open_data_set(data, dive_set)
+    if data_set.dive_set != dive_set:
+        raise ValueError(
+            f"{data_set.name} is labelled in the dives of {data_set.dive_set.name}, but the model in {dive_set.name}"
+        )
+    if split != "val" or "val" in data_set.splits or "train" not in data_set.splits:
+        return data_set.records(split)
+    # divided under the labels of training, since ties hang on their order
+    own = open_data_set(data)
+    names = {record.name for record in split_by_source(own.records("train"), data.val_fraction, seed)[1]}
+    return [record for record in data_set.records("train") if record.name in names]
 
 
 def split_by_source(

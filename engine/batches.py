@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader
 from diveparse.configs import Config, DamagedClips, Precision, TrainConfig
 from diveparse.datasets.cache import CacheKind, cache_folder, open_cache
 from diveparse.datasets.clip_dataset import ClipDataset, EpochSampler
+from diveparse.datasets.data_set import open_data_set
 from diveparse.datasets.records import ClipRecord
 from diveparse.datasets.storage.workers import end_with_main_process, without_worker_traceback, worker_context
 from diveparse.engine.device import autocast
@@ -79,9 +79,10 @@ def build_clips(
     """
     kind = CacheKind.TRAINING if training else CacheKind.EVALUATION
     wanted = cfg.data.cache if from_cache is None else from_cache
-    cache = open_cache(Path(cfg.data.root), kind, records, cfg.clip, views[0]) if wanted else None
+    root = open_data_set(cfg.data).cache_root
+    cache = open_cache(root, kind, records, cfg.clip, views[0]) if wanted else None
     if from_cache and cache is None:
-        folder = cache_folder(Path(cfg.data.root), kind)
+        folder = cache_folder(root, kind)
         raise ValueError(f"{folder}: the run began with clips of this cache, which must be there for it to go on")
     skip_damaged = cfg.data.damaged is DamagedClips.SKIP
     return ClipDataset(
@@ -103,7 +104,7 @@ def stored(clips: ClipDataset, model: DiveClassifier, cfg: Config) -> ClipDatase
     """The same clips as what the model's frozen blocks make of them, where the config says so; else as they are."""
     if not cfg.train.num_stored_views:
         return clips
-    root, num_views = Path(cfg.data.root), cfg.train.num_stored_views
+    root, num_views = open_data_set(cfg.data).cache_root, cfg.train.num_stored_views
     return store_clips(model.backbone, clips, root, num_views=num_views, num_workers=cfg.data.num_workers)
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from tabulate import tabulate
 from tqdm import tqdm
 
-from diveparse.configs import Dives
+from diveparse.configs import DataConfig, Dives
 from diveparse.datasets.cache import (
     DEFAULTS,
     NUM_SAMPLE_CLIPS,
@@ -29,12 +29,12 @@ from diveparse.datasets.cache import (
     read_settings,
 )
 from diveparse.datasets.clips import read_clips
-from diveparse.datasets.dives import DIVING48_TEST_COUNTS, DIVING48_TRAIN_COUNTS, Dive
+from diveparse.datasets.data_set import open_data_set
+from diveparse.datasets.dives import DIVE_SETS, DIVING48_TEST_COUNTS, DIVING48_TRAIN_COUNTS, Dive
 from diveparse.datasets.inspection import REPORT_FILE, check_files, read_splits, report, unpack
 from diveparse.datasets.records import ClipRecord
 from diveparse.datasets.rendered.clip import RenderedClip, Source, Split
 from diveparse.datasets.rendered.sets import ClassCounts, RenderSettings, Sources, render_data_set, write_clip
-from diveparse.datasets.splits import DIVE_SETS
 from diveparse.datasets.storage.atomic import write_json
 
 RESUMABLE = ("synthetic", "rehearsal", "diving48", "clips")
@@ -162,14 +162,14 @@ def make_caches(args: argparse.Namespace, train: list[ClipRecord], records: list
 
     Returns: how many clips could not be read.
     """
-    damaged = 0
+    damaged, root = 0, open_data_set(DataConfig(root=str(args.root))).cache_root
     for kind, clips in ((CacheKind.TRAINING, train), (CacheKind.EVALUATION, records)):
         if args.cache in ("both", kind.value) and clips:
-            settings = read_settings(cache_folder(args.root, kind)) or DEFAULTS[kind]
+            settings = read_settings(cache_folder(root, kind)) or DEFAULTS[kind]
             num_frames, short_side = getattr(args, f"{kind.value}_frames"), getattr(args, f"{kind.value}_side")
             settings = replace(settings, num_frames=settings.num_frames if num_frames is None else num_frames)
             settings = replace(settings, short_side=settings.short_side if short_side is None else short_side)
-            damaged += make_cache(args.root, settings, clips, args.workers)
+            damaged += make_cache(root, settings, clips, args.workers)
     return damaged
 
 
