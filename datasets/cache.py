@@ -21,7 +21,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
 from fractions import Fraction
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from diveparse.configs import ClipConfig
-from diveparse.datasets.diving48 import NAME_PATTERN
-from diveparse.datasets.records import ClipRecord
+from diveparse.datasets.records import ClipRecord, file_stem
 from diveparse.datasets.sampling import sample_frame_times
 from diveparse.datasets.storage import journal
 from diveparse.datasets.storage.atomic import write_json, written_atomically
@@ -187,7 +185,7 @@ def build_cache(
 ) -> Iterator[tuple[int, int]]:
     """Make whatever is not there yet; yields (clips done, clips in all).
 
-    Clips that are spread over the whole come first, so that `foretold_bytes` is good once they are done. A second call
+    Clips that are spread over the whole come first, so that `estimated_bytes` is good once they are done. A second call
     goes on where the first stopped; one with other settings begins again.
     """
     folder = cache_folder(root, settings.kind)
@@ -208,12 +206,25 @@ def build_cache(
             yield number, len(records)
 
 
-def foretold_bytes(folder: Path, records: Sequence[ClipRecord]) -> int:
-    """How large a cache of these clips will be, from those of them that are made."""
+def estimated_bytes(folder: Path, records: Sequence[ClipRecord]) -> int:
+    """The estimated size of a cache of these clips: exact once all are made, else from the mean size of those made."""
     entries = read_index(folder)
     made = [entries[record.name] for record in records if record.name in entries]
     sizes = [entry.num_bytes for entry in made if entry.problem is None]
     return round((len(records) - len(made) + len(sizes)) * sum(sizes) / max(1, len(sizes)))
+
+
+def chosen_settings(root: Path, kind: CacheKind, num_frames: int | None, short_side: int | None) -> CacheSettings:
+    """What a cache is to be made with. A number that is None stays as in the cache that exists, else as in DEFAULTS.
+
+    Raises: ValueError if a number is impossible, or the settings of the cache that exists are damaged.
+    """
+    settings = read_settings(cache_folder(root, kind)) or DEFAULTS[kind]
+    return CacheSettings(
+        kind,
+        settings.num_frames if num_frames is None else num_frames,
+        settings.short_side if short_side is None else short_side,
+    )
 
 
 def read_settings(folder: Path) -> CacheSettings | None:
@@ -237,12 +248,8 @@ def read_index(folder: Path) -> dict[str, CacheEntry]:
 
 
 def file_name(clip: str, kind: CacheKind) -> str:
+    """The name of a clip's file in a cache. clip: its name."""
     return file_stem(clip) + (".mp4" if kind is CacheKind.TRAINING else ".safetensors")
-
-
-def file_stem(clip: str) -> str:
-    """A clip's name, or its digest where it is no plain file name, such as one with a folder."""
-    return clip if NAME_PATTERN.fullmatch(clip) else sha256(clip.encode()).hexdigest()
 
 
 def _is_done(folder: Path, kind: CacheKind, entry: CacheEntry | None, record: ClipRecord) -> bool:

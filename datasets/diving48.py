@@ -6,14 +6,12 @@ Rendered dives are laid out the same way.
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 from diveparse.datasets.dives import DIVING48, DiveSet
-from diveparse.datasets.records import ClipRecord
+from diveparse.datasets.records import NAME_PATTERN, ClipRecord
 
 SPLITS = ("train", "test")
-NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{11}_[0-9]{5}")  # the source video, and the number of the clip in it
 
 
 class Diving48Folder:

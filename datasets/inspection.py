@@ -24,8 +24,8 @@ from diveparse.datasets.dives import (
     DIVING48_TRAIN_COUNTS,
     DIVING48_V1_TRAIN_COUNTS,
 )
-from diveparse.datasets.diving48 import NAME_PATTERN, SPLITS, read_annotations
-from diveparse.datasets.records import ClipRecord, is_rendered
+from diveparse.datasets.diving48 import SPLITS, read_annotations
+from diveparse.datasets.records import NAME_PATTERN, ClipRecord, is_rendered
 from diveparse.datasets.storage import journal
 from diveparse.datasets.storage.atomic import written_atomically
 from diveparse.datasets.storage.workers import worker_pool

@@ -21,9 +21,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from diveparse.configs import ClipConfig, plain_values
-from diveparse.datasets.cache import CacheKind, cache_folder, file_stem
+from diveparse.datasets.cache import CacheKind, cache_folder
 from diveparse.datasets.clip_dataset import ClipDataset
-from diveparse.datasets.records import ClipRecord
+from diveparse.datasets.records import ClipRecord, file_stem
 from diveparse.datasets.storage.atomic import written_atomically
 from diveparse.datasets.storage.seeding import stream_seed
 from diveparse.datasets.storage.workers import end_with_main_process, without_worker_traceback, worker_context

@@ -7,7 +7,6 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,9 @@ from diveparse.datasets.cache import (
     CacheSettings,
     build_cache,
     cache_folder,
-    foretold_bytes,
+    chosen_settings,
+    estimated_bytes,
     read_index,
-    read_settings,
 )
 from diveparse.datasets.clips import read_clips
 from diveparse.datasets.data_set import open_data_set
@@ -165,10 +164,8 @@ def make_caches(args: argparse.Namespace, train: list[ClipRecord], records: list
     damaged, root = 0, open_data_set(DataConfig(root=str(args.root))).cache_root
     for kind, clips in ((CacheKind.TRAINING, train), (CacheKind.EVALUATION, records)):
         if args.cache in ("both", kind.value) and clips:
-            settings = read_settings(cache_folder(root, kind)) or DEFAULTS[kind]
             num_frames, short_side = getattr(args, f"{kind.value}_frames"), getattr(args, f"{kind.value}_side")
-            settings = replace(settings, num_frames=settings.num_frames if num_frames is None else num_frames)
-            settings = replace(settings, short_side=settings.short_side if short_side is None else short_side)
+            settings = chosen_settings(root, kind, num_frames, short_side)
             damaged += make_cache(root, settings, clips, args.workers)
     return damaged
 
@@ -187,18 +184,20 @@ def make_cache(root: Path, settings: CacheSettings, clips: list[ClipRecord], num
             bar.update(done - bar.n)
             if not is_told and done >= min(total, num_before + NUM_SAMPLE_CLIPS):
                 is_told = True
-                num_bytes = foretold_bytes(folder, clips)
+                num_bytes = estimated_bytes(folder, clips)
                 num_free = shutil.disk_usage(folder).free
-                bar.write(f"{folder} will take about {in_gigabytes(num_bytes)}; {in_gigabytes(num_free)} are free")
+                bar.write(f"{folder}: estimated {in_gigabytes(num_bytes)}; {in_gigabytes(num_free)} are free")
                 if num_bytes * (total - done) / total > num_free:
-                    raise ValueError(f"{folder}: not enough room; make some, or none of this cache with --cache")
+                    raise ValueError(
+                        f"{folder}: not enough room on the disk; free some, or leave this cache out with --cache"
+                    )
     entries = read_index(folder)
     damaged = [problem for clip in clips if (problem := entries[clip.name].problem)]
     for problem in damaged[:NUM_SHOWN]:
         print(f"error: not in the cache: {problem}", file=sys.stderr)
     if len(damaged) > NUM_SHOWN:
         print(f"error: and {len(damaged) - NUM_SHOWN} more", file=sys.stderr)
-    size = in_gigabytes(foretold_bytes(folder, clips))
+    size = in_gigabytes(estimated_bytes(folder, clips))
     print(f"{folder}: {total - len(damaged)} of {total} clips, {size}")
     return len(damaged)
 

@@ -14,8 +14,8 @@ from diveparse.datasets.cache import (
     build_cache,
     cache_folder,
     encode,
+    estimated_bytes,
     file_name,
-    foretold_bytes,
     open_cache,
     read_index,
 )
@@ -213,11 +213,11 @@ def test_settings_that_are_no_settings_are_named(root: Path, caplog: pytest.LogC
         CacheSettings(CacheKind.TRAINING, 0, 256)
 
 
-def test_the_foretold_size_is_that_of_the_files(root: Path) -> None:
+def test_the_estimated_size_of_a_finished_cache_is_that_of_its_files(root: Path) -> None:
     records = records_of(root)
     build(root, TRAINING, records)
     folder = cache_folder(root, CacheKind.TRAINING)
-    assert foretold_bytes(folder, records) == sum(path.stat().st_size for path in folder.glob("*.mp4"))
+    assert estimated_bytes(folder, records) == sum(path.stat().st_size for path in folder.glob("*.mp4"))
     assert len(read_index(folder)) == 3
 
 
