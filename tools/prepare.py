@@ -188,9 +188,7 @@ def make_cache(root: Path, settings: CacheSettings, clips: list[ClipRecord], num
                 num_free = shutil.disk_usage(folder).free
                 bar.write(f"{folder}: estimated {in_gigabytes(num_bytes)}; {in_gigabytes(num_free)} are free")
                 if num_bytes * (total - done) / total > num_free:
-                    raise ValueError(
-                        f"{folder}: not enough room on the disk; free some, or leave this cache out with --cache"
-                    )
+                    raise ValueError(f"{folder}: not enough room; free some, or leave this cache out with --cache")
     entries = read_index(folder)
     damaged = [problem for clip in clips if (problem := entries[clip.name].problem)]
     for problem in damaged[:NUM_SHOWN]:
