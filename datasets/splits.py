@@ -1,7 +1,7 @@
-"""Which clips train, validate and test; validation holds whole sources out.
+"""Which clips train, validate and test. Validation holds out whole sources.
 
-Clips of one source share its venue, camera and light. A validation split that divides a source is answered by
-recognising the source, and promises far more than the test will keep.
+Clips of one source share its venue, camera and light. With a source on both sides of the split, a model that recognises
+the source scores well in validation, and far worse on the test split.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from diveparse.datasets.data_set import open_data_set
 from diveparse.datasets.dives import Dive, DiveSet
 from diveparse.datasets.records import ClipRecord
 
-NUM_STARTS = 64
+NUM_STARTS = 64  # random sets of sources that the search for a validation split begins with
 
 
 def training_clips(data: DataConfig, seed: int) -> tuple[list[ClipRecord], list[ClipRecord], DiveSet]:
-    """(training, validation, the dives that their labels count in). A CSV may name its own validation clips.
+    """(training clips, validation clips, the dives that their labels count in).
 
-    Of the training clips only `data.train_fraction` are given; of `data.unseen_dives` only `data.num_shots` each, and
-    none for validation; without any shots they are no dives of the set.
-    Raises: ValueError if the data cannot be read, there is nothing to train on, or no training clip of another dive
-    shows a value of an unseen one.
+    The validation clips are those that the data set names, else whole sources of the training clips. Training gets the
+    share `data.train_fraction` of its clips, and of each of `data.unseen_dives` at most `data.num_shots` clips.
+    Validation gets no clip of an unseen dive. With `data.num_shots=0` the unseen dives are left out of the dive set.
+    Raises: ValueError if the data cannot be read, there are no training clips, or an unseen dive has an attribute value
+    that no training clip of another dive has.
     """
     train, val, dive_set = _whole_training_clips(data, seed)
     order = np.random.default_rng(seed).permutation(len(train))
@@ -54,35 +55,36 @@ def training_clips(data: DataConfig, seed: int) -> tuple[list[ClipRecord], list[
 def _require_values_shown(
     dives: Sequence[Dive], train: Sequence[ClipRecord], dive_set: DiveSet, unseen: set[int]
 ) -> None:
-    """Raises: ValueError naming a value of these dives that no clip of a dive outside `unseen` has."""
+    """Raises: ValueError naming a value of these dives that no training clip outside the labels `unseen` has."""
     others = [dive_set[label].attribute_values() for label in {record.label for record in train} - unseen]
     for dive in dives:
         for attribute, value in dive.attribute_values().items():
             if value not in {values[attribute] for values in others}:
                 has = f"{dive.number} has the {attribute} {value!r}"
-                raise ValueError(f"data.unseen_dives: {has}, which no training clip of another dive shows")
+                raise ValueError(
+                    f"data.unseen_dives: {has}, which no training clip of another dive shows; leave {dive.number} out"
+                )
 
 
 def without_dives(dive_set: DiveSet, numbers: Sequence[str]) -> DiveSet:
-    """The set without some of its dives, which are then to be named from their values alone.
+    """The set without some dives, which a model can then name only through their attribute values.
 
-    Raises: ValueError naming a number that is not in the set, or one with a value that no dive left has.
+    Raises: ValueError naming a number that is not in the set, or a dive with a value that no remaining dive has.
     """
     unseen = DiveSet.from_numbers(numbers, "data.unseen_dives")
     for dive in unseen:
-        dive_set.label_of(dive)  # raises for a stranger
+        dive_set.label_of(dive)  # raises if the dive is not in the set
     seen = DiveSet(tuple(dive for dive in dive_set if dive not in unseen), f"{dive_set.name} without {len(unseen)}")
     for dive in unseen:
         for attribute, value in dive.attribute_values().items():
             if value not in seen.values[attribute]:
-                raise ValueError(
-                    f"data.unseen_dives: {dive.number} has the {attribute} {value!r}, which no dive that is left has"
-                )
+                has = f"{dive.number} has the {attribute} {value!r}"
+                raise ValueError(f"data.unseen_dives: {has}, which no dive that is left has; leave {dive.number} out")
     return seen
 
 
 def scored_dives(data: DataConfig, dive_set: DiveSet) -> DiveSet:
-    """The dives that a model of `dive_set` is tested on: those, and the ones that its training was not to see."""
+    """The dives that a model of `dive_set` is tested on: its own, then the unseen ones; or the data set's, if fixed."""
     if not data.unseen_dives:
         return dive_set
     missing = [number for number in data.unseen_dives if number not in dive_set.numbers]
@@ -98,23 +100,25 @@ def _whole_training_clips(data: DataConfig, seed: int) -> tuple[list[ClipRecord]
     val = data_set.records("val")
     shared = sorted({record.source for record in train} & {record.source for record in val})
     if shared:
-        raise ValueError(f"{data_set.name}: sources must not be in both train and val, got {', '.join(shared[:10])}")
+        listed = ", ".join(shared[:10])
+        raise ValueError(f"{data_set.name}: sources must not be in both train and val, got {listed}; move their clips")
     return train, val, data_set.dive_set
 
 
 def evaluation_clips(data: DataConfig, split: str, seed: int, dive_set: DiveSet) -> list[ClipRecord]:
-    """The clips of "val" or "test", labelled in `dive_set`, that of the model.
+    """The clips of "val" or "test", with labels that count in `dive_set`, the dives that a model is scored on.
 
-    Raises: ValueError if the data cannot be read, hold no such clips, or show dives that are not in the set.
+    Raises: ValueError if the data cannot be read, have no such clips, or show dives that are not in the set.
     """
     data_set = open_data_set(data, dive_set)
     if data_set.dive_set != dive_set:
         raise ValueError(
-            f"{data_set.name} is labelled in the dives of {data_set.dive_set.name}, but the model in {dive_set.name}"
+            f"{data_set.name} is labelled in the dives of {data_set.dive_set.name}, but the model in {dive_set.name}; "
+            "evaluate it on a data set whose labels are its own dives"
         )
     if split != "val" or "val" in data_set.splits or "train" not in data_set.splits:
         return data_set.records(split)
-    # divided under the labels of training, since ties hang on their order
+    # divided with the labels of training, because their order decides ties
     own = open_data_set(data)
     names = {record.name for record in split_by_source(own.records("train"), data.val_fraction, seed)[1]}
     return [record for record in data_set.records("train") if record.name in names]
@@ -125,9 +129,9 @@ def split_by_source(
 ) -> tuple[list[ClipRecord], list[ClipRecord]]:
     """Divide clips into (training, validation) with no source on both sides, each side in the order of `records`.
 
-    Of the sets of sources found, validation gets the one whose clips per class come nearest to `val_fraction` of each
-    class, and that takes no class away from training: from random starts, the one source whose change of side helps
-    most changes side until none helps.
+    Validation should get `val_fraction` of each class, and training at least one clip of each class. A greedy search
+    runs from NUM_STARTS random sets of validation sources: in each step, the source whose change of side lowers the
+    cost most changes side, until no change lowers it. The set with the lowest cost is used.
     Raises: ValueError if there are fewer than two sources, or val_fraction is not between 0 and 1.
     """
     if not 0 < val_fraction < 1:
@@ -151,11 +155,11 @@ def split_by_source(
 def _improve(
     in_val: NDArray[np.bool_], counts: NDArray[np.int64], val_fraction: float
 ) -> tuple[NDArray[np.bool_], float]:
-    """Move one source at a time, always the one that helps most. counts: (sources, classes). Returns: set and cost."""
+    """Greedy search from one set of sources. in_val: (sources,), counts: (sources, classes). Returns: set and cost."""
     total, val_counts = counts.sum(0), counts[in_val].sum(0)
     cost = _cost(val_counts[None], total, val_fraction)[0]
     while True:
-        moved = val_counts + np.where(in_val[:, None], -counts, counts)  # (sources, classes), each source moved alone
+        moved = val_counts + np.where(in_val[:, None], -counts, counts)  # (sources, classes), each after one move
         costs = _cost(moved, total, val_fraction)
         best = costs.argmin()
         if not costs[best] < cost:
@@ -165,8 +169,8 @@ def _improve(
 
 
 def _cost(val_counts: NDArray[np.int64], total: NDArray[np.int64], val_fraction: float) -> NDArray[np.float64]:
-    """How far from the wanted counts. val_counts: (choices, classes), total: (classes,). Returns: (choices,)."""
+    """The distance from the wanted counts. val_counts: (choices, classes), total: (classes,). Returns: (choices,)."""
     cost = np.abs(val_counts - val_fraction * total).sum(-1) / total.sum()
-    cost += ((val_counts == total) & (total > 0)).sum(-1)  # a class that training never sees outweighs any imbalance
+    cost += ((val_counts == total) & (total > 0)).sum(-1)  # losing a class outweighs any imbalance
     cost[(val_counts.sum(-1) == 0) | (val_counts.sum(-1) == total.sum())] = np.inf
     return cost
