@@ -72,10 +72,10 @@ def build_clips(
     views: tuple[int, int] = (1, 1),
     from_cache: bool | None = None,
 ) -> ClipDataset:
-    """The clips of these records as the config reads them: from the cache of `data.root` where there is one that suits.
+    """The clips of these records as the config reads them: from the data set's cache if it suits, else from the videos.
 
-    from_cache: what a run began with, which it goes on with; None leaves it to the config and to what is there.
-    Raises: ValueError if that cache is damaged, or is no longer there.
+    from_cache: whether the run began with the cache, which it must go on with; None for a run that begins now.
+    Raises: ValueError if the cache is damaged, or the run began with one that is missing or no longer suits.
     """
     kind = CacheKind.TRAINING if training else CacheKind.EVALUATION
     wanted = cfg.data.cache if from_cache is None else from_cache
@@ -83,7 +83,8 @@ def build_clips(
     cache = open_cache(root, kind, records, cfg.clip, views[0]) if wanted else None
     if from_cache and cache is None:
         folder = cache_folder(root, kind)
-        raise ValueError(f"{folder}: the run began with clips of this cache, which must be there for it to go on")
+        missing = "the run began with clips of this cache, which is missing or no longer suits"
+        raise ValueError(f"{folder}: {missing}; make it again with tools/prepare.py")
     skip_damaged = cfg.data.damaged is DamagedClips.SKIP
     return ClipDataset(
         records, cfg.clip, training=training, seed=cfg.seed, views=views, cache=cache, skip_damaged=skip_damaged
