@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader
 from diveparse.configs import Config, DamagedClips, TrainConfig
 from diveparse.datasets.cache import CacheKind, cache_folder, open_cache
 from diveparse.datasets.clip_dataset import ClipDataset, EpochSampler
+from diveparse.datasets.data_set import open_data_set
 from diveparse.datasets.records import ClipRecord
 from diveparse.datasets.storage.workers import end_with_main_process, without_worker_traceback, worker_context
 from diveparse.engine.feature_cache import CachedFeatures, fill_feature_cache
@@ -75,17 +75,19 @@ def build_clips(
     views: tuple[int, int] = (1, 1),
     from_cache: bool | None = None,
 ) -> ClipDataset:
-    """The clips of these records as the config reads them: from the cache of `data.root` where there is one that suits.
+    """The clips of these records as the config reads them: from the data set's cache if it suits, else from the videos.
 
-    from_cache: what a run began with, which it goes on with; None leaves it to the config and to what is there.
-    Raises: ValueError if that cache is damaged, or is no longer there.
+    from_cache: whether the run began with the cache, which it must go on with; None for a run that begins now.
+    Raises: ValueError if the cache is damaged, or the run began with one that is missing or no longer suits.
     """
     kind = CacheKind.TRAINING if training else CacheKind.EVALUATION
     wanted = cfg.data.cache if from_cache is None else from_cache
-    cache = open_cache(Path(cfg.data.root), kind, records, cfg.clip, views[0]) if wanted else None
+    root = open_data_set(cfg.data).cache_root
+    cache = open_cache(root, kind, records, cfg.clip, views[0]) if wanted else None
     if from_cache and cache is None:
-        folder = cache_folder(Path(cfg.data.root), kind)
-        raise ValueError(f"{folder}: the run began with clips of this cache, which must be there for it to go on")
+        folder = cache_folder(root, kind)
+        missing = "the run began with clips of this cache, which is missing or no longer suits"
+        raise ValueError(f"{folder}: {missing}; make it again with tools/prepare.py")
     skip_damaged = cfg.data.damaged is DamagedClips.SKIP
     return ClipDataset(
         records, cfg.clip, training=training, seed=cfg.seed, views=views, cache=cache, skip_damaged=skip_damaged
@@ -96,8 +98,8 @@ def cached_or_read(clips: ClipDataset, model: DiveClassifier, cfg: Config) -> Fe
     """The feature cache of these clips, which is filled first, where the config asks for one; else the clips."""
     if not cfg.train.num_cached_views:
         return clips
-    root, num_views = Path(cfg.data.root), cfg.train.num_cached_views
-    return fill_feature_cache(model.backbone, clips, root, num_views=num_views, num_workers=cfg.data.num_workers)
+    cache_root, num_views = open_data_set(cfg.data).cache_root, cfg.train.num_cached_views
+    return fill_feature_cache(model.backbone, clips, cache_root, num_views=num_views, num_workers=cfg.data.num_workers)
 
 
 def training_batches(

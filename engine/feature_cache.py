@@ -21,9 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from diveparse.configs import ClipConfig, plain_values
-from diveparse.datasets.cache import CacheKind, cache_folder, file_stem
 from diveparse.datasets.clip_dataset import ClipDataset
-from diveparse.datasets.records import ClipRecord
+from diveparse.datasets.records import ClipRecord, file_stem
 from diveparse.datasets.storage.atomic import written_atomically
 from diveparse.datasets.storage.seeding import stream_seed
 from diveparse.datasets.storage.workers import end_with_main_process, without_worker_traceback, worker_context
@@ -59,11 +58,12 @@ class CachedFeatures(Dataset[dict[str, object]]):
 
 
 def fill_feature_cache(
-    backbone: Backbone, clips: ClipDataset, root: Path, *, num_views: int, num_workers: int
+    backbone: Backbone, clips: ClipDataset, cache_root: Path, *, num_views: int, num_workers: int
 ) -> CachedFeatures:
     """Compute what is not in the cache yet, and open it.
 
-    backbone: with frozen blocks; clips: for training, or for evaluation in one view; root: the data's.
+    backbone: with frozen blocks; clips: for training, or for evaluation in one view; cache_root: the data
+    set's folder of caches.
     The cache holds `num_views` random views of a training clip, drawn from the clip's name, so that every run gets the
     same ones, whatever its seed and its share of the clips.
     Raises: ValueError if there is more than one view for evaluation; VideoError naming a clip that cannot be read.
@@ -71,7 +71,7 @@ def fill_feature_cache(
     if clips.views != (1, 1):
         raise ValueError(f"the feature cache holds one view of an evaluation clip, got test views {clips.views}")
     num_views = num_views if clips.training else 1
-    folder = features_folder(backbone, clips, root, num_views)
+    folder = features_folder(backbone, clips, cache_root, num_views)
     todo = [record for record in clips.records if not _is_cached(folder, record)]
     if todo:
         logger.info("computing features of %d of %d clips into %s", len(todo), len(clips), folder)
@@ -80,7 +80,7 @@ def fill_feature_cache(
     return CachedFeatures(clips.records, folder, training=clips.training, num_views=num_views, seed=clips.seed)
 
 
-def features_folder(backbone: Backbone, clips: ClipDataset, root: Path, num_views: int) -> Path:
+def features_folder(backbone: Backbone, clips: ClipDataset, cache_root: Path, num_views: int) -> Path:
     """Its name is a digest of everything that the tokens depend on, apart from the videos."""
     digest = sha256()
     about = {
@@ -96,7 +96,7 @@ def features_folder(backbone: Backbone, clips: ClipDataset, root: Path, num_view
     for name, parameter in sorted(backbone.named_parameters()):
         if not parameter.requires_grad:
             digest.update(name.encode() + parameter.detach().cpu().numpy().tobytes())
-    return cache_folder(root, CacheKind.TRAINING).parent / f"frozen-{digest.hexdigest()[:16]}"
+    return cache_root / f"frozen-{digest.hexdigest()[:16]}"
 
 
 def features_path(folder: Path, record: ClipRecord) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -89,7 +90,7 @@ class DiveClassifier(nn.Module):
         features = self.features(inputs).float()  # the head's log-probabilities need the whole range of fp32
         if num_views > 1:
             features = reduce(features, "(b v) ... -> b ...", "mean", v=num_views)
-        with torch.autocast(features.device.type, enabled=False):
+        with without_autocast(features.device):
             scores: DiveScores = self.head(features)
             return scores
 
@@ -140,6 +141,12 @@ class DiveClassifier(nn.Module):
         return model.eval()
 
 
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
 def build_classifier(cfg: Config, dive_set: DiveSet) -> DiveClassifier:
     """The model that a config describes, its backbone with the weights that the config names.
 
@@ -159,6 +166,8 @@ def _read_config(path: Path) -> tuple[ModelConfig, DiveSet, float]:
         raise ValueError(f"{path}: no such file; it lies beside {MODEL_FILE} in a whole model folder")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise TypeError(f"a {type(content).__name__}")
         refuse_renamed_options(content)
         config = ModelConfig(
             backbone=_section(BackboneConfig, content["backbone"]),

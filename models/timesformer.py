@@ -246,10 +246,10 @@ class TimeSformer(Backbone):
 
     def begin(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Class token and patches after the frozen blocks, of clips or of frozen tokens; as `embed` returns them."""
-        if inputs.ndim == 5:
+        if inputs.ndim != 3:
             return self.run_blocks(*self.embed(inputs), range(self.first_block_after_frozen))
         expected = (1 + self.num_frames * self.num_patches, self.embed_dim)
-        if inputs.ndim != 3 or tuple(inputs.shape[1:]) != expected:
+        if tuple(inputs.shape[1:]) != expected:
             raise ValueError(f"frozen tokens must be (batch, {expected[0]}, {expected[1]}), got {tuple(inputs.shape)}")
         return split_class_token(inputs)
 

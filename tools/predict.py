@@ -21,9 +21,8 @@ from tabulate import tabulate
 from torch import Tensor
 
 from diveparse.configs import ClipConfig, Dives
-from diveparse.datasets.dives import ATTRIBUTES, HEIGHTS_M, Dive, DiveSet
+from diveparse.datasets.dives import ATTRIBUTES, DIVE_SETS, HEIGHTS_M, Dive, DiveSet
 from diveparse.datasets.sampling import sample_frame_times
-from diveparse.datasets.splits import DIVE_SETS
 from diveparse.datasets.transforms import decode_size, eval_transform
 from diveparse.datasets.video import probe, read_frames
 from diveparse.datasets.video.captions import write_captioned

@@ -7,7 +7,6 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from PIL import Image
 from tabulate import tabulate
 from tqdm import tqdm
 
-from diveparse.configs import Dives
+from diveparse.configs import DataConfig, Dives
 from diveparse.datasets.cache import (
     DEFAULTS,
     NUM_SAMPLE_CLIPS,
@@ -24,17 +23,17 @@ from diveparse.datasets.cache import (
     CacheSettings,
     build_cache,
     cache_folder,
-    foretold_bytes,
+    chosen_settings,
+    estimated_bytes,
     read_index,
-    read_settings,
 )
 from diveparse.datasets.clips import read_clips
-from diveparse.datasets.dives import DIVING48_TEST_COUNTS, DIVING48_TRAIN_COUNTS, Dive
+from diveparse.datasets.data_set import open_data_set
+from diveparse.datasets.dives import DIVE_SETS, DIVING48_TEST_COUNTS, DIVING48_TRAIN_COUNTS, Dive
 from diveparse.datasets.inspection import REPORT_FILE, check_files, read_splits, report, unpack
 from diveparse.datasets.records import ClipRecord
 from diveparse.datasets.rendered.clip import RenderedClip, Source, Split
 from diveparse.datasets.rendered.sets import ClassCounts, RenderSettings, Sources, render_data_set, write_clip
-from diveparse.datasets.splits import DIVE_SETS
 from diveparse.datasets.storage.atomic import write_json
 
 RESUMABLE = ("synthetic", "rehearsal", "diving48", "clips")
@@ -162,14 +161,12 @@ def make_caches(args: argparse.Namespace, train: list[ClipRecord], records: list
 
     Returns: how many clips could not be read.
     """
-    damaged = 0
+    damaged, root = 0, open_data_set(DataConfig(root=str(args.root))).cache_root
     for kind, clips in ((CacheKind.TRAINING, train), (CacheKind.EVALUATION, records)):
         if args.cache in ("both", kind.value) and clips:
-            settings = read_settings(cache_folder(args.root, kind)) or DEFAULTS[kind]
             num_frames, short_side = getattr(args, f"{kind.value}_frames"), getattr(args, f"{kind.value}_side")
-            settings = replace(settings, num_frames=settings.num_frames if num_frames is None else num_frames)
-            settings = replace(settings, short_side=settings.short_side if short_side is None else short_side)
-            damaged += make_cache(args.root, settings, clips, args.workers)
+            settings = chosen_settings(root, kind, num_frames, short_side)
+            damaged += make_cache(root, settings, clips, args.workers)
     return damaged
 
 
@@ -187,18 +184,18 @@ def make_cache(root: Path, settings: CacheSettings, clips: list[ClipRecord], num
             bar.update(done - bar.n)
             if not is_told and done >= min(total, num_before + NUM_SAMPLE_CLIPS):
                 is_told = True
-                num_bytes = foretold_bytes(folder, clips)
+                num_bytes = estimated_bytes(folder, clips)
                 num_free = shutil.disk_usage(folder).free
-                bar.write(f"{folder} will take about {in_gigabytes(num_bytes)}; {in_gigabytes(num_free)} are free")
+                bar.write(f"{folder}: estimated {in_gigabytes(num_bytes)}; {in_gigabytes(num_free)} are free")
                 if num_bytes * (total - done) / total > num_free:
-                    raise ValueError(f"{folder}: not enough room; make some, or none of this cache with --cache")
+                    raise ValueError(f"{folder}: not enough room; free some, or leave this cache out with --cache")
     entries = read_index(folder)
     damaged = [problem for clip in clips if (problem := entries[clip.name].problem)]
     for problem in damaged[:NUM_SHOWN]:
         print(f"error: not in the cache: {problem}", file=sys.stderr)
     if len(damaged) > NUM_SHOWN:
         print(f"error: and {len(damaged) - NUM_SHOWN} more", file=sys.stderr)
-    size = in_gigabytes(foretold_bytes(folder, clips))
+    size = in_gigabytes(estimated_bytes(folder, clips))
     print(f"{folder}: {total - len(damaged)} of {total} clips, {size}")
     return len(damaged)
 

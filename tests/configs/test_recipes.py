@@ -71,11 +71,11 @@ def test_a_recipe_fits_together_at_its_own_shapes_and_takes_as_long_as_its_heade
     shape = (cfg.train.batch_size, cfg.clip.num_frames, 3, cfg.clip.image_size, cfg.clip.image_size)
     clips, labels = torch.empty(shape, device="meta"), torch.zeros(shape[0], dtype=torch.long, device="meta")
     with FlopCounterMode(display=False) as counter:
-        loss, _ = model.loss(clips, labels)
+        loss, _ = model.head.loss(model(clips), labels)
     loss.backward()
     assert loss.shape == ()
     assert all(parameter.grad is not None for parameter in model.parameters())
-    build_learner(model, replace(cfg.train, ema_decay=0), 100, torch.device("cpu"))  # an average needs numbers
+    build_learner(model, replace(cfg.train, ema_decay=0), 100)  # an average needs numbers
 
     # an epoch: three forward passes' worth for a training clip, the backward pass costing two, and one more of blocks
     # that are recomputed; and one for the other clips
@@ -92,10 +92,10 @@ def test_a_recipe_fits_together_at_its_own_shapes_and_takes_as_long_as_its_heade
 def test_a_recipe_reads_batches_of_its_shape(name, records):
     cfg = recipe(name)
     clips = ClipDataset(records, cfg.clip, training=True, seed=0)
-    batch = next(training_batches(clips, cfg.train, 0, start_step=0, num_workers=0))
+    batch = next(training_batches(clips, cfg.train, 0, first_update=0, num_workers=0))
     size = cfg.clip.image_size
-    assert batch["clip"].shape == (cfg.train.batch_size, cfg.clip.num_frames, 3, size, size)
-    assert batch["clip"].isfinite().all()
+    assert batch["inputs"].shape == (cfg.train.batch_size, cfg.clip.num_frames, 3, size, size)
+    assert batch["inputs"].isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -111,10 +111,10 @@ def test_a_recipe_updates_a_network_of_its_width_with_clips_of_its_shape(name, o
     torch.manual_seed(0)
     model = build_classifier(cfg, DIVING48)
     before = {parameter: value.detach().clone() for parameter, value in model.named_parameters()}
-    learner = build_learner(model, cfg.train, 2, torch.device("cpu"))
+    learner = build_learner(model, cfg.train, 2)
     clips = ClipDataset(records, cfg.clip, training=True, seed=0)
-    batches = training_batches(clips, cfg.train, 0, start_step=0, num_workers=0)
-    state = update(model, learner, batches, records, cfg.train, build_mixing(cfg.train, len(DIVING48)))
+    batches = training_batches(clips, cfg.train, 0, first_update=0, num_workers=0)
+    state = update(learner, batches, records, cfg.train, build_mixing(cfg.train, len(DIVING48)))
     assert 0 < state["grad_norm"] < float("inf")
     assert all(parameter.isfinite().all() for parameter in model.parameters())
     still = {parameter for parameter, value in model.named_parameters() if torch.equal(value, before[parameter])}

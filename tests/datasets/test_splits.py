@@ -278,7 +278,7 @@ def test_a_value_of_an_unseen_dive_that_no_other_training_clip_shows_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("numbers", "complaint"),
+    ("numbers", "message"),
     [
         (["101B"], r"dive 101B .* is not one of the 5 dives of meet"),
         (["103C"], "data.unseen_dives: 103C has the position 'tuck', which no dive that is left has"),
@@ -288,11 +288,11 @@ def test_a_value_of_an_unseen_dive_that_no_other_training_clip_shows_is_refused(
         (["205B", "205B"], "data.unseen_dives: dive 205B is listed twice"),
     ],
 )
-def test_unseen_dives_that_the_others_cannot_spell_are_refused(numbers: list[str], complaint: str, meet: Path) -> None:
-    with pytest.raises(ValueError, match=complaint):
+def test_unseen_dives_that_the_others_cannot_spell_are_refused(numbers: list[str], message: str, meet: Path) -> None:
+    with pytest.raises(ValueError, match=message):
         without_dives(DiveSet.from_numbers(MEET_DIVES, "meet"), numbers)
     for num_shots in (0, 2):
-        with pytest.raises(ValueError, match=complaint):
+        with pytest.raises(ValueError, match=message):
             training_clips(DataConfig(root=str(meet), unseen_dives=numbers, num_shots=num_shots), seed=0)
 
 

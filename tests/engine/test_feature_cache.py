@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from diveparse.configs import Config, Precision, load_config
 from diveparse.datasets.clip_dataset import ClipDataset
+from diveparse.datasets.data_set import open_data_set
 from diveparse.datasets.dives import DIVING48
 from diveparse.datasets.diving48 import read_split
 from diveparse.datasets.records import ClipRecord
@@ -70,7 +71,7 @@ def some_records(cfg: Config, split: str = "train", num_clips: int = 4) -> list[
 def store(
     cfg: Config, records: list[ClipRecord], *, training: bool, num_views: int = NUM_VIEWS, num_workers: int = 0
 ) -> StoredClips:
-    clips, root = build_clips(cfg, records, training=training), Path(cfg.data.root)
+    clips, root = build_clips(cfg, records, training=training), open_data_set(cfg.data).cache_root
     return store_clips(backbone_of(cfg), clips, root, num_views=num_views, num_workers=num_workers)
 
 
@@ -275,7 +276,7 @@ def test_clips_of_a_csv_are_stored_beside_it_each_window_of_a_video_by_itself(ti
 def test_more_than_one_view_of_an_evaluation_is_refused(cfg, views):
     clips = build_clips(cfg, some_records(cfg, "test"), training=False, views=views)
     with pytest.raises(ValueError, match=r"one view for evaluation, got test views \(\d, \d\)"):
-        store_clips(backbone_of(cfg), clips, Path(cfg.data.root), num_views=1, num_workers=0)
+        store_clips(backbone_of(cfg), clips, open_data_set(cfg.data).cache_root, num_views=1, num_workers=0)
     assert not (Path(cfg.data.root) / "cache").exists()
 
 
@@ -289,7 +290,7 @@ def test_a_damaged_video_is_named_and_what_came_before_it_is_kept(cfg, training,
     folder = stored_folder(
         backbone_of(cfg),
         build_clips(cfg, records, training=training),
-        Path(cfg.data.root),
+        open_data_set(cfg.data).cache_root,
         NUM_VIEWS if training else 1,
     )
     assert set(files(folder)) == {stored_path(folder, record).name for record in records[:2]}
@@ -301,7 +302,7 @@ def test_numbers_that_half_precision_cannot_hold_are_refused_naming_the_video(cf
         backbone.class_token.fill_(1e6)
     clips = build_clips(cfg, records, training=False)
     with pytest.raises(ValueError, match=f"^{records[0].path}: .* too large to store"):
-        store_clips(backbone, clips, Path(cfg.data.root), num_views=1, num_workers=0)
+        store_clips(backbone, clips, open_data_set(cfg.data).cache_root, num_views=1, num_workers=0)
     assert not list(Path(cfg.data.root).rglob("*.npy"))
 
 
@@ -310,7 +311,7 @@ def test_storing_leaves_the_backbones_mode_and_the_models_random_numbers_as_they
     backbone = backbone_of(cfg).train(training)
     state = torch.get_rng_state()
     clips = build_clips(cfg, some_records(cfg, num_clips=1), training=True)
-    store_clips(backbone, clips, Path(cfg.data.root), num_views=NUM_VIEWS, num_workers=0)
+    store_clips(backbone, clips, open_data_set(cfg.data).cache_root, num_views=NUM_VIEWS, num_workers=0)
     assert backbone.training is training
     assert torch.equal(torch.get_rng_state(), state)
 

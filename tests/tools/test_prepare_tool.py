@@ -203,13 +203,13 @@ def test_a_killed_preparation_goes_on_and_leaves_what_an_undisturbed_one_leaves(
     assert reports[0] == reports[1]
 
 
-def test_the_size_of_a_cache_is_told_and_one_that_does_not_fit_is_refused(
+def test_the_estimated_size_of_a_cache_is_shown_and_one_that_does_not_fit_is_refused(
     tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = Path(shutil.copytree(tiny_root, tmp_path / "set"))
-    told = call("diving48", root, "--cache", "training", *SMALL_CACHES)
-    assert told.returncode == 0
-    assert "cache/training will take about" in told.stderr + told.stdout
+    shown = call("diving48", root, "--cache", "training", *SMALL_CACHES)
+    assert shown.returncode == 0
+    assert "cache/training: estimated " in shown.stderr + shown.stdout
     assert not (root / "cache" / "evaluation").exists()
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     full = call("diving48", root, *SMALL_CACHES)

@@ -386,7 +386,7 @@ def test_a_resumed_run_goes_on_reading_what_it_began_with(tiny_experiment, tiny_
         patch.setattr(loop, "evaluate", stop)
         with pytest.raises(KeyboardInterrupt):
             train(load_config(tiny_experiment, [*options, "arm=videos"]))
-        list(build_cache(root, settings, records, num_workers=1))
+        list(build_cache(root / "cache", settings, records, num_workers=1))
         with pytest.raises(KeyboardInterrupt):
             train(load_config(tiny_experiment, [*options, "arm=cache"]))
     runs = {
