@@ -64,7 +64,7 @@ def test_it_runs_end_to_end_and_resuming_goes_on_where_it_was_interrupted(tiny_p
         interrupt_at(patch, update=4, error=KeyboardInterrupt())
         assert main([str(tiny_pretraining)]) == 130
     assert the_line(capsys) == "stopped: the same command with --resume goes on from the last checkpoint"
-    assert torch.load(run / "checkpoint.pt", weights_only=True)["step"] == 2
+    assert torch.load(run / "checkpoint.pt", weights_only=True)["num_updates"] == 2
     assert not (run / "backbone.safetensors").exists()
 
     assert main(["--resume", str(tiny_pretraining), "seed=0"]) == 0  # options and overrides in any order

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.amp import GradScaler
 
 from diveparse.configs import TrainConfig
 from diveparse.engine.run import RunFolder
@@ -18,23 +17,22 @@ from diveparse.engine.training.checkpoint import (
     resume_from_checkpoint,
     save_checkpoint,
 )
-from diveparse.engine.training.optim import build_optimizer, build_schedule
+from diveparse.engine.training.optim import build_schedule
 from diveparse.engine.training.progress import Progress
 
 
 def toy_learner(seed: int = 0, width: int = 3) -> Learner:
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(4, width), nn.BatchNorm1d(width), nn.Dropout(), nn.Linear(width, 2))
-    optimizer = build_optimizer(model, model[3], TrainConfig(learning_rate=0.1))
-    schedule = build_schedule(optimizer, TrainConfig(warmup_fraction=0.3), num_steps=10)
-    return Learner(model, optimizer, schedule, GradScaler("cpu", init_scale=8.0, growth_interval=2), Progress())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    schedule = build_schedule(optimizer, TrainConfig(warmup_fraction=0.3), num_updates=10)
+    return Learner(model, optimizer, schedule, Progress())
 
 
 def update(learner: Learner) -> None:
     loss = learner.model(torch.randn(5, 4)).square().mean() * random.random() * np.random.rand()
-    learner.scaler.scale(loss).backward()
-    learner.scaler.step(learner.optimizer)
-    learner.scaler.update()
+    loss.backward()
+    learner.optimizer.step()
     learner.optimizer.zero_grad()
     learner.schedule.step()
     learner.progress.num_updates += 1
@@ -46,7 +44,6 @@ def everything(learner: Learner) -> dict[str, object]:
         "model": learner.model.state_dict(),
         "optimizer": learner.optimizer.state_dict(),
         "rates": learner.schedule.get_last_lr(),
-        "scale": learner.scaler.get_scale(),
         "progress": learner.progress.state_dict(),
         "torch": torch.get_rng_state(),
     }
