@@ -1,8 +1,9 @@
-"""Temperature scaling: probabilities that mean what they say, by one number fitted on validation.
+"""Temperature scaling: one number, fitted on validation, that makes a model's probabilities match its accuracy.
 
-A model's log-probabilities are divided by a temperature and normalised again: above 1 it becomes less sure, below 1
-surer. The order within each distribution stays, so no dive and no attribute that is most probable changes. The
-distributions are tempered one by one, so those of the attributes need no longer be sums over that of the dives.
+The model's log-probabilities are divided by a temperature and normalised again: a temperature above 1 lowers the
+confidence, one below 1 raises it. The order within each distribution stays, so the most probable dive and attribute
+values stay too. Each distribution has a temperature of its own, so tempered attributes are no longer sums over the
+tempered dives.
 Source: Guo et al. 2017, On Calibration of Modern Neural Networks, section 4.2.
 """
 
@@ -23,7 +24,7 @@ LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0
 
 
 def fit_temperatures(predictions: Predictions, dive_set: DiveSet) -> dict[str, float]:
-    """The temperature of the dives and of each attribute, as `DiveClassifier.temperatures` holds them.
+    """The temperatures of the dives and of each attribute, keyed as in `DiveClassifier.temperatures`.
 
     predictions: of validation clips, over `dive_set`; the model must not have been trained on them.
     """
@@ -36,10 +37,10 @@ def fit_temperatures(predictions: Predictions, dive_set: DiveSet) -> dict[str, f
 
 
 def fit_temperature(log_probs: npt.NDArray[np.floating], targets: npt.NDArray[np.integer]) -> float:
-    """The temperature at which the truth is most likely: it minimises `mean_nll`, which has one minimum at most.
+    """The temperature at which the truth is most likely: it minimises `mean_nll`, which has at most one minimum.
 
-    1.0 where that is no worse, and where the truth is the most probable answer for every clip: no answer is wrong then,
-    and nothing in the clips says how sure is too sure.
+    It is 1.0 where that is no worse, and where the truth is the most probable answer for every clip: without a wrong
+    answer the clips do not determine a temperature.
     log_probs: (num_clips, num_answers); targets: (num_clips,) indices of the true answers.
     """
     of_truth = np.take_along_axis(log_probs, targets[:, None], axis=1)[:, 0]

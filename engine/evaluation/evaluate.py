@@ -69,7 +69,7 @@ def evaluate(
         labels=np.array([record.label for record in clips_seen]),
         dive_log_probs=dive_log_probs,
         attribute_log_probs={name: _joined(each.attribute_log_probs[name] for each in answers) for name in ATTRIBUTES},
-        named_labels=np.where(named == INVALID, INVALID, columns[named]),
+        spelt_labels=np.where(named == INVALID, INVALID, columns[named]),
         decoded_labels=np.where(decoded == INVALID, INVALID, columns[decoded]),
     )
 

@@ -43,7 +43,7 @@ def write_run(folder, arm, seed, *, skill, split="test", num_clips=NUM_CLIPS):
         attribute_log_probs={
             a: rng.normal(size=(num_clips, len(DIVING48.values[a]))).astype(np.float32) for a in ATTRIBUTES
         },
-        named_labels=np.where(rng.random(num_clips) < 0.1, INVALID, answers),
+        spelt_labels=np.where(rng.random(num_clips) < 0.1, INVALID, answers),
         decoded_labels=answers,
     )
     folder = folder / arm / f"seed-{seed}"

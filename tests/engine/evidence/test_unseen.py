@@ -37,7 +37,7 @@ def biased_predictions(num_clips: int = 120, seed: int = 0, bias: float = 3.0) -
         labels=labels,
         dive_log_probs=log_probs,
         attribute_log_probs={name: np.zeros((num_clips, len(DIVES.values[name])), np.float32) for name in ATTRIBUTES},
-        named_labels=scores.argmax(axis=1),
+        spelt_labels=scores.argmax(axis=1),
         decoded_labels=scores.argmax(axis=1),
     )
 
