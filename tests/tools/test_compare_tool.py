@@ -16,7 +16,7 @@ from diveparse.datasets.dives import ATTRIBUTES, DIVING48
 from diveparse.engine.evaluation.metrics import calibrated_metrics, compute_metrics
 from diveparse.engine.evaluation.predictions import Predictions, save_predictions, write_predictions
 from diveparse.engine.evidence import report
-from diveparse.engine.evidence.comparison import SCORES
+from diveparse.engine.evidence.runs import SCORES
 from diveparse.heads.recombine import INVALID
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "compare.py"
@@ -151,7 +151,7 @@ def test_the_tidy_table_holds_every_score_with_its_caption(compared):
     assert overall["low"] <= overall["value"] <= overall["high"]
     for p_value in ("p", "p_holm", "mcnemar_p"):
         assert 0 <= overall[p_value] <= 1
-    assert overall["verdict"] in ("higher", "lower", "undecided", "no difference that matters")
+    assert overall["verdict"] in ("higher", "lower", "inconclusive", "equivalent (±2 points)")
 
 
 def test_the_table_of_dives_holds_the_effect_on_each(compared):
@@ -221,8 +221,8 @@ def test_compare_refuses_metrics_that_are_not_of_the_predictions_beside_them(mai
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("{", "not JSON"),
-        ("[]", "has no attribute_accuracy"),
+        ("{", "not a whole JSON file"),
+        ("[]", "expected names and values, got list"),
         (
             '{"attribute_accuracy": {}}',
             "lacks split, num_views, data_root, rendered, from_cache, trained_from_cache",
