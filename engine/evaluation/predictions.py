@@ -95,7 +95,7 @@ def save_predictions(path: Path, predictions: Predictions, dive_set: DiveSet) ->
 def load_predictions(path: Path) -> tuple[Predictions, DiveSet]:
     """Read what `save_predictions` wrote, sorted by clip. Raises: ValueError naming the file if it cannot be used."""
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; tools/test.py writes it into a run folder")
+        raise ValueError(f"{path}: no such file; `diveparse test` writes it into a run folder")
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata()
@@ -150,7 +150,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
     Raises: ValueError naming the file and what is wrong with it.
     """
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; tools/test.py writes it into a run folder")
+        raise ValueError(f"{path}: no such file; `diveparse test` writes it into a run folder")
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (ValueError, UnicodeDecodeError) as error:  # pandas' own parser errors are ValueErrors

@@ -125,11 +125,11 @@ def read_test_config(run: RunFolder, overrides: list[str], split: str) -> tuple[
     Raises: ValueError if training has not ended, or an override is not for testing.
     """
     if not run.config.is_file() or not run.model.is_dir():
-        raise ValueError(f"{run} holds no trained model; expected a run folder of tools/train.py")
+        raise ValueError(f"{run} holds no trained model; expected a run folder of `diveparse train`")
     if not run.trained.is_file():
         raise ValueError(
             f"{run} has not been trained to its end, {run.num_updates_done()} updates are done; "
-            f"go on with: python tools/train.py {run.config} --resume"
+            f"go on with: diveparse train {run.config} --resume"
         )
     for override in overrides:
         if not override.startswith(CHANGEABLE):

@@ -45,9 +45,9 @@ def write_experiment(path: Path, experiment: ExperimentConfig, cells: list[Cell]
         *(f"![{name}]({path.stem}/{name}.png)" for name in plots),
     ]
     (out / f"{path.stem}.md").write_text("\n\n".join(page) + "\n", encoding="utf-8")
-    tidy_table(report).to_csv(out / f"{path.stem}.csv", index=False, float_format="%.5g")
+    tidy_table(report).to_csv(out / f"{path.stem}.csv", index=False, float_format="%.7g")
     if report.pairs:
-        class_table(report).to_csv(out / f"{path.stem}-classes.csv", index=False, float_format="%.5g")
+        class_table(report).to_csv(out / f"{path.stem}-classes.csv", index=False, float_format="%.7g")
     return out / f"{path.stem}.md"
 
 
@@ -57,7 +57,7 @@ def _introduction(path: Path, experiment: ExperimentConfig) -> list[str]:
     seeds = ", ".join(map(str, experiment.seeds))
     return [
         f"# {path.stem.capitalize()}: {experiment.question}",
-        f"`python tools/experiment.py {path}`, over `{experiment.config}`{common}; seeds {seeds}.",
+        f"`diveparse experiment {path}`, over `{experiment.config}`{common}; seeds {seeds}.",
         "\n".join(f"- {arm}: `{options}`" for arm, options in experiment.arms.items()),
     ]
 

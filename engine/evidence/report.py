@@ -18,18 +18,18 @@ from diveparse.engine.evidence.tidy import class_table, tidy_table
 
 NOTES = (
     f"""\
-**How to read the tables.** Intervals are {CONFIDENCE_LEVEL:.0%} percentile bootstrap intervals. They resample whole
-sources and hold the trained models fixed. ± is the standard deviation over seeds. In a row "a - b", *clips won* are
-those that only a names rightly, and *clips lost* those that only b names rightly. McNemar's test on them is exact and
-two-sided and takes clips as independent, which the intervals do not; over several seeds its p-value is twice the mean
-of theirs.
+**How to read the tables.** Intervals are {100 * CONFIDENCE_LEVEL:g} % percentile bootstrap intervals. They resample
+whole sources and hold the trained models fixed. ± is the standard deviation over seeds. In a row "a - b", *clips won*
+are those that only a names rightly, and *clips lost* those that only b names rightly. McNemar's test on them is exact
+and two-sided and takes clips as independent, which the intervals do not. Over several seeds its p-value is twice the
+mean of theirs.
 
 *p (Holm)* is a two-sided p-value over sources: it flips the signs of whole sources, all seeds together. Holm's
 correction covers all pairs that are compared on the same quantity and group of dives. The verdict is *higher* or
 *lower* where p (Holm) is below {DECISIVE_P_VALUE}. Otherwise it is *equivalent* where the interval lies within
 {MARGINS[TOP1]} ({MARGINS[NLL]} for the NLL), and *inconclusive* where it does not. Verdicts are about the models as
-they were trained: "not with every seed" marks a difference whose sign another seed may well turn. The CSV files hold
-the rest: every group of dives by seed, p-values before correction, and each dive.
+they were trained. "Not with every seed" marks a difference whose sign another seed may well turn. The CSV files hold
+the rest: each group of dives by seed, p-values before correction, and each dive.
 
 Dives are grouped by their training clips: """
     + ", ".join(f"{name} (at least {least})" if least else f"{name} (none)" for name, least in GROUPS.items())

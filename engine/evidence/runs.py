@@ -76,7 +76,7 @@ def load_run(path: Path, split: str = "test") -> Run:
         raise ValueError(f"{folder} has no {folder.config.name}; is it a run folder?")
     for file in (files.metrics, files.predictions):
         if not file.is_file():
-            raise ValueError(f"{folder} has no {file.name}; test it first: python tools/test.py {folder}")
+            raise ValueError(f"{folder} has no {file.name}; test it first: diveparse test {folder}")
     metrics = _read_metrics(files.metrics)
     run = Run(
         folder=folder,
@@ -102,7 +102,7 @@ def _require_one_test(run: Run) -> None:
     if abs(accuracy - run.scores["top1"]) > 1e-6:
         raise ValueError(
             f"{run.folder}: {predictions} has a top-1 of {accuracy:.6f} and {metrics} {run.scores['top1']:.6f}; "
-            f"they are of different tests, so test again: python tools/test.py {run.folder} --again"
+            f"they are of different tests, so test again: diveparse test {run.folder} --again"
         )
 
 
@@ -110,11 +110,11 @@ def _read_metrics(path: Path) -> dict[str, Any]:
     metrics = read_json(path)
     attributes = metrics.get("attribute_accuracy")
     if not isinstance(attributes, dict):
-        raise ValueError(f"{path}: has no attribute_accuracy; tools/test.py writes it")
+        raise ValueError(f"{path}: has no attribute_accuracy; `diveparse test` writes it")
     expected = ("split", "num_views", *TESTED_ON, "num_classes_scored", "num_train_clips", *SCORES)
     missing = [name for name in expected if name not in metrics | attributes]
     if missing:
-        again = f"python tools/test.py {path.parent} --again"
+        again = f"diveparse test {path.parent} --again"
         raise ValueError(f"{path}: lacks {', '.join(missing)}; test again: {again}")
     return metrics
 

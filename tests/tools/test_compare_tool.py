@@ -210,7 +210,7 @@ def test_compare_refuses_a_validation_score_beside_a_test_score(main, two_arms, 
 @pytest.mark.parametrize("name", ["metrics.json", "predictions.csv"])
 def test_compare_asks_for_the_test_that_a_run_lacks(main, two_arms, capsys, name):
     (two_arms[1] / name).unlink()
-    assert f"has no {name}; test it first: python tools/test.py {two_arms[1]}" in refusal(main, capsys, two_arms)
+    assert f"has no {name}; test it first: diveparse test {two_arms[1]}" in refusal(main, capsys, two_arms)
 
 
 def test_compare_refuses_metrics_that_are_not_of_the_predictions_beside_them(main, two_arms, capsys):

@@ -82,7 +82,7 @@ def test_saved_predictions_come_back_whole_and_sorted_by_clip(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"not tensors", b"\x02\0\0\0\0\0\0\0{}"])
 def test_saved_predictions_that_are_damaged_are_named(tmp_path, content):
     path = tmp_path / "predictions.safetensors"
-    with pytest.raises(ValueError, match=r"predictions.safetensors: no such file; tools/test.py writes it"):
+    with pytest.raises(ValueError, match=r"predictions.safetensors: no such file; `diveparse test` writes it"):
         load_predictions(path)
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"predictions.safetensors: not the predictions of a test"):
@@ -173,5 +173,5 @@ def test_files_of_an_earlier_version_are_refused_in_one_line_that_says_how_to_re
 
 
 def test_a_missing_table_says_what_writes_it(tmp_path):
-    with pytest.raises(ValueError, match=r"no such file; tools/test\.py writes it"):
+    with pytest.raises(ValueError, match=r"no such file; `diveparse test` writes it"):
         read_predictions(tmp_path / "predictions.csv")

@@ -56,7 +56,7 @@ def test_the_page_holds_the_question_the_command_the_arms_the_caption_and_the_fi
     page = write_page()
     lines = page.splitlines()
     assert lines[0] == "# Tiny: Does it help?"
-    assert "`python tools/experiment.py experiments/tiny.yaml`, over `base.yaml`; seeds 0." in lines
+    assert "`diveparse experiment experiments/tiny.yaml`, over `base.yaml`; seeds 0." in lines
     assert {"- flat: `head.kind=flat`", "- joint: `head.kind=joint`", CAPTION} <= set(lines)
     assert "- options that differ between joint and flat: arm (joint, flat)" in lines
     assert report.NOTES in page

@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -5,6 +8,7 @@ from diveparse.engine.evidence.comparison import compare_runs
 from diveparse.engine.evidence.tables import page_tables
 from diveparse.engine.evidence.tidy import read_tidy_table, tidy_table
 
+RESULTS = Path(__file__).resolve().parents[3] / "docs" / "results"
 ARMS = ("flat", "joint", "pairwise", "residual", "constrained", "independent")
 
 
@@ -69,3 +73,18 @@ def test_effects_have_their_group_and_their_verdict(a_run):
     assert [row[-1] for row in top1[2:]] == [effect.verdict for effect in effects]
     assert top1[2][1] == "all: 3 dives, 24 clips"
     assert top1[3][1] == "many: 1 dive, 8 clips"
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.md")), ids=lambda path: path.stem)
+def test_a_page_of_results_holds_the_tables_of_its_csv_file(path):
+    """To the last digit but one: some pages were rounded once, from more digits than their CSV file has."""
+    shown = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    tables = page_tables(read_tidy_table(path.with_suffix(".csv")))
+    expected = [line for table in tables for line in table.splitlines()]
+    number = r"[-+]?\d+(?:\.\d+)?(?:e-\d+)?"
+    for line, other in zip(shown, expected, strict=False):
+        assert re.sub(number, "#", line) == re.sub(number, "#", other)
+        numbers = [[float(each) for each in re.findall(number, text)] for text in (line, other)]
+        assert numbers[0] == pytest.approx(numbers[1], abs=1.1e-3)
+    assert len(shown) >= len(expected)
+    assert max(line.count("|") for line in shown) <= 7
