@@ -7,8 +7,9 @@ import os
 import sys
 from pathlib import Path
 
-from diveparse.engine.evidence.comparison import compare_runs, load_run
+from diveparse.engine.evidence.comparison import compare_runs
 from diveparse.engine.evidence.report import report_text, write_report
+from diveparse.engine.evidence.runs import load_run
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -18,10 +18,10 @@ LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0
 
 
 def fit_temperature(log_probs: npt.NDArray[np.floating], targets: npt.NDArray[np.integer]) -> float:
-    """The temperature at which the truth is most likely: it minimises `mean_nll`, which has one minimum at most.
+    """The temperature at which the truth is most likely: it minimises `mean_nll`, which has at most one minimum.
 
-    1.0 where that is no worse, and where the truth is the most probable answer for every clip: no answer is wrong then,
-    and nothing in the clips says how sure is too sure.
+    It is 1.0 where that is no worse, and where the truth is the most probable answer for every clip: without a wrong
+    answer the clips do not determine a temperature.
     log_probs: (num_clips, num_answers); targets: (num_clips,) indices of the true answers.
     """
     of_truth = np.take_along_axis(log_probs, targets[:, None], axis=1)[:, 0]

@@ -64,7 +64,7 @@ def evaluate(
         labels=np.array([record.label for record in clips_seen]),
         dive_log_probs=dive_log_probs,
         attribute_log_probs={name: _joined(each.marginals[name] for each in answers) for name in ATTRIBUTES},
-        named_labels=np.where(spelt == INVALID, INVALID, columns[spelt]),
+        spelt_labels=np.where(spelt == INVALID, INVALID, columns[spelt]),
         decoded_labels=np.where(decoded == INVALID, INVALID, columns[decoded]),
     )
 

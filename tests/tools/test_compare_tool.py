@@ -16,7 +16,7 @@ from diveparse.datasets.dives import ATTRIBUTES, DIVING48
 from diveparse.engine.evaluation.metrics import calibrated_metrics, compute_metrics
 from diveparse.engine.evaluation.predictions import Predictions, save_predictions, write_predictions
 from diveparse.engine.evidence import report
-from diveparse.engine.evidence.comparison import SCORES
+from diveparse.engine.evidence.runs import SCORES
 from diveparse.heads.recombine import INVALID
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "compare.py"
@@ -43,7 +43,7 @@ def write_run(folder, arm, seed, *, skill, split="test", num_clips=NUM_CLIPS):
         attribute_log_probs={
             a: rng.normal(size=(num_clips, len(DIVING48.values[a]))).astype(np.float32) for a in ATTRIBUTES
         },
-        named_labels=np.where(rng.random(num_clips) < 0.1, INVALID, answers),
+        spelt_labels=np.where(rng.random(num_clips) < 0.1, INVALID, answers),
         decoded_labels=answers,
     )
     folder = folder / arm / f"seed-{seed}"
@@ -151,7 +151,7 @@ def test_the_tidy_table_holds_every_score_with_its_caption(compared):
     assert overall["low"] <= overall["value"] <= overall["high"]
     for p_value in ("p", "p_holm", "mcnemar_p"):
         assert 0 <= overall[p_value] <= 1
-    assert overall["verdict"] in ("higher", "lower", "undecided", "no difference that matters")
+    assert overall["verdict"] in ("higher", "lower", "inconclusive", "equivalent (±2 points)")
 
 
 def test_the_table_of_dives_holds_the_effect_on_each(compared):
@@ -210,7 +210,7 @@ def test_compare_refuses_a_validation_score_beside_a_test_score(main, two_arms, 
 @pytest.mark.parametrize("name", ["metrics.json", "predictions.csv"])
 def test_compare_asks_for_the_test_that_a_run_lacks(main, two_arms, capsys, name):
     (two_arms[1] / name).unlink()
-    assert f"has no {name}; test it first: python tools/test.py {two_arms[1]}" in refusal(main, capsys, two_arms)
+    assert f"has no {name}; test it first: diveparse test {two_arms[1]}" in refusal(main, capsys, two_arms)
 
 
 def test_compare_refuses_metrics_that_are_not_of_the_predictions_beside_them(main, two_arms, capsys):
@@ -221,8 +221,8 @@ def test_compare_refuses_metrics_that_are_not_of_the_predictions_beside_them(mai
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("{", "not JSON"),
-        ("[]", "has no attribute_accuracy"),
+        ("{", "not a whole JSON file"),
+        ("[]", "expected names and values, got list"),
         (
             '{"attribute_accuracy": {}}',
             "lacks split, num_views, data_root, rendered, from_cache, trained_from_cache",

@@ -187,7 +187,7 @@ def test_a_run_whose_training_has_not_ended_is_refused_with_how_to_go_on(tiny_ex
         assert main([str(run), "--split", split]) == 1
         line = capsys.readouterr().err.strip().splitlines()[-1]
         assert f"{run} has not been trained to its end, 4 updates are done" in line
-        assert f"python tools/train.py {run / 'config.yaml'} --resume" in line
+        assert f"diveparse train {run / 'config.yaml'} --resume" in line
     assert names(run) == before
     assert train(load_config(run / "config.yaml", []), resume=True) == run
     assert main([str(run)]) == 0

@@ -59,7 +59,7 @@ def test_one_view_gives_what_the_model_itself_answers(kind):
     got = evaluate(model, batches(100), RECORDS)
     scores = model(next(batches(100))["inputs"][:, 0])
     np.testing.assert_allclose(got.dive_log_probs, scores.log_probs().detach(), rtol=1e-5, atol=1e-5)
-    assert got.named_labels.tolist() == scores.spelt().tolist()
+    assert got.spelt_labels.tolist() == scores.spelt().tolist()
     assert got.decoded_labels.tolist() == scores.argmax().tolist()
     for name in ATTRIBUTES:
         expected = scores.marginals()[name].detach()
@@ -166,7 +166,7 @@ def test_answers_over_a_bigger_set_are_labels_of_that_set(kind):
     assert got.labels.tolist() == [record.label for record in RECORDS]  # which count in the bigger set already
     if kind is not HeadKind.INDEPENDENT:  # whose answer is its four best values
         assert got.decoded_labels.tolist() == got.dive_log_probs.argmax(axis=1).tolist()
-    for before, now in zip(own.named_labels, got.named_labels, strict=True):
+    for before, now in zip(own.spelt_labels, got.spelt_labels, strict=True):
         if before != INVALID:
             assert BIGGER[int(now)] == KNOWN[int(before)]
         else:  # now there may be such a dive, but only the one that KNOWN lacks
@@ -181,9 +181,9 @@ def test_four_values_that_spell_a_dive_of_the_bigger_set_alone_name_it():
             model.head.linears[attribute].bias.copy_(
                 5.0 * torch.tensor([known == value for known in KNOWN.values[attribute]])
             )
-    assert (evaluate(model, batches(3), RECORDS).named_labels == INVALID).all()
+    assert (evaluate(model, batches(3), RECORDS).spelt_labels == INVALID).all()
     got = evaluate(model, batches(3), RECORDS, dive_set=BIGGER)
-    assert set(got.named_labels) == set(got.decoded_labels) == {BIGGER.label_of(COMBINED)}
+    assert set(got.spelt_labels) == set(got.decoded_labels) == {BIGGER.label_of(COMBINED)}
 
 
 @pytest.mark.parametrize("kind", [HeadKind.FLAT, HeadKind.JOINT])
