@@ -97,9 +97,11 @@ def parse(name: str, command: Command, arguments: list[str]) -> argparse.Namespa
 
 def print_error(error: Exception) -> None:
     """Write an error on one line; rows of a file that cannot be used have a line each."""
-    from diveparse.datasets.clips import BadRowsError  # slow to import
+    text = str(error)
+    if "\n" in text:
+        from diveparse.datasets.clips import BadRowsError  # slow to import
 
-    text = str(error) if isinstance(error, BadRowsError) else " ".join(str(error).split())
+        text = text if isinstance(error, BadRowsError) else " ".join(text.split())
     print(f"error: {text}", file=sys.stderr)
 
 

@@ -27,8 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from diveparse.configs import PretrainConfig, load_config
+
+    cfg = load_config(args.config, args.overrides, PretrainConfig)  # before the slow import, to refuse it at once
+
     from diveparse.engine.training.pretrain import pretrain
 
-    weights = pretrain(load_config(args.config, args.overrides, PretrainConfig), resume=args.resume)
+    weights = pretrain(cfg, resume=args.resume)
     print(f"weights: {weights}")
     return 0

@@ -28,8 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from diveparse.configs import load_config
+
+    cfg = load_config(args.config, args.overrides)  # before the slow import, so that a wrong option is refused at once
+
     from diveparse.engine.training.loop import train
 
-    folder = train(load_config(args.config, args.overrides), resume=args.resume)
+    folder = train(cfg, resume=args.resume)
     print(f"trained: {folder}; now test it once: diveparse test {folder}")
     return 0

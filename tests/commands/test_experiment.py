@@ -9,6 +9,7 @@ from diveparse.datasets.dives import DIVING48
 from diveparse.datasets.diving48 import read_split
 from diveparse.engine.evidence import experiment, experiment_page
 
+ROOT = Path(__file__).resolve().parents[2]
 TINY = "experiments/tiny.yaml"
 BASE = """\
 name: base
@@ -123,3 +124,11 @@ def test_seeds_that_are_validated_on_sources_of_their_own_are_not_put_on_one_pag
         f"{TINY}: no page, since each seed is validated on sources of its own",
     ]
     assert not Path("results").exists()
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "configs" / "experiments").glob("*.yaml")))
+def test_an_experiment_that_ships_with_the_package_is_read_by_its_name(name):
+    settings, cells = experiment.read_cells(Path(name))
+    assert len(cells) == len(settings.arms) * len(settings.seeds)
+    assert all(cell.run.is_relative_to("runs") for cell in cells)
+    assert len(experiment.development_cells(Path(name), settings)) == len(settings.stacking) * len(settings.seeds)
