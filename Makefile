@@ -15,7 +15,7 @@ $(VENV)/installed: setup.cfg pyproject.toml
 	touch $@
 
 demo: setup
-	$(BIN)/python tools/demo.py
+	$(BIN)/diveparse demo
 
 test: setup lint
 	$(BIN)/pytest --numprocesses 2 --dist worksteal

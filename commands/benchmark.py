@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tabulate import tabulate
 
+from diveparse.commands.cli import add_command
+
 if TYPE_CHECKING:
     from diveparse.engine.benchmark.backbone import Measurement, Setting
     from diveparse.engine.benchmark.loading import ReaderMeasurement
@@ -32,8 +34,10 @@ SIZES = ("small", "base", "base-24")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    loading = commands.add_parser("loading", help="frames of videos, on one core, beside torchcodec, decord and OpenCV")
-    loading.add_argument("videos", nargs="+", type=Path, metavar="VIDEO")
+    loading = add_command(
+        commands, "loading", "read frames of videos on one core, beside torchcodec, decord and OpenCV"
+    )
+    loading.add_argument("videos", nargs="+", type=Path, metavar="VIDEO", help="any video file")
     loading.add_argument("--frames", type=int, default=24, help="evenly spaced over each video (24)")
     loading.add_argument("--size", type=int, default=224, help="height and width of the frames, pixels (224)")
     loading.add_argument("--repeats", type=int, default=9, help="of every reader, in rotated order (9)")
@@ -41,13 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--height", type=int, help="re-encode the videos at this height first, x264's medium preset and long GOPs"
     )
     loading.set_defaults(action=run_loading)
-    backbone = commands.add_parser("backbone", help="forward and backward, on one core and on a GPU, beside its peers")
+    backbone = add_command(commands, "backbone", "run forward and backward, on one core and on a GPU, beside its peers")
     backbone.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="(all three)")
     backbone.add_argument("--repeats", type=int, default=9, help="of every model, in rotated order (9)")
     backbone.add_argument("--json", type=Path, metavar="FILE", help="write every time that was measured")
     backbone.set_defaults(action=run_backbone)
-    memory = commands.add_parser(
-        "memory", help="of an update of ViT-B/16 by AdamW, in fp32 on the CPU and bf16 on a GPU"
+    memory = add_command(
+        commands, "memory", "measure the memory of an update of ViT-B/16 by AdamW, on the CPU and on a GPU"
     )
     memory.add_argument("--frames", type=int, default=24, help="of a clip (24)")
     memory.add_argument("--size", type=int, default=224, help="height and width, pixels (224)")

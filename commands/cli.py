@@ -8,9 +8,12 @@ import os
 import select
 import sys
 from importlib import import_module
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from tqdm.contrib.logging import logging_redirect_tqdm
+
+if TYPE_CHECKING:
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]  # has no public name
 
 # each command is the module of that name in this folder, imported only when it is chosen
 COMMANDS = {
@@ -93,6 +96,11 @@ def parse(name: str, command: Command, arguments: list[str]) -> argparse.Namespa
     if name in WITH_SUBCOMMANDS:
         return parser.parse_args(arguments)
     return parser.parse_intermixed_args(arguments)
+
+
+def add_command(commands: Subparsers, name: str, summary: str) -> argparse.ArgumentParser:
+    """Add a subcommand. summary: for the list of subcommands, and for its own --help."""
+    return commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
 
 
 def print_error(error: Exception) -> None:

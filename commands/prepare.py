@@ -16,6 +16,7 @@ from PIL import Image
 from tabulate import tabulate
 from tqdm import tqdm
 
+from diveparse.commands.cli import add_command
 from diveparse.configs import Dives
 from diveparse.datasets.cache import (
     DEFAULTS,
@@ -38,7 +39,7 @@ from diveparse.datasets.splits import DIVE_SETS
 from diveparse.datasets.storage.atomic import write_json
 
 if TYPE_CHECKING:
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]  # argparse gives its type no public name
+    from diveparse.commands.cli import Subparsers
 
 NUM_SHOWN = 10  # of the clips that cannot be read
 CONTINUES = "the same command goes on where it was"
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 def add_data_sets(commands: Subparsers) -> None:
     """The commands that render a data set."""
-    synthetic = commands.add_parser("synthetic", help="render labelled dives as H.264 clips in Diving48's layout")
+    synthetic = add_command(commands, "synthetic", "render labelled dives as H.264 clips in Diving48's layout")
     synthetic.add_argument("--train-clips", type=int, required=True, help="long-tailed like the V2 training split")
     synthetic.add_argument("--test-clips", type=int, required=True)
     synthetic.add_argument(
@@ -76,7 +77,7 @@ def add_data_sets(commands: Subparsers) -> None:
         help="test clips in proportion to the V2 test split, or the same number of every class with training clips",
     )
     synthetic.add_argument("--clips-per-source", type=int, default=12, help="(12)")
-    rehearsal = commands.add_parser("rehearsal", help="render clips in the shape of the real Diving48, to rehearse on")
+    rehearsal = add_command(commands, "rehearsal", "render clips in the shape of the real Diving48, to rehearse on")
     rehearsal.add_argument("--scale", type=float, default=0.04, help="share of the real 16,997 clips (0.04)")
     for command, action in ((synthetic, render_set), (rehearsal, render_rehearsal)):
         command.add_argument("--out", type=Path, required=True, metavar="DIR", help="continues what is there already")
@@ -87,12 +88,12 @@ def add_data_sets(commands: Subparsers) -> None:
 
 def add_pictures(commands: Subparsers) -> None:
     """The commands that render one file."""
-    dive = commands.add_parser("dive", help="render one clip of any dive number")
+    dive = add_command(commands, "dive", "render one clip of any dive number")
     dive.add_argument("number", metavar="NUMBER", help="such as 5253B")
     dive.add_argument("--out", type=Path, required=True, metavar="FILE.mp4")
     add_rendering(dive, height=480)
     dive.set_defaults(action=render_dive)
-    sheet = commands.add_parser("sheet", help="draw dives as rows of frames in one picture")
+    sheet = add_command(commands, "sheet", "draw dives as rows of frames in one picture")
     sheet.add_argument("numbers", nargs="+", metavar="NUMBER", help="such as 5253B; each is one row")
     sheet.add_argument("--out", type=Path, required=True, metavar="FILE.png")
     sheet.add_argument("--frames", type=int, default=12, help="in a row (12)")
@@ -102,10 +103,10 @@ def add_pictures(commands: Subparsers) -> None:
 
 def add_checks(commands: Subparsers) -> None:
     """The commands that check a data set and make its caches."""
-    diving48 = commands.add_parser("diving48", help="check a download of Diving48, report, and make its cache")
+    diving48 = add_command(commands, "diving48", "check a download of Diving48, report, and make its cache")
     diving48.add_argument("root", type=Path, metavar="ROOT", help="with rgb/ or its .tar, the V2 JSONs, the vocabulary")
     diving48.set_defaults(action=check_data_set)
-    clips = commands.add_parser("clips", help="check a CSV of clips, and make its cache")
+    clips = add_command(commands, "clips", "check a CSV of clips, and make its cache")
     clips.add_argument("root", type=Path, metavar="FILE.csv", help="with the columns that datasets/clips.py describes")
     clips.add_argument(
         "--column", action="append", default=[], metavar="NAME=OWN", help="the file's own name for a column; repeatable"

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE")
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
 OFFLINE = ["--no-index", "--no-deps"]
-TINY = ["data.root=clips.csv", "data.val_fraction=0.2", "clip.num_frames=4", "train.num_epochs=1"]
+TINY = ["data.root=clips.csv", "data.val_fraction=0.2", "clip.num_frames=2", "clip.image_size=32", "train.num_epochs=1"]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def call(installed: Path, folder: Path, *command: object) -> "subprocess.CompletedProcess[str]":
     """Run Python where the wheel comes before any other installation of the package."""
-    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    environment = {**os.environ, "PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"}
     arguments = [sys.executable, *map(str, command)]
     return subprocess.run(arguments, capture_output=True, text=True, cwd=folder, env=environment, check=False)
 
