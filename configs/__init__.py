@@ -59,6 +59,7 @@ __all__ = [
     "TestConfig",
     "TrainConfig",
     "differing_options",
+    "find_config",
     "load_config",
     "options",
     "plain_values",
@@ -85,18 +86,17 @@ def load_config(
     overrides: list[str],
     schema: type[AnySchema] = Config,  # type: ignore[assignment]
 ) -> AnySchema:
-    """Read a YAML file over the defaults, and `key=value` overrides over both.
+    """Read a YAML file over the defaults, and `key=value` overrides over both. path: as for `find_config`.
 
     Raises: ValueError, one line that names the file and the option: an unknown key, a wrong type, an impossible value,
     a missing one.
     """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such config file")
+    file = find_config(path, schema)
     for override in overrides:
         if "=" not in override.lstrip("="):
             raise ValueError(f"an override must look like train.batch_size=2, got {override!r}")
     try:
-        written = OmegaConf.load(path)
+        written = OmegaConf.load(file)
         if not OmegaConf.is_dict(written):
             raise ValueError("must hold options as `name: value`")
         refuse_renamed_options(cast(dict[str, Any], OmegaConf.to_container(written)))
@@ -120,6 +120,20 @@ def refuse_renamed_options(tree: Mapping[str, Any]) -> None:
             found.append(f"{old} to {new}")
     if found:
         raise ValueError(f"has options of an earlier version; to convert it, rename {', '.join(found)}")
+
+
+def find_config(path: Path, schema: type[AnySchema]) -> Path:
+    """The file of a config. path: a file, or the name of one that ships with the package, such as "demo" or "ladder".
+
+    A file of that path comes first. Raises: ValueError that lists the names if there is neither.
+    """
+    if path.is_file():
+        return path
+    folder = Path(__file__).parent / ("experiments" if schema is ExperimentConfig else "")
+    shipped = {each.stem: each for each in sorted(folder.glob("*.yaml"))}
+    if str(path) not in shipped:
+        raise ValueError(f"{path}: no such config file; expected the path of one, or a name: {', '.join(shipped)}")
+    return shipped[str(path)]
 
 
 def save_config(cfg: Config | PretrainConfig, path: Path) -> None:

@@ -73,7 +73,7 @@ def cell_elsewhere(path: Path, name: str, seed: int) -> Cell:
     Raises: ValueError if no such experiment lies beside it, or that one has no such cell.
     """
     experiment, _, arm = name.partition("/")
-    other_path = path.with_name(f"{experiment}.yaml")
+    other_path = path.with_stem(experiment)  # a file beside it, or a name as it is one
     others = load_config(other_path, [], ExperimentConfig)
     if arm not in others.arms or seed not in others.seeds:
         raise ValueError(f"{path} names {name}, but {other_path} has no arm {arm!r} of seed {seed}")

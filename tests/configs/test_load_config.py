@@ -224,3 +224,25 @@ def test_differing_options_names_each_difference_and_nothing_else(tmp_path):
 def test_the_run_folder_is_name_arm_seed(tmp_path):
     cfg = load_config(written(tmp_path), ["runs_dir=/there", "seed=2"])
     assert run_folder(cfg) == Path("/there/demo/flat/seed-2")
+
+
+def test_a_config_that_ships_with_the_package_has_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config(Path("demo"), ["seed=3"]).name == "demo"
+    assert load_config(Path("ladder"), [], ExperimentConfig).config == "study"
+    assert load_config(Path(load_config(Path("ladder"), [], ExperimentConfig).config), []).name == "study"
+
+
+def test_a_file_comes_before_a_name_and_a_folder_does_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("demo").write_text(MINIMAL + "seed: 7\n", encoding="utf-8")
+    Path("study").mkdir()
+    assert load_config(Path("demo"), []).seed == 7
+    assert load_config(Path("study"), []).name == "study"
+
+
+@pytest.mark.parametrize("path", ["ladder", "demo.yaml", "configs/demo.yaml", "../configs/demo", ""])
+def test_what_is_neither_a_file_nor_a_name_is_refused_with_the_names(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"no such config file; expected the path of one, or a name: .*demo, .*study$"):
+        load_config(Path(path), [])

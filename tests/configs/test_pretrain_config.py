@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -11,7 +12,8 @@ KINEMATICS = CONFIGS / "kinematics.yaml"
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_file_loads_with_its_schema(path):
-    cfg = load_config(path, [], PretrainConfig if path == KINEMATICS else Config)
+    schema: Any = PretrainConfig if path == KINEMATICS else Config
+    cfg = load_config(path, [], schema)
     # an experiment with a file for each arm has a name that its files share
     assert cfg.name == path.stem or cfg.name in ("diving48_original", "diving48_modern")
 

@@ -104,7 +104,6 @@ def test_cached_evaluation_features_are_what_the_frozen_blocks_make_of_them(cfg)
         item = kept[index]
         with torch.no_grad():
             expected = backbone_of(cfg).frozen_tokens(clips[index]["clip"])
-        assert item["tokens"].dtype is torch.float32
         torch.testing.assert_close(item["tokens"], expected, **FP16)  # (views, tokens, embed_dim), of one view
         assert {name: item[name] for name in ("label", "index", "problem")} == {
             name: clips[index][name] for name in ("label", "index", "problem")
@@ -140,7 +139,7 @@ def test_clips_begin_with_different_views_and_another_seed_with_others(cfg, tmp_
 
     def first_views(seed: int) -> list[int]:
         kept = CachedFeatures(records, tmp_path, training=True, num_views=NUM_VIEWS, seed=seed)
-        return [int(kept[0, index]["tokens"].item()) for index in range(len(records))]
+        return [int(np.asarray(kept[0, index]["tokens"]).item()) for index in range(len(records))]
 
     assert set(first_views(0)) == set(range(NUM_VIEWS))
     assert first_views(0) == first_views(0)

@@ -136,7 +136,8 @@ def test_logits_and_the_gradient_of_every_weight_equal_those_of_huggingfaces_cla
             nn.init.zeros_(block.time_attn.qkv.bias)
             nn.init.zeros_(block.space_attn.qkv.bias)
     sizes = {"num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 24, "intermediate_size": 96}
-    config = TimesformerConfig(image_size=24, patch_size=PATCH_SIZE, num_frames=3, num_labels=len(DIVING48), **sizes)
+    sizes["num_labels"] = len(DIVING48)
+    config = TimesformerConfig(image_size=24, patch_size=PATCH_SIZE, num_frames=3, **sizes)
     config.qkv_bias = qkv_bias
     peer = TimesformerForVideoClassification(config)
     copy_into_huggingface(backbone, peer.timesformer, qkv_bias=qkv_bias)

@@ -163,7 +163,7 @@ def test_processes_end_when_nobody_waits_for_them_any_longer(new_folder):
     cell, well = next(ending)
     assert (cell.arm, well) == ("lost", False)
     assert len(multiprocessing.active_children()) == 1
-    ending.close()
+    ending.close()  # type: ignore[attr-defined]  # it is a generator
     assert multiprocessing.active_children() == []
     assert not Path("runs/tiny/long/seed-0/metrics.json").exists()
 

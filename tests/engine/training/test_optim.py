@@ -12,6 +12,7 @@ from diveparse.engine.training.optim import (
 )
 from diveparse.models.backbone import Backbone
 from diveparse.models.classifier import DiveClassifier, build_classifier
+from diveparse.models.timesformer import TimeSformer
 
 
 class Toy(Backbone):
@@ -76,7 +77,8 @@ def test_only_weight_matrices_decay_the_head_has_its_own_rate_and_the_frozen_sta
 @pytest.mark.parametrize(("num_frozen_blocks", "stem"), [(0, StemKind.PATCH), (0, StemKind.CONV), (2, StemKind.PATCH)])
 def test_each_layer_learns_at_its_share_of_the_rate_of_the_layer_above_it(layer_decay, num_frozen_blocks, stem):
     model = tiny_classifier(num_frozen_blocks, stem)
-    layers = [nn.ModuleList([model.backbone.norm]), *reversed(model.backbone.blocks)]  # from the top down
+    assert isinstance(model.backbone, TimeSformer)
+    layers: list[nn.Module] = [model.backbone.norm, *reversed(model.backbone.blocks)]  # from the top down
     expected, rate = {}, 0.1
     for layer in layers:
         expected |= {id(parameter): rate for parameter in layer.parameters()}
