@@ -60,8 +60,8 @@ __all__ = [
     "TrainConfig",
     "differing_options",
     "find_config",
+    "flat_options",
     "load_config",
-    "options",
     "plain_values",
     "refuse_renamed_options",
     "run_folder",
@@ -151,7 +151,7 @@ def run_folder(cfg: Config | PretrainConfig) -> Path:
     return Path(cfg.runs_dir) / cfg.name / cfg.arm / f"seed-{cfg.seed}"
 
 
-def options(cfg: Config | PretrainConfig) -> dict[str, Any]:
+def flat_options(cfg: Config | PretrainConfig) -> dict[str, Any]:
     """Every option by its dotted name, as plain values: {"train.batch_size": 2, "head.kind": "joint", …}."""
     flat: dict[str, Any] = {}
     for name, value in plain_values(asdict(cfg)).items():
@@ -164,7 +164,7 @@ def options(cfg: Config | PretrainConfig) -> dict[str, Any]:
 
 def differing_options(before: Schema, now: Schema) -> list[str]:
     """One line an option that differs, such as "train.batch_size: 2 before, 4 now"."""
-    old, new = options(before), options(now)
+    old, new = flat_options(before), flat_options(now)
     return [f"{name}: {old[name]!r} before, {new[name]!r} now" for name in new if old[name] != new[name]]
 
 
@@ -188,5 +188,5 @@ def _option(error: OmegaConfBaseException) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    """OmegaConf appends lines about its own node types, which say nothing to a user."""
+    """The first line alone: OmegaConf appends lines about its own node types."""
     return str(error).splitlines()[0]

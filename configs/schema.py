@@ -374,7 +374,7 @@ class ExperimentConfig:
     pairs: list[list[str]] = field(default_factory=list)  # [first, second], whose difference is second - first
     common: str = ""  # options that all arms have beside those of `config`
     # arm that did not see some dives -> EXPERIMENT/ARM that did not see more, whose validation clips of those beyond
-    # say how much of the seen dives to give up: see engine/unseen.py
+    # choose how much of the seen dives to give up: see engine/evidence/unseen.py
     stacking: dict[str, str] = field(default_factory=dict)
     curve: CurveConfig | None = None
     split: str = "test"  # that the arms are scored on; val to choose a setting

@@ -112,15 +112,15 @@ def training_batches(
     labels = [record.label for record in clips.records] if cfg.class_balanced else None
     updates = EpochSampler(len(clips), cfg.batch_size * cfg.accumulation_steps, seed, first_update, labels)
     parts = MicroBatches(updates, cfg.batch_size)
-    return iter(ClipLoader(clips, batch_sampler=parts, **_worker_options(num_workers)))
+    return iter(ClipLoader(clips, batch_sampler=parts, **_loader_arguments(num_workers)))
 
 
 def evaluation_batches(clips: FeatureSource, *, batch_size: int, num_workers: int) -> ClipLoader:
     """Every clip once, in order, as often as asked; the last batch may be short."""
-    return ClipLoader(clips, batch_size=batch_size, shuffle=False, **_worker_options(num_workers))
+    return ClipLoader(clips, batch_size=batch_size, shuffle=False, **_loader_arguments(num_workers))
 
 
-def _worker_options(num_workers: int) -> dict[str, Any]:
+def _loader_arguments(num_workers: int) -> dict[str, Any]:
     """What both loaders share. Their own generator keeps them from drawing on the one that the model's noise uses."""
     shared: dict[str, Any] = {"generator": torch.Generator(), "pin_memory": torch.cuda.is_available()}
     if num_workers == 0:

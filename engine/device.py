@@ -14,7 +14,7 @@ from diveparse.configs import Precision, TrainConfig
 
 def choose_device() -> torch.device:
     """The GPU where there is one. On the CPU, give the main process every core that it may run on: data workers keep to
-    one thread each, and mostly wait. OMP_NUM_THREADS, where set, says how many instead, so that two runs can share."""
+    one thread each, and mostly wait. OMP_NUM_THREADS, where set, overrides it, so that two runs can share."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     if "OMP_NUM_THREADS" not in os.environ:

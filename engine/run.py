@@ -15,7 +15,7 @@ from diveparse.datasets.storage.atomic import TEMPORARY_SUFFIX, write_json, writ
 from diveparse.engine.environment import describe_environment
 
 # a run can go on with other values of these: they change which clips can be read and by whom, not the recipe
-CHANGEABLE = ("data.damaged:", "data.num_workers:", "num_workers:")
+RESUME_OPTIONS = ("data.damaged:", "data.num_workers:", "num_workers:")
 CHECKPOINT_NAME = re.compile(r"update-(\d+)")
 
 logger = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ def open_run(cfg: Schema, *, resume: bool) -> RunFolder:
 
 def _require_same_options(run: RunFolder, cfg: Schema) -> None:
     differing = differing_options(load_config(run.config, [], type(cfg)), cfg)
-    changed = [line for line in differing if line.startswith(CHANGEABLE)]
+    changed = [line for line in differing if line.startswith(RESUME_OPTIONS)]
     if changed:
         logger.info("going on with other options: %s", "; ".join(changed))
     differing = [line for line in differing if line not in changed]

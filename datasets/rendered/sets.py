@@ -211,8 +211,8 @@ def claim_folder(root: Path, settings: RenderSettings) -> None:
                 f"{root} holds clips rendered with other settings ({'; '.join(differing)}); choose another folder"
             )
         return
-    begun_to_claim = path.name + TEMPORARY_SUFFIX  # what a kill in the midst of the line below leaves
-    if root.exists() and any(entry.name != begun_to_claim for entry in root.iterdir()):
+    unfinished = path.name + TEMPORARY_SUFFIX  # what a kill in the midst of the line below leaves
+    if root.exists() and any(entry.name != unfinished for entry in root.iterdir()):
         raise ValueError(
             f"{root} holds files but no {RENDERED_FILE}, so they were not rendered; expected a new or empty folder, "
             "or one that an earlier rendering began"

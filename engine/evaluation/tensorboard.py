@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from diveparse.configs import Config, options
+from diveparse.configs import Config, flat_options
 from diveparse.datasets.dives import DiveSet
 from diveparse.engine.evaluation.metrics import confusion_matrix
 from diveparse.engine.evaluation.pictures import confusion_figure
@@ -37,7 +37,7 @@ def log_test(
         scores = {f"test/{name}": value for name, value in flat_metrics(metrics).items()}
         # a run name of "." keeps this record in the run's own folder; the default adds a run named after the time
         hparams = {
-            name: str(value) if isinstance(value, dict | list) else value for name, value in options(cfg).items()
+            name: str(value) if isinstance(value, dict | list) else value for name, value in flat_options(cfg).items()
         }
         writer.add_hparams(hparams, scores, run_name=".", global_step=num_updates)
 

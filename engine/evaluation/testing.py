@@ -25,7 +25,7 @@ from diveparse.engine.evaluation.tensorboard import log_test
 from diveparse.engine.run import EvaluationFiles, RunFolder, read_json
 from diveparse.models.classifier import DiveClassifier
 
-CHANGEABLE = ("data.root", "data.num_workers", "data.cache", "data.damaged", "test.", "clip.order")  # in a test
+TEST_OPTIONS = ("data.root", "data.num_workers", "data.cache", "data.damaged", "test.", "clip.order")  # in a test
 
 
 def evaluate_run(folder: Path, overrides: list[str], *, split: str, again: bool = False) -> dict[str, Any]:
@@ -132,8 +132,8 @@ def read_test_config(run: RunFolder, overrides: list[str], split: str) -> tuple[
             f"go on with: diveparse train {run.config} --resume"
         )
     for override in overrides:
-        if not override.startswith(CHANGEABLE):
-            raise ValueError(f"testing can change {', '.join(CHANGEABLE)} only, got {override!r}")
+        if not override.startswith(TEST_OPTIONS):
+            raise ValueError(f"testing can change {', '.join(TEST_OPTIONS)} only, got {override!r}")
     cfg = load_config(run.config, overrides)
     is_own_order = cfg.clip.order is load_config(run.config, []).clip.order
     return cfg, run.evaluation(split, control="" if is_own_order else cfg.clip.order.value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diveparse.configs import Config, options
+from diveparse.configs import Config, flat_options
 from diveparse.engine.evidence.runs import Run
 
 INDIFFERENT = ("seed", "runs_dir", "data.num_workers")  # all that may differ in an arm; the last two change no weight
@@ -36,7 +36,7 @@ def group_by_arm(runs: list[Run]) -> dict[str, dict[int, Run]]:
 
 def differing_values(one: Config, other: Config) -> list[str]:
     """The options that differ, apart from those of INDIFFERENT, such as "head.kind (joint, flat)"."""
-    values, others = (options(cfg) | {"data.root": str(Path(cfg.data.root).resolve())} for cfg in (one, other))
+    values, others = (flat_options(cfg) | {"data.root": str(Path(cfg.data.root).resolve())} for cfg in (one, other))
     names = [name for name in values if name not in INDIFFERENT and values[name] != others[name]]
     return [f"{name} ({values[name]}, {others[name]})" for name in names]
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
-from diveparse.configs import options
+from diveparse.configs import flat_options
 from diveparse.engine.evidence.arms import INDIFFERENT
 from diveparse.engine.evidence.comparison import Report
 from diveparse.engine.evidence.report_figures import file_name
@@ -29,7 +29,7 @@ def log_comparison(folder: Path, report: Report, text: str, images: Mapping[str,
         for name, pixels in images.items():
             writer.add_image(f"{report.split}/{name}", pixels, dataformats="HWC")
         writer.add_custom_scalars({"arms and seeds": {title: ["Multiline", [tag]] for tag, title in CURVES.items()}})
-    values = {run.folder: options(run.config) for _, _, run in report.runs}
+    values = {run.folder: flat_options(run.config) for _, _, run in report.runs}
     differing = [
         name
         for name in next(iter(values.values()))

@@ -1,4 +1,4 @@
-"""Pretraining: a small backbone learns how bodies move, from rendered clips and what their renderer knows."""
+"""Pretraining: a small backbone learns how bodies move, from rendered clips with the renderer's truth."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def start_backbone(cfg: PretrainConfig) -> TimeSformer:
     if cfg.backbone.weights is not None:
         return load_backbone(cfg.backbone.weights, cfg.backbone, **sizes)
     backbone = build_backbone(cfg.backbone, **sizes)
-    # from nothing and in so few steps, the network must be told from the start where and when a patch is
+    # from nothing and in so few updates, places in space and time must differ from the start
     for places in (backbone.space_embed, backbone.time_embed):
         nn.init.trunc_normal_(places, std=0.3)
     return backbone

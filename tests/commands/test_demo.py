@@ -5,13 +5,13 @@ import pytest
 
 from diveparse.commands.cli import main
 from diveparse.commands.demo import ARMS, run_side_by_side
-from diveparse.configs import HeadKind, load_config, options
+from diveparse.configs import HeadKind, flat_options, load_config
 
 
 @pytest.mark.parametrize("config", ["demo", "rehearsal"])
 def test_the_arms_differ_in_nothing_but_the_head(config):
     flat, structured = (
-        options(load_config(Path(config), [f"arm={arm}", *override.split()])) for arm, override in ARMS.items()
+        flat_options(load_config(Path(config), [f"arm={arm}", *override.split()])) for arm, override in ARMS.items()
     )
     assert {name for name in flat if flat[name] != structured[name]} == {"arm", "head.kind"}
     assert (flat["arm"], flat["head.kind"]) == ("flat", HeadKind.FLAT.value)

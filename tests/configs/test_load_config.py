@@ -14,8 +14,8 @@ from diveparse.configs import (
     Pooling,
     Precision,
     differing_options,
+    flat_options,
     load_config,
-    options,
     run_folder,
     save_config,
 )
@@ -105,7 +105,59 @@ def test_a_wrong_option_is_one_line_that_names_it(tmp_path, override, complaint)
     assert "\n" not in str(caught.value)
 
 
-def test_views_can_be_stored_where_frozen_blocks_begin_with_weights(tmp_path):
+@pytest.mark.parametrize(
+    ("overrides", "refused"),
+    [
+        (["head.kind=flat", "head.auxiliary_weight=1"], "head.auxiliary_weight=1.0 has no effect with head.kind=flat"),
+        (
+            ["head.kind=constrained", "head.auxiliary_weight=1"],
+            "head.auxiliary_weight=1.0 has no effect with head.k",
+        ),
+        (["head.kind=flat", "head.ordinal_weight=4"], "head.ordinal_weight=4.0 has no effect with head.kind=flat"),
+        (["head.kind=flat", "head.uncertainty_weighting=true"], "head.uncertainty_weighting=True has no effect with"),
+        (
+            ["head.kind=joint", "head.correction_penalty=1"],
+            "head.correction_penalty=1.0 has no effect with head.kind=joint",
+        ),
+        (
+            ["head.ordinal_weight=4"],
+            "head.ordinal_weight=4.0 has no effect with head.kind=joint and head.auxiliary_weight=0",
+        ),
+        (["head.uncertainty_weighting=true"], "has no effect with head.kind=joint and head.auxiliary_weight=0"),
+        (["train.mixup_alpha=1", *STORED], "train.mixup_alpha must be 0 with train.num_cached_views, got 1.0"),
+        (["train.cutmix_alpha=1", *STORED], "train.cutmix_alpha must be 0 with train.num_cached_views, got 1.0"),
+        (["train.precision=fp16"], "train.precision: .*'fp16'.*BF16"),
+    ],
+)
+def test_an_option_that_does_nothing_is_refused_in_one_line(tmp_path, overrides, refused):
+    with pytest.raises(ValueError, match=refused) as caught:
+        load_config(written(tmp_path), overrides)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["joint", "pairwise", "residual"])
+def test_the_default_structured_arm_is_the_joint_likelihood_alone(tmp_path, kind):
+    assert load_config(written(tmp_path), []).head.kind is HeadKind.JOINT
+    assert load_config(written(tmp_path), [f"head.kind={kind}"]).head.auxiliary_weight == 0
+    own = ["head.ordinal_weight=4", "head.uncertainty_weighting=true"]
+    assert (
+        load_config(written(tmp_path), [f"head.kind={kind}", "head.auxiliary_weight=1", *own]).head.ordinal_weight == 4
+    )
+
+
+def test_a_config_of_an_earlier_version_is_refused_with_what_to_rename(tmp_path):
+    path = written(tmp_path)
+    path.write_text(path.read_text() + "head: {learned_weights: true}\ntrain: {num_stored_views: 4}\n")
+    with pytest.raises(ValueError, match="earlier version") as caught:
+        load_config(path, [])
+    expected = (
+        "rename head.learned_weights to head.uncertainty_weighting, train.num_stored_views to train.num_cached_views"
+    )
+    assert str(caught.value).endswith(expected)
+    assert "\n" not in str(caught.value)
+
+
+def test_views_can_be_cached_where_frozen_blocks_begin_with_weights(tmp_path):
     assert load_config(written(tmp_path), STORED).train.num_cached_views == 4
 
 
@@ -116,6 +168,7 @@ def test_views_can_be_stored_where_frozen_blocks_begin_with_weights(tmp_path):
         ("backbone.weights=null", "0 without backbone.weights"),
         ("backbone.drop_path_rate=0.1", "0 with backbone.drop_path_rate"),
         ("data.damaged=skip", "0 with data.damaged=skip"),
+        ("test.num_spatial_views=3", "0 with more than one test view"),
     ],
 )
 def test_stored_views_are_refused_where_a_frozen_block_would_not_answer_alike(tmp_path, override, complaint):
@@ -205,7 +258,7 @@ def test_a_saved_config_loads_as_the_same_config(tmp_path):
 
 
 def test_options_are_plain_values_by_dotted_names(tmp_path):
-    flat = options(load_config(written(tmp_path), []))
+    flat = flat_options(load_config(written(tmp_path), []))
     assert (flat["name"], flat["head.kind"], flat["train.precision"], flat["backbone.weights"]) == (
         "demo",
         "joint",

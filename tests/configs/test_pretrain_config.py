@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from diveparse.configs import Config, PretrainConfig, load_config, options, run_folder, save_config
+from diveparse.configs import Config, PretrainConfig, flat_options, load_config, run_folder, save_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 KINEMATICS = CONFIGS / "kinematics.yaml"
@@ -77,7 +77,7 @@ def test_the_kinematics_config_holds_only_what_differs_from_the_defaults():
     sections = {name: values for name, values in written.items() if isinstance(values, dict)}
     flat = {name: value for name, value in written.items() if name not in sections}
     flat |= {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
-    defaults = options(PretrainConfig())
+    defaults = flat_options(PretrainConfig())
     assert [name for name, value in flat.items() if defaults[name] == value] == []
 
 

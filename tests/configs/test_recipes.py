@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from torch.utils.flop_counter import FlopCounterMode
 
-from diveparse.configs import Config, HeadKind, differing_options, load_config, options, run_folder
+from diveparse.configs import Config, HeadKind, differing_options, flat_options, load_config, run_folder
 from diveparse.datasets.clip_dataset import ClipDataset
 from diveparse.datasets.dives import DIVING48, DIVING48_TRAIN_COUNTS
 from diveparse.datasets.records import ClipRecord
@@ -128,7 +128,7 @@ def test_a_recipe_holds_only_what_differs_from_the_defaults(name):
     sections = {section: values for section, values in written.items() if isinstance(values, dict)}
     flat = {option: value for option, value in written.items() if option not in sections}
     flat |= {f"{section}.{option}": value for section, values in sections.items() for option, value in values.items()}
-    defaults = options(Config())
+    defaults = flat_options(Config())
     assert [option for option, value in flat.items() if defaults[option] == value] == []
 
 
