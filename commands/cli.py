@@ -34,7 +34,7 @@ INTERRUPTED = 130  # the exit code of shells for a command that Ctrl-C ended
 class Command(Protocol):
     """What the module of a command offers. Its docstring is the description that --help shows.
 
-    A module imports what is slow inside `run`, so that --help is quick.
+    A module imports what is slow inside `run`, so that --help is quick. `prepare` cannot: its options list types.
     """
 
     __doc__: str | None
