@@ -44,6 +44,7 @@ from diveparse.datasets.storage.atomic import write_json
 from diveparse.datasets.transforms import cut_square, decode_size
 from diveparse.datasets.video import probe, read_frames
 from diveparse.datasets.video.orientation import is_flipped, upright_pixels, upright_size
+from diveparse.datasets.video.writer import Picture, write_h264
 from diveparse.engine.benchmark.backbone import (
     BUILDERS,
     COMPILED,
@@ -240,13 +241,10 @@ def reencode(video: Path, target: Path, height: int) -> None:
         raise ValueError(f"height must be a multiple of 2, got {height}")
     info = probe(video)
     width = 2 * round(info.width * height / info.height / 2)
-    with av.open(str(target), "w") as file:
-        stream = file.add_stream("libx264", rate=Fraction(info.frame_rate_hz).limit_denominator(1001))
-        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-        times_s = (torch.arange(info.num_frames) + 0.5) * (info.duration_s / info.num_frames)
-        for picture in read_frames(video, times_s, (height, width)).permute(0, 2, 3, 1).contiguous().numpy():
-            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        file.mux(stream.encode(None))
+    times_s = (torch.arange(info.num_frames) + 0.5) * (info.duration_s / info.num_frames)
+    pixels = read_frames(video, times_s, (height, width)).permute(0, 2, 3, 1).contiguous().numpy()
+    rate_hz = Fraction(info.frame_rate_hz).limit_denominator(1001)
+    write_h264(target, map(Picture, pixels), rate_hz=rate_hz, options={})
 
 
 def read_from_cache(root: Path, kind: CacheKind, path: Path, times_s: Tensor, size: tuple[int, int]) -> Tensor:

@@ -9,9 +9,7 @@ from enum import Enum
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
-from numpy.typing import NDArray
 
 from diveparse.datasets.dives import DIVING48, DIVING48_TEST_COUNTS, DIVING48_TRAIN_COUNTS, Dive
 from diveparse.datasets.records import RENDERED_FILE
@@ -21,7 +19,9 @@ from diveparse.datasets.rendered.rehearsal import assign, real_sources
 from diveparse.datasets.storage.atomic import TEMPORARY_SUFFIX, write_json, written_atomically
 from diveparse.datasets.storage.seeding import stream
 from diveparse.datasets.storage.workers import worker_pool
-from diveparse.datasets.video.writer import x264_options
+from diveparse.datasets.video.writer import Picture, write_h264, x264_options
+
+X264 = x264_options(21)
 
 
 class ClassCounts(Enum):
@@ -92,19 +92,9 @@ def write_clip(clip: RenderedClip, size: tuple[int, int], video_path: Path, trut
                 phase=moments.phase.astype(np.uint8),
             )
     with written_atomically(video_path) as temporary:
-        encode_h264(frames, clip.source.frame_rate_hz, temporary)
+        rate_hz = Fraction(clip.source.frame_rate_hz)
+        write_h264(temporary, map(Picture, frames), rate_hz=rate_hz, options=X264)
     return len(frames)
-
-
-def encode_h264(frames: NDArray[np.uint8], frame_rate_hz: int, path: Path) -> None:
-    """frames: (num_frames, height, width, 3) RGB. The same frames always give the same bytes."""
-    with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=Fraction(frame_rate_hz), options=x264_options(21))
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode(None))
 
 
 def class_counts(weights: Sequence[int], total: int) -> list[int]:
