@@ -1,9 +1,9 @@
 import csv
 import json
 import runpy
+from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -13,6 +13,7 @@ from diveparse.datasets.clip_dataset import ClipDataset
 from diveparse.datasets.dives import ATTRIBUTES, DIVING48, WORLD_AQUATICS
 from diveparse.datasets.records import ClipRecord
 from diveparse.datasets.video import probe
+from diveparse.datasets.video.writer import Picture, write_h264, x264_options
 from diveparse.models.classifier import DiveClassifier, build_classifier
 
 TOOL = runpy.run_path(str(Path(__file__).resolve().parents[2] / "tools" / "predict.py"))
@@ -37,12 +38,7 @@ def save_model(folder, kind=HeadKind.JOINT, seed=0):
 
 def write_video(path, seed=0, num_frames=12):
     frames = np.random.default_rng(seed).integers(0, 256, (num_frames, 48, 64, 3), dtype=np.uint8)
-    with av.open(str(path), "w") as file:
-        stream = file.add_stream("libx264", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for frame in frames:
-            file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        file.mux(stream.encode())
+    write_h264(path, map(Picture, frames), rate_hz=Fraction(25), options=x264_options(23))
     return path
 
 
