@@ -67,7 +67,7 @@ def test_a_folder_of_files_that_were_not_rendered_is_refused_and_left_as_it_is(t
     real = tmp_path / "Diving48_V2_train.json"
     real.write_text("hours of download")
     with pytest.raises(
-        ValueError, match=rf"{tmp_path} holds files but no rendered.json.*expected a new or empty folder"
+        ValueError, match=rf"{tmp_path} holds files but no rendered.json.*choose a new or empty folder"
     ):
         next(render_data_set(tmp_path, SMALL, num_workers=1))
     assert list(tmp_path.iterdir()) == [real]
