@@ -105,7 +105,7 @@ def class_counts(weights: Sequence[int], total: int) -> list[int]:
     """
     num_classes = np.count_nonzero(weights)
     if total < num_classes:
-        raise ValueError(f"expected at least one clip for each of {num_classes} classes, got {total} clips")
+        raise ValueError(f"{total} clips are too few for {num_classes} classes; ask for one clip a class or more")
     share = np.array(weights) * total / sum(weights)
     counts = np.maximum(np.floor(share), np.array(weights) > 0).astype(int)
     for label in np.argsort(-(share - np.floor(share)), kind="stable"):
