@@ -25,7 +25,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import torch
 from PIL import Image
@@ -39,7 +38,7 @@ from diveparse.datasets.storage import journal
 from diveparse.datasets.storage.atomic import write_json, written_atomically
 from diveparse.datasets.storage.workers import worker_pool
 from diveparse.datasets.video import VideoError, VideoInfo, probe, read_frames
-from diveparse.datasets.video.writer import x264_options
+from diveparse.datasets.video.writer import Picture, write_h264, x264_options
 
 SETTINGS_FILE, INDEX_FILE = "settings.json", "index.jsonl"
 FORMAT = 2  # of the files; to be raised when they are made in another way, so that older ones are made again
@@ -298,17 +297,13 @@ def _kept_size(info: VideoInfo, settings: CacheSettings) -> tuple[int, int]:
 def encode(frames: Tensor, duration_s: float, path: Path) -> None:
     """Write frames, (num_frames, 3, height, width) uint8 with even sides, as H.264 that fills `duration_s` evenly."""
     segment_s = duration_s / len(frames)
-    with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=Fraction(1 / segment_s).limit_denominator(1000), options=X264)
-        stream.height, stream.width = frames.shape[2:]
-        stream.pix_fmt = "yuv420p"
-        stream.codec_context.time_base = Fraction(1, TICKS_PER_S)
-        for number, picture in enumerate(frames.permute(0, 2, 3, 1).contiguous().numpy()):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts, frame.time_base = round(number * segment_s * TICKS_PER_S), Fraction(1, TICKS_PER_S)
-            frame.duration = round(segment_s * TICKS_PER_S)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+    duration = round(segment_s * TICKS_PER_S)
+    pictures = (
+        Picture(pixels, round(number * segment_s * TICKS_PER_S), duration)
+        for number, pixels in enumerate(frames.permute(0, 2, 3, 1).contiguous().numpy())
+    )
+    rate_hz = Fraction(1 / segment_s).limit_denominator(1000)
+    write_h264(path, pictures, rate_hz=rate_hz, options=X264, tick_s=Fraction(1, TICKS_PER_S))
 
 
 def pack_pictures(frames: Tensor, path: Path) -> None:

@@ -2,10 +2,10 @@ import gc
 import json
 import multiprocessing
 import sys
+from fractions import Fraction
 from multiprocessing import forkserver
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from diveparse.configs import load_config
 from diveparse.datasets.dives import DIVING48
 from diveparse.datasets.rendered.sets import ClassCounts, RenderSettings, render_data_set
+from diveparse.datasets.video.writer import Picture, write_h264, x264_options
 from diveparse.engine.evaluation import tensorboard as evaluation_tensorboard
 from diveparse.engine.training import tensorboard as training_tensorboard
 from diveparse.engine.training.loop import train
@@ -77,13 +78,8 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_tiny_video(path: Path, color: tuple[int, int, int], *, seed: int, num_frames: int = 8) -> None:
     noise = np.random.default_rng(seed)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for _ in range(num_frames):
-            pixels = (np.array(color) + noise.integers(0, 40, size=(48, 64, 3))).astype(np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(stream.encode())
+    pixels = [(np.array(color) + noise.integers(0, 40, size=(48, 64, 3))).astype(np.uint8) for _ in range(num_frames)]
+    write_h264(path, map(Picture, pixels), rate_hz=Fraction(25), options=x264_options(23))
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Rendered dives: sources, and clips of any dive number in them.
 
-A stand-in for video that cannot be shipped. Everything follows from seeds: a source (venue, camera, light, divers,
+They stand in for video that cannot be shipped. Everything follows from seeds: a source (venue, camera, light, divers,
 frame rate, board) from (seed, split, number), a clip from its source's seed and its own number. Splits never share a
 source.
 """
@@ -23,11 +23,11 @@ from diveparse.datasets.storage.seeding import stream
 NAME_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 FRAME_RATES_HZ = (25, 30, 60)
 SPRINGBOARDS_M, PLATFORMS_M = (1.0, 3.0), (5.0, 7.5, 10.0)
-PICTURE = 1  # ends the seed key of what is random in a clip's picture but not in its motion
+PICTURE = 1  # ends the seed key of the random numbers of a clip's picture, as opposed to its motion
 
 
 class Split(Enum):
-    """Separate streams of sources; the value enters the seed."""
+    """Each split draws other sources; the value is part of the seed."""
 
     TRAIN = 0
     TEST = 1
@@ -36,16 +36,16 @@ class Split(Enum):
 
 @dataclass(frozen=True)
 class Source:
-    """One broadcast or club video: everything that its clips share."""
+    """One broadcast or club video: everything that the clips cut from it share."""
 
     name: str  # 11 characters, like a source of Diving48
-    seed_key: tuple[int, ...]  # of its random stream; those of its clips begin with it
+    seed_key: tuple[int, ...]  # of the source's random stream; the keys of the clips start with it
     venue: Venue
     looks: tuple[Look, ...]
     frame_rate_hz: int
     springboard: bool
     board_height_m: float
-    camera_azimuth: float  # radians from straight along y, either side
+    camera_azimuth: float  # radians from the y axis, to either side
     camera_side: int
     camera_distance_m: float
     camera_height_m: float
@@ -76,7 +76,7 @@ class Source:
         )
 
     def has_board_for(self, dive: Dive) -> bool:
-        """Whether the dive has a difficulty at this board's height; one that has none anywhere is done from any."""
+        """Whether the dive has a difficulty at this board's height. A dive without any difficulty fits every board."""
         if dive.armstand and self.springboard:
             return False
         heights = [height_m for height_m in HEIGHTS_M if dive.difficulty(height_m) is not None]
@@ -84,7 +84,7 @@ class Source:
 
 
 class RenderedClip:
-    """One dive of one source, drawn at any moments and any size."""
+    """One dive of one source, which can be drawn at any times and in any size."""
 
     def __init__(self, source: Source, dive: Dive, number: int, difficulty: float = 1.0):
         self.source, self.dive, self.difficulty = source, dive, difficulty
@@ -108,13 +108,13 @@ class RenderedClip:
 
     @property
     def frame_times_s(self) -> Array:
-        """Of every frame of the file, seconds from the clip's start."""
+        """The times of all frames of the file, in seconds from the clip's start."""
         return np.arange(int(self.duration_s * self.source.frame_rate_hz)) / self.source.frame_rate_hz
 
     def draw(self, times_s: Array, size: tuple[int, int]) -> tuple[NDArray[np.uint8], Array, Moments]:
         """times_s: (num_times,) seconds from the clip's start; size: (height, width).
         Returns: frames (num_times, height, width, 3), joints on the picture (num_times, num_joints, 2) as x, y pixels,
-        and what the body did."""
+        and the motion of the body."""
         source, rng = self.source, stream(*self.seed_key, PICTURE)
         moments = self.performance.at(times_s + self.start_s)
         camera = self.camera

@@ -7,6 +7,7 @@ the venue is painted once on that plane and cut out per frame, the body is proje
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import aggdraw
 import numpy as np
@@ -52,70 +53,72 @@ class Capsules:
     visible: NDArray[np.bool_]  # (num_times, num)
 
 
+class Stick(NamedTuple):
+    """One primitive of the body: its ends, (num_times, 3) world metres, and how it looks."""
+
+    start: Array
+    end: Array
+    start_radius: float
+    end_radius: float
+    color: Color
+
+
 def diver_capsules(moments: Moments, look: Look) -> Capsules:
-    """The body. What tells front from back is drawn as its own primitives that the depth order hides or shows:
-    face against hair, chest against back, toes against heels."""
-    rows: list[tuple[Array, Array, float, float, Color]] = []
+    """The body. Separate primitives tell front from back, since the depth order hides or shows them: face and hair,
+    chest and back, toes and heels."""
+    sticks = [*_trunk_and_head(moments, look), *_limbs(moments, look)]
+    start, end = np.stack([s.start for s in sticks], 1), np.stack([s.end for s in sticks], 1)  # (num_times, num, 3)
+    radii = look.build * np.array([(s.start_radius, s.end_radius) for s in sticks], dtype=float)
+    colors = [s.color for s in sticks]
+    return cut_at_water(Capsules(start, end, radii[:, 0], radii[:, 1], colors, np.ones(start.shape[:2], bool)))
 
-    def at(name: str) -> Array:
-        return moments.joints_m[:, JOINT[name]]
 
-    def add(start: Array, end: Array, start_radius: float, end_radius: float, color: Color) -> None:
-        rows.append((start, end, start_radius, end_radius, color))
-
+def _trunk_and_head(moments: Moments, look: Look) -> list[Stick]:
+    at = {name: moments.joints_m[:, index] for name, index in JOINT.items()}
     left = moments.rotations[:, :, 1]
-    trunk = at("neck") - at("pelvis")
-    trunk_front = np.cross(left, trunk / np.linalg.norm(trunk, axis=-1, keepdims=True))
-    head_axis = at("crown") - at("neck")
-    head_front = np.cross(left, head_axis / np.linalg.norm(head_axis, axis=-1, keepdims=True))
+    trunk = at["neck"] - at["pelvis"]
+    front = np.cross(left, trunk / np.linalg.norm(trunk, axis=-1, keepdims=True))
+    head_axis = at["crown"] - at["neck"]
+    face = at["head"] + 0.055 * np.cross(left, head_axis / np.linalg.norm(head_axis, axis=-1, keepdims=True))
     chest = look.suit if look.suit_on_chest else look.skin
-    chest_lit, back_dark = shade(chest, 1.12), shade(look.suit if look.suit_on_chest else look.skin, 0.72)
 
-    low, high = at("pelvis") + 0.10 * trunk, at("pelvis") + 0.82 * trunk
-    add(low, high, 0.115, 0.135, shade(chest, 0.95))
-    add(
-        at("pelvis") + 0.35 * trunk + 0.07 * trunk_front,
-        at("pelvis") + 0.8 * trunk + 0.06 * trunk_front,
-        0.075,
-        0.10,
-        chest_lit,
-    )
-    add(
-        at("pelvis") + 0.25 * trunk - 0.06 * trunk_front,
-        at("pelvis") + 0.85 * trunk - 0.06 * trunk_front,
-        0.08,
-        0.10,
-        back_dark,
-    )
-    add(at("left_hip"), at("right_hip"), 0.105, 0.105, look.suit)
-    add(at("left_shoulder"), at("right_shoulder"), 0.065, 0.065, shade(look.skin, 0.95))
-    add(at("neck") - 0.05 * trunk, at("head"), 0.06, 0.06, shade(look.skin, 0.9))
-    add(at("head"), at("head") + 0.35 * (at("crown") - at("head")), 0.11, 0.105, look.hair)
-    add(
-        at("head") + 0.055 * head_front,
-        at("head") + 0.055 * head_front + 0.1 * head_axis,
-        0.078,
-        0.07,
-        shade(look.skin, 1.08),
-    )
+    def along(share: float) -> Array:
+        return at["pelvis"] + share * trunk
+
+    return [
+        Stick(along(0.10), along(0.82), 0.115, 0.135, shade(chest, 0.95)),
+        Stick(along(0.35) + 0.07 * front, along(0.8) + 0.06 * front, 0.075, 0.10, shade(chest, 1.12)),
+        Stick(along(0.25) - 0.06 * front, along(0.85) - 0.06 * front, 0.08, 0.10, shade(chest, 0.72)),
+        Stick(at["left_hip"], at["right_hip"], 0.105, 0.105, look.suit),
+        Stick(at["left_shoulder"], at["right_shoulder"], 0.065, 0.065, shade(look.skin, 0.95)),
+        Stick(at["neck"] - 0.05 * trunk, at["head"], 0.06, 0.06, shade(look.skin, 0.9)),
+        Stick(at["head"], at["head"] + 0.35 * (at["crown"] - at["head"]), 0.11, 0.105, look.hair),
+        Stick(face, face + 0.1 * head_axis, 0.078, 0.07, shade(look.skin, 1.08)),
+    ]
+
+
+def _limbs(moments: Moments, look: Look) -> list[Stick]:
+    sticks = []
     for side, light in (("left", 1.0), ("right", 0.93)):
+        at = {
+            name.removeprefix(f"{side}_"): moments.joints_m[:, index]
+            for name, index in JOINT.items()
+            if name.startswith(side)
+        }
         limb = shade(look.skin, light)
-        add(at(f"{side}_shoulder"), at(f"{side}_elbow"), 0.052, 0.043, limb)
-        add(at(f"{side}_elbow"), at(f"{side}_hand"), 0.042, 0.032, limb)
-        add(at(f"{side}_hip"), at(f"{side}_knee"), 0.092, 0.062, limb)
-        add(at(f"{side}_hip"), 0.7 * at(f"{side}_hip") + 0.3 * at(f"{side}_knee"), 0.097, 0.088, look.suit)
-        add(at(f"{side}_knee"), at(f"{side}_ankle"), 0.058, 0.038, limb)
-        add(at(f"{side}_ankle"), at(f"{side}_toe"), 0.042, 0.025, shade(limb, 1.1))
-
-    start, end = np.stack([r[0] for r in rows], 1), np.stack([r[1] for r in rows], 1)  # (num_times, num, 3)
-    radii = look.build * np.array([r[2:4] for r in rows], dtype=float)
-    return cut_at_water(
-        Capsules(start, end, radii[:, 0], radii[:, 1], [r[4] for r in rows], np.ones(start.shape[:2], bool))
-    )
+        sticks += [
+            Stick(at["shoulder"], at["elbow"], 0.052, 0.043, limb),
+            Stick(at["elbow"], at["hand"], 0.042, 0.032, limb),
+            Stick(at["hip"], at["knee"], 0.092, 0.062, limb),
+            Stick(at["hip"], 0.7 * at["hip"] + 0.3 * at["knee"], 0.097, 0.088, look.suit),
+            Stick(at["knee"], at["ankle"], 0.058, 0.038, limb),
+            Stick(at["ankle"], at["toe"], 0.042, 0.025, shade(limb, 1.1)),
+        ]
+    return sticks
 
 
 def cut_at_water(capsules: Capsules) -> Capsules:
-    """Hide what is under the surface z = 0 and shorten what crosses it: from outside, the water is opaque."""
+    """Hide capsules under the surface z = 0 and shorten those that cross it: from outside, the water is opaque."""
     start, end = capsules.start, capsules.end
     share = start[..., 2] / np.where(start[..., 2] == end[..., 2], 1.0, start[..., 2] - end[..., 2])
     crossing = start + np.clip(share, 0, 1)[..., None] * (end - start)

@@ -95,7 +95,7 @@ TWIST = {
 
 @dataclass(frozen=True)
 class Moments:
-    """What the body does at each of `num_times` moments.
+    """The motion of the body at `num_times` moments.
 
     joints_m: (num_times, num_joints, 3) world metres, in the order of JOINTS; rotations: (num_times, 3, 3), columns are
     the body's front, left and head axes in the world; phase: (num_times,), an index into PHASES; board_dip_m:
@@ -176,16 +176,16 @@ def somersault_sense(dive: Dive) -> int:
 
 
 def faces_water(dive: Dive) -> bool:
-    """Which way the chest points at the start: from the sense, and whether the body turns to its front or back."""
+    """Whether the chest points to the water at the start. It follows from the sense of rotation and the takeoff."""
     turns_forward = dive.takeoff in (Takeoff.FORWARD, Takeoff.INWARD)
     head_moves_to_water = (somersault_sense(dive) > 0) != dive.armstand  # upside down, the head goes the other way
     return head_moves_to_water == turns_forward
 
 
 class Performance:
-    """One diver doing one dive once, from one board: a continuous motion that can be asked about any moment.
+    """One execution of one dive by one diver from one board: a continuous motion, which `at` evaluates at any time.
 
-    Everything that varies between two executions of the same number is drawn from `rng` here.
+    Whatever differs between two executions of the same number is drawn from `rng` here.
     """
 
     def __init__(
@@ -222,7 +222,8 @@ class Performance:
         self._solve_rotation()
 
     def at(self, times_s: Array) -> Moments:
-        """The body at `times_s` (num_times,), seconds from the takeoff; outside of what is known, it holds still."""
+        """The body at `times_s`, (num_times,) seconds from the takeoff; it holds still before the approach begins and
+        long after the entry."""
         times = np.clip(times_s, -self.approach_s, self.flight_s + 3.0)
         rotations = self._rotations(
             np.interp(times, self._grid, self._somersault),

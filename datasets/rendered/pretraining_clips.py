@@ -1,4 +1,4 @@
-"""Freshly rendered clips with what the body did in them: the data of pretraining. No label of any kind leaves here."""
+"""Rendered clips for pretraining, each with the motion of the body as its target. They carry no dive label."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from diveparse.datasets.rendered.clip import RenderedClip, Source, Split
 from diveparse.datasets.rendered.motion import JOINT, Array, Moments
 from diveparse.datasets.storage.seeding import stream
 
-CHOICES = 2  # ends the seed key of what is chosen about a clip from outside
+CHOICES = 2  # ends the seed key of the choices made here: the dive, the crop, the times
 MARGIN = 1.17  # drawn larger than the clip by this much, and cropped at random
 
 
 class MotionClips(Dataset[dict[str, Tensor]]):
-    """Item `index` is always the same clip; every item has a source of its own, which no data set shares.
+    """Item `index` is always the same clip. Every item has another source, which no data set shares.
 
-    The rendering's difficulty rises from 0 to 1 over the first `num_easy` items: a network that starts from nothing
-    finds bodies sooner in plain views.
+    The rendering's difficulty rises from 0 to 1 over the first `num_easy` items: a randomly initialised network learns
+    to find bodies sooner in plain views.
     """
 
     def __init__(

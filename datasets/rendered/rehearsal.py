@@ -1,9 +1,9 @@
 """The shape of the real Diving48, for rendered clips: its sources by name, size and frame rate.
 
 `diving48_sources.csv` counts the clips of each of the 84 source videos and gives their frame rate, after the container
-values of all 18,404 clips that the vpd project published (Hong et al., "Video pose distillation", ICCV 2021). Those do
-not say which sources are the test split's: the ones marked so are a choice, of whole sources at 25 and 30 frames a
-second whose clips are as many, in proportion, as those of the real test split.
+values of all 18,404 clips that the vpd project published (Hong et al., "Video pose distillation", ICCV 2021). These
+values do not include the split. The sources marked as test are our choice: whole sources at 25 and 30 frames a second,
+which hold the same share of the clips as the real test split.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def assign(labels: Sequence[int], sources: Sequence[tuple[Source, int]]) -> list
     """Give each clip a source that has a board for its dive, and each source about its share of the clips.
 
     Returns: (source, label, number of the clip within the source), in the order of `labels`.
-    Raises: ValueError naming a dive that can be done from none of the boards.
+    Raises: ValueError naming a dive that no source has a board for.
     """
     able = {
         label: [index for index, (source, _) in enumerate(sources) if source.has_board_for(DIVING48[label])]

@@ -1,4 +1,4 @@
-"""Rendered dives on disk: H.264 files and annotations in Diving48's own layout, so that readers treat them alike."""
+"""Rendered data sets on disk: H.264 files and annotations in Diving48's layout, read like the real one."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from enum import Enum
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
-from numpy.typing import NDArray
 
 from diveparse.datasets.dives import DIVING48, DIVING48_TEST_COUNTS, DIVING48_TRAIN_COUNTS, Dive
 from diveparse.datasets.records import RENDERED_FILE
@@ -21,7 +19,9 @@ from diveparse.datasets.rendered.rehearsal import assign, real_sources
 from diveparse.datasets.storage.atomic import TEMPORARY_SUFFIX, write_json, written_atomically
 from diveparse.datasets.storage.seeding import stream
 from diveparse.datasets.storage.workers import worker_pool
-from diveparse.datasets.video.writer import x264_options
+from diveparse.datasets.video.writer import Picture, write_h264, x264_options
+
+X264 = x264_options(21)
 
 
 class ClassCounts(Enum):
@@ -32,15 +32,15 @@ class ClassCounts(Enum):
 
 
 class Sources(Enum):
-    DRAWN = "drawn"  # of even sizes
-    DIVING48 = "diving48"  # with the names, sizes and frame rates of the real ones
+    DRAWN = "drawn"  # all of about the same number of clips
+    DIVING48 = "diving48"  # with the names, clip counts and frame rates of the real sources
 
 
 @dataclass(frozen=True)
 class RenderSettings:
-    """One rendered data set. `difficulty` scales every variation of camera, light and crowd; 0 is a plain side view.
+    """Settings of one rendered data set. `difficulty` scales how much camera, light and crowd vary; 0 is a side view.
 
-    Raises: ValueError naming the first setting that is impossible.
+    Raises: ValueError naming the first setting that is out of range.
     """
 
     num_train_clips: int
@@ -62,7 +62,7 @@ class RenderSettings:
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if not 0 <= self.difficulty <= 1:  # nor is nan
+        if not 0 <= self.difficulty <= 1:  # refuses NaN too
             raise ValueError(f"difficulty must be from 0 to 1, got {self.difficulty}")
         if self.height % 6:
             raise ValueError(f"height must be a multiple of 6, so that a 4:3 picture has even sides, got {self.height}")
@@ -73,10 +73,11 @@ class RenderSettings:
 
 
 def write_clip(clip: RenderedClip, size: tuple[int, int], video_path: Path, truth_path: Path | None = None) -> int:
-    """Render every frame into an H.264 file, and what the renderer knows beside it; both appear whole or not at all.
+    """Write every frame to an H.264 file and the ground truth to truth_path; each file appears whole or not at all.
 
-    The truth is an .npz without pickles: times_s (frames,), joints_px (frames, joints, 2) with `joint_names`, rotations
-    (frames, 3, 3) from body axes (front, left, head) to the world, phase (frames,) 0 approach, 1 flight, 2 water.
+    The ground truth is an .npz without pickles: times_s (frames,), joints_px (frames, joints, 2) with `joint_names`,
+    rotations (frames, 3, 3) from body axes (front, left, head) to the world, phase (frames,) 0 approach, 1 flight, 2
+    water.
     Returns: the number of frames.
     """
     times = clip.frame_times_s
@@ -92,19 +93,9 @@ def write_clip(clip: RenderedClip, size: tuple[int, int], video_path: Path, trut
                 phase=moments.phase.astype(np.uint8),
             )
     with written_atomically(video_path) as temporary:
-        encode_h264(frames, clip.source.frame_rate_hz, temporary)
+        rate_hz = Fraction(clip.source.frame_rate_hz)
+        write_h264(temporary, map(Picture, frames), rate_hz=rate_hz, options=X264)
     return len(frames)
-
-
-def encode_h264(frames: NDArray[np.uint8], frame_rate_hz: int, path: Path) -> None:
-    """frames: (num_frames, height, width, 3) RGB. The same frames always give the same bytes."""
-    with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=Fraction(frame_rate_hz), options=x264_options(21))
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode(None))
 
 
 def class_counts(weights: Sequence[int], total: int) -> list[int]:
@@ -112,20 +103,21 @@ def class_counts(weights: Sequence[int], total: int) -> list[int]:
 
     Raises: ValueError if `total` is too small for that.
     """
-    if total < np.count_nonzero(weights):
-        raise ValueError(f"{total} clips are too few for {np.count_nonzero(weights)} classes with one clip at least")
+    num_classes = np.count_nonzero(weights)
+    if total < num_classes:
+        raise ValueError(f"{total} clips are too few for {num_classes} classes; ask for one clip a class or more")
     share = np.array(weights) * total / sum(weights)
     counts = np.maximum(np.floor(share), np.array(weights) > 0).astype(int)
     for label in np.argsort(-(share - np.floor(share)), kind="stable"):
         if counts.sum() < total and weights[label] > 0:
             counts[label] += 1
-    while counts.sum() > total:  # the classes that were lifted to one clip take theirs from the largest
+    while counts.sum() > total:  # rounding some classes up to one clip takes clips from the largest class
         counts[np.argmax(counts)] -= 1
     return counts.tolist()
 
 
 def plan_clips(settings: RenderSettings, split: Split) -> list[tuple[Source, int, int]]:
-    """Which source does which dive: (source, label, clip number within the source), in a fixed order."""
+    """(source, label, number of the clip within the source) of each clip, in an order that the seed fixes."""
     total = settings.num_train_clips if split is Split.TRAIN else settings.num_test_clips
     if split is Split.TRAIN:
         weights = list(DIVING48_TRAIN_COUNTS)
@@ -140,7 +132,7 @@ def plan_clips(settings: RenderSettings, split: Split) -> list[tuple[Source, int
     num_sources = max(4, -(-len(labels) // settings.clips_per_source))
     able: dict[int, list[int]] = {label: [] for label in sorted(set(labels.tolist()))}
     sources: list[Source] = []
-    while len(sources) < num_sources or not all(able.values()):  # further ones, until every dive has a board
+    while len(sources) < num_sources or not all(able.values()):  # add sources until each dive has a suitable board
         source = Source.draw(settings.seed, split, len(sources), settings.difficulty)
         for label in able:
             if source.has_board_for(DIVING48[label]):
@@ -157,9 +149,9 @@ def plan_clips(settings: RenderSettings, split: Split) -> list[tuple[Source, int
 
 
 def render_data_set(root: Path, settings: RenderSettings, num_workers: int) -> Iterator[tuple[int, int]]:
-    """Render whatever is not there yet into `root`, then write the annotations; yields (clips done, clips in all).
+    """Render the missing clips into `root`, then write the annotations; yields (clips done, clips in all).
 
-    A second call with the same settings goes on where the first stopped.
+    A second call with the same settings continues where the first stopped.
     Raises: ValueError, before anything is created, if `root` holds a data set of other settings or files that were not
     rendered, or if there are too few clips for the classes.
     """
@@ -193,28 +185,27 @@ def _render_job(job: tuple[Source, str, int, RenderSettings, Path]) -> tuple[str
 
 
 def claim_folder(root: Path, settings: RenderSettings) -> None:
-    """Write the settings into a new or empty folder, or check that they are the ones it was begun with.
+    """Write the settings into a new or empty folder, or check that the folder was started with the same settings.
 
-    Raises: ValueError if they are others, or if the folder holds files but no settings: those of a real data set would
-    be written over.
+    Raises: ValueError if the settings differ, or if the folder holds files but no settings: it may be a real data set.
     """
     path = root / RENDERED_FILE
     if path.exists():
-        begun = json.loads(path.read_text())
+        earlier = json.loads(path.read_text())
         differing = [
-            f"{field.name}={begun.get(field.name, field.default)!r}, now {getattr(settings, field.name)!r}"
+            f"{field.name}={earlier.get(field.name, field.default)!r}, now {getattr(settings, field.name)!r}"
             for field in fields(settings)  # a folder of an earlier version lacks the newest ones
-            if begun.get(field.name, field.default) != getattr(settings, field.name)
+            if earlier.get(field.name, field.default) != getattr(settings, field.name)
         ]
         if differing:
             raise ValueError(
                 f"{root} holds clips rendered with other settings ({'; '.join(differing)}); choose another folder"
             )
         return
-    unfinished = path.name + TEMPORARY_SUFFIX  # what a kill in the midst of the line below leaves
-    if root.exists() and any(entry.name != unfinished for entry in root.iterdir()):
+    half_written = path.name + TEMPORARY_SUFFIX  # left by a kill during the last line of this function
+    if root.exists() and any(entry.name != half_written for entry in root.iterdir()):
         raise ValueError(
-            f"{root} holds files but no {RENDERED_FILE}, so they were not rendered; expected a new or empty folder, "
-            "or one that an earlier rendering began"
+            f"{root} holds files but no {RENDERED_FILE}, so they were not rendered; choose a new or empty folder, or "
+            "one that an earlier rendering started"
         )
     write_json(path, asdict(settings))

@@ -1,4 +1,4 @@
-"""What stands behind the diver: pool, wall, crowd and board, painted once on the camera's picture plane."""
+"""The background: pool, wall, crowd and board, painted once on the camera's picture plane."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ from diveparse.datasets.rendered.camera import Camera, Windows
 from diveparse.datasets.rendered.motion import Array
 
 Color = tuple[int, int, int]
-
-
 Point = tuple[float, float, float]
-
 
 WALLS: tuple[Color, ...] = (
     (205, 205, 198),
@@ -25,20 +22,14 @@ WALLS: tuple[Color, ...] = (
     (60, 70, 88),
     (120, 150, 140),
 )
-
-
 WATERS: tuple[Color, ...] = ((38, 120, 165), (30, 92, 140), (70, 160, 180), (24, 110, 120), (90, 150, 190))
-
-
 DECKS: tuple[Color, ...] = ((190, 186, 176), (150, 140, 128), (120, 128, 136), (205, 196, 170))
-
-
 BOARDS: tuple[Color, ...] = ((120, 190, 215), (220, 220, 215), (90, 110, 130), (200, 170, 120))
 
 
 @dataclass(frozen=True)
 class Venue:
-    """What one source's background looks like; `seed` fixes its crowd, lights and ripples."""
+    """The look of one source's background; `seed` fixes the crowd, the lights and the ripples."""
 
     seed: int
     wall: Color
@@ -51,7 +42,6 @@ class Venue:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, difficulty: float) -> Venue:
-
         def pick(colors: tuple[Color, ...]) -> Color:
             red, green, blue = np.clip(colors[rng.integers(len(colors))] + rng.normal(0, 10, 3), 0, 255).astype(int)
             return int(red), int(green), int(blue)

@@ -7,16 +7,13 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, starmap
 from pathlib import Path
 
 import av
 import matplotlib
 import numpy as np
-from av.container import OutputContainer
-from av.packet import Packet
 from av.video.frame import VideoFrame
-from av.video.reformatter import ColorRange, Colorspace
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
@@ -24,6 +21,7 @@ from tqdm import tqdm
 from diveparse.datasets.storage.atomic import written_atomically
 from diveparse.datasets.video.orientation import is_flipped, quarter_turns, upright_pixels, upright_size
 from diveparse.datasets.video.reader import VideoError, open_stream
+from diveparse.datasets.video.writer import Picture, write_h264
 
 FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"  # Pillow's own has no ½
 LETTERS_PER_SIDE = 24  # heights of a letter in the shorter side of a picture
@@ -58,9 +56,7 @@ def write_captioned(
     )
     with written_atomically(target) as temporary:
         try:
-            # an absolute path cannot be taken for a URL
-            with av.open(str(temporary.absolute()), "w", format="mp4") as file:
-                _encode(frames, survey, file, lines)
+            _encode(frames, survey, temporary, lines)
         except av.FFmpegError as error:  # the source's own are VideoErrors already
             raise ValueError(f"{target}: cannot be written: {error.strerror}") from error
 
@@ -163,39 +159,30 @@ def _decode(path: Path, survey: _Survey, from_s: float) -> Iterator[tuple[int, V
                 last = ticks
 
 
-def _encode(
-    frames: Iterable[tuple[int, VideoFrame]], survey: _Survey, file: OutputContainer, lines: Sequence[str]
-) -> None:
+def _encode(frames: Iterable[tuple[int, VideoFrame]], survey: _Survey, path: Path, lines: Sequence[str]) -> None:
     """Draw on each frame and write it. frames: one or more, as `_frames_on_screen` gives them."""
     frames = iter(frames)
     first_ticks, first = next(frames)
     size, flipped = upright_size(first), is_flipped(first)
     scale = -(-SMALLEST_SIDE_PX // min(size))
     height, width = (side * scale + side * scale % 2 for side in size)
-    stream = file.add_stream("libx264", rate=survey.rate_hz, options=ENCODING)
-    stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-    context, aspect = stream.codec_context, survey.pixel_aspect
-    context.time_base = survey.tick_s
-    context.sample_aspect_ratio = 1 / aspect if quarter_turns(first) % 2 else aspect
-    context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
     band = draw_band(lines, height, width)
     opacity = band[..., 3:] / np.float32(255)
     words = band[..., :3] * opacity
-    durations: dict[int | None, int] = {}  # in ticks, of the frames that the encoder has not given back, by their times
 
-    def write(packets: list[Packet]) -> None:
-        for packet in packets:
-            packet.duration = durations.pop(packet.pts) or packet.duration
-            file.mux(packet)
-
-    for ticks, frame in chain([(first_ticks, first)], frames):
+    def captioned(ticks: int, frame: VideoFrame) -> Picture:
         pixels = upright_pixels(frame, size, flipped=flipped).repeat(scale, axis=0).repeat(scale, axis=1)
         pixels = np.pad(pixels, ((0, height - pixels.shape[0]), (0, width - pixels.shape[1]), (0, 0)), mode="edge")
         pixels[-len(band) :] = np.rint(pixels[-len(band) :] * (1 - opacity) + words)
-        drawn = VideoFrame.from_ndarray(pixels, format="rgb24").reformat(
-            format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
-        )
-        drawn.pts, drawn.time_base = ticks - first_ticks, survey.tick_s
-        durations[drawn.pts] = frame.duration
-        write(stream.encode(drawn))
-    write(stream.encode(None))
+        return Picture(pixels, ticks - first_ticks, frame.duration)
+
+    aspect = survey.pixel_aspect
+    write_h264(
+        path,
+        starmap(captioned, chain([(first_ticks, first)], frames)),
+        rate_hz=survey.rate_hz,
+        options=ENCODING,
+        tick_s=survey.tick_s,
+        pixel_aspect=1 / aspect if quarter_turns(first) % 2 else aspect,
+        is_bt709=True,
+    )

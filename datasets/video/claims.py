@@ -1,9 +1,9 @@
-"""What an MP4 or QuickTime file claims to hold, added up before FFmpeg believes it.
+"""How many samples an MP4 or QuickTime file claims to hold, counted before FFmpeg allocates memory for them.
 
-FFmpeg lists every sample (a frame, or a piece of sound) as it opens such a file, in 60 bytes of memory each. A few
-bytes can claim very many: samples of one size need no table, and each entry of an edit list can show all of them once
-more. So the claims are added up here first. They are looked for by the names of their boxes in everything but the media
-data, so that it does not matter how the boxes are nested.
+FFmpeg lists every sample (a frame, or a piece of sound) when it opens such a file, in 60 bytes of memory each. A few
+bytes can claim very many samples: samples of one size need no table, and each entry of an edit list can show all of
+them once more. So the claims are added up here first. The search is for the names of boxes in everything but the media
+data, so that the nesting of the boxes does not matter.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
-MAX_SAMPLES = 8_000_000  # of all tracks in all edits: nine hours of video with sound, 0.5 GB of FFmpeg's memory
+MAX_SAMPLES = 8_000_000  # over all tracks and edits: nine hours of video with sound, 0.5 GB of FFmpeg's memory
 MAX_TRACKS = 100
 MAX_EDITS = 1000  # of one track
 MAX_HEADER_BYTES = 64 * 2**20
-MAX_TOP_BOXES = 200_000  # a file in fragments has two or three for each
-# the boxes at the top in which FFmpeg looks for others
+MAX_TOP_BOXES = 200_000  # a fragmented file has two or three per fragment
+# the top boxes in which FFmpeg looks for others
 CONTAINERS = frozenset(
     b"moov moof mvex traf trak edts mdia minf stbl dinf udta meta ilst tref sinf schi wave iprp iref cmov".split()
 )
@@ -29,14 +29,14 @@ MIN_SOUND_PIECE = 160
 
 
 class ExcessiveClaimError(ValueError):
-    """A file claims more than a video needs."""
+    """A file claims more than a video needs. The message lacks the path, which the caller adds."""
 
 
 def refuse_excessive_claims(path: Path) -> None:
-    """Look at the header of a file before FFmpeg opens it; one that is no MP4 or QuickTime file passes.
+    """Read the header of a file before FFmpeg opens it. A file that is not MP4 or QuickTime passes.
 
     Raises: ExcessiveClaimError on more than MAX_TRACKS, MAX_EDITS, MAX_HEADER_BYTES or MAX_TOP_BOXES; on more than
-    MAX_SAMPLES, where those of all tracks count once for each edit; on a compressed header.
+    MAX_SAMPLES, where the samples of all tracks count once for each edit; on a compressed header.
     """
     num_tracks, num_samples, num_edits = 0, 0, 1
     with path.open("rb", buffering=0) as file:
@@ -57,10 +57,10 @@ def refuse_excessive_claims(path: Path) -> None:
 
 
 def _headers(file: BinaryIO, num_bytes: int) -> Iterator[tuple[bytes, bytes]]:
-    """(kind, content) of all boxes that can hold claims: those inside the movie box, and those beside it."""
+    """(kind, content) of all boxes that can hold claims, inside the movie box and beside it."""
     num_header_bytes = 0
     for number, (kind, size) in enumerate(_boxes(file, num_bytes)):
-        # a movie box that was marked as free is what FFmpeg falls back on
+        # FFmpeg falls back on a movie box that was marked as free
         start = file.read(min(8, size)) if kind in (b"free", b"hoov") else b""
         is_movie = kind == b"moov" or start[4:] in (b"mvhd", b"cmov")
         if is_movie or kind in CONTAINERS:
@@ -76,7 +76,7 @@ def _headers(file: BinaryIO, num_bytes: int) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _boxes(file: BinaryIO, num_bytes: int) -> Iterator[tuple[bytes, int]]:
-    """(kind, size of its content) of box after box, by FFmpeg's rules; the file stands where the content begins."""
+    """(kind, size of the content) of box after box, by FFmpeg's rules; the file is positioned at the content."""
     start = 0
     while start + 8 <= num_bytes:
         file.seek(start)
@@ -94,7 +94,7 @@ def _boxes(file: BinaryIO, num_bytes: int) -> Iterator[tuple[bytes, int]]:
 
 
 def _find(kinds: bytes, header: bytes) -> Iterator[tuple[int, int]]:
-    """(where it begins, how many bytes) of the content of each box of these kinds, wherever it stands."""
+    """(offset, number of bytes) of the content of each box of these kinds, at any depth."""
     for match in re.finditer(kinds, header):
         size = int.from_bytes(header[max(match.start() - 4, 0) : match.start()], "big")
         rest = len(header) - match.end()
@@ -102,7 +102,7 @@ def _find(kinds: bytes, header: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _num_samples(header: bytes) -> int:
-    """Of tracks and of fragments; and the items of still pictures, which FFmpeg lists too."""
+    """The samples of tracks and fragments, and the items of still pictures, which FFmpeg lists too."""
     padded = header + bytes(12)  # a box can be cut short
     claims = [
         *(struct.unpack_from(">8xI", padded, start) for start, _ in _find(rb"stsz|stz2", header)),

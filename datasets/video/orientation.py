@@ -1,4 +1,4 @@
-"""How a decoded frame is to be turned and flipped so that it stands upright, after its display matrix."""
+"""The display matrix of a decoded frame: how to turn and flip the picture so that it stands upright."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 
 def quarter_turns(frame: VideoFrame) -> int:
-    """How often to turn the picture counter-clockwise by 90 degrees so that it stands upright."""
+    """How many turns of 90 degrees counter-clockwise put the picture upright."""
     return round(frame.rotation / 90) % 4 if abs(frame.rotation) <= 180 else 0  # a matrix of zeros has no angle
 
 
 def is_flipped(frame: VideoFrame) -> bool:
-    """Whether the picture is to be flipped upside down before it is turned."""
-    with suppress(KeyError, ValueError):  # it says nothing on that; or, beside it, something that PyAV does not know
+    """Whether the picture must be flipped upside down before it is turned."""
+    with suppress(KeyError, ValueError):  # without a display matrix, or beside side data that PyAV does not know
         data = frame.side_data["DISPLAYMATRIX"]  # type: ignore[typeddict-item]  # PyAV's hints lack it
         matrix = np.frombuffer(memoryview(data), np.int32).reshape(3, 3)
         return bool(np.linalg.det(matrix[:2, :2]) < 0)
@@ -24,6 +24,7 @@ def is_flipped(frame: VideoFrame) -> bool:
 
 
 def upright_size(frame: VideoFrame) -> tuple[int, int]:
+    """(height, width) of the picture after it was turned."""
     return (frame.width, frame.height) if quarter_turns(frame) % 2 else (frame.height, frame.width)
 
 

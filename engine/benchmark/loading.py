@@ -33,6 +33,7 @@ from diveparse.datasets.sampling import sample_frame_times
 from diveparse.datasets.transforms import cut_square, decode_size
 from diveparse.datasets.video import probe, read_frames
 from diveparse.datasets.video.orientation import is_flipped, upright_pixels, upright_size
+from diveparse.datasets.video.writer import Picture, write_h264
 from diveparse.engine.benchmark.measure import in_a_fresh_process, is_installed, memory_kib, one_core, reset_peak
 
 OURS = "diveparse"
@@ -205,10 +206,7 @@ def reencode(video: Path, target: Path, height: int) -> None:
         raise ValueError(f"height must be a multiple of 2, got {height}")
     info = probe(video)
     width = 2 * round(info.width * height / info.height / 2)
-    with av.open(str(target), "w") as file:
-        stream = file.add_stream("libx264", rate=Fraction(info.frame_rate_hz).limit_denominator(1001))
-        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-        times_s = (torch.arange(info.num_frames) + 0.5) * (info.duration_s / info.num_frames)
-        for picture in read_frames(video, times_s, (height, width)).permute(0, 2, 3, 1).contiguous().numpy():
-            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        file.mux(stream.encode(None))
+    times_s = (torch.arange(info.num_frames) + 0.5) * (info.duration_s / info.num_frames)
+    pixels = read_frames(video, times_s, (height, width)).permute(0, 2, 3, 1).contiguous().numpy()
+    rate_hz = Fraction(info.frame_rate_hz).limit_denominator(1001)
+    write_h264(target, map(Picture, pixels), rate_hz=rate_hz, options={})

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from diveparse.datasets.video.writer import REPEATABLE
+
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 TICKS_PER_S = 90_000
 
@@ -18,6 +20,13 @@ def draw_frame(index: int, height: int, width: int) -> NDArray[np.uint8]:
     left = index * 5 % width
     picture[height // 4 : height // 2, left : left + 5] = (250, 250, 250)
     return picture
+
+
+def repeatable(codec: str, options: dict[str, str]) -> dict[str, str]:
+    """The same options, and those that make x264 give the same bytes for the same pictures each time."""
+    if codec != "libx264":
+        return options
+    return {**options, "x264-params": ":".join(filter(None, (options.get("x264-params"), *REPEATABLE)))}
 
 
 def write_video(
@@ -40,7 +49,7 @@ def write_video(
     rotation: degrees counter-clockwise by which it is turned when shown. flipped: whether it is then put upside down.
     """
     with av.open(str(path), "w", options=container_options or {}) as file:
-        stream = file.add_stream(codec, rate=rate_hz, options=options or {})
+        stream = file.add_stream(codec, rate=rate_hz, options=repeatable(codec, options or {}))
         stream.height, stream.width, stream.pix_fmt = height, width, pix_fmt
         if rotation or flipped:
             stream.set_display_rotation(rotation, vflip=flipped)

@@ -66,9 +66,7 @@ def test_other_settings_do_not_mix_into_a_folder(small_set: Path) -> None:
 def test_a_folder_of_files_that_were_not_rendered_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     real = tmp_path / "Diving48_V2_train.json"
     real.write_text("hours of download")
-    with pytest.raises(
-        ValueError, match=rf"{tmp_path} holds files but no rendered.json.*expected a new or empty folder"
-    ):
+    with pytest.raises(ValueError, match=rf"{tmp_path} holds files but no rendered.json.*choose a new or empty folder"):
         next(render_data_set(tmp_path, SMALL, num_workers=1))
     assert list(tmp_path.iterdir()) == [real]
     assert real.read_text() == "hours of download"

@@ -1,7 +1,7 @@
 from dataclasses import asdict
+from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -10,6 +10,7 @@ from diveparse.configs import BackboneConfig, ClipConfig, Config, DataConfig, Di
 from diveparse.datasets.clip_dataset import ClipDataset
 from diveparse.datasets.dives import ATTRIBUTES, DIVING48, WORLD_AQUATICS
 from diveparse.datasets.records import ClipRecord
+from diveparse.datasets.video.writer import Picture, write_h264, x264_options
 from diveparse.engine.evaluation.predict import dives_to_answer_with, predict, read_clip
 from diveparse.models.classifier import DiveClassifier, build_classifier
 
@@ -33,12 +34,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve frames of noise at 25 a second."""
     path = tmp_path_factory.mktemp("videos") / "dive.mp4"
     frames = np.random.default_rng(0).integers(0, 256, (12, 48, 64, 3), dtype=np.uint8)
-    with av.open(str(path), "w") as file:
-        stream = file.add_stream("libx264", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for frame in frames:
-            file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        file.mux(stream.encode())
+    write_h264(path, map(Picture, frames), rate_hz=Fraction(25), options=x264_options(23))
     return path
 
 
