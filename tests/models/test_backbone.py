@@ -64,9 +64,7 @@ def test_without_a_class_token_the_mean_leaves_no_token_out() -> None:
 
 
 def test_pooling_by_class_token_is_refused_where_there_is_none() -> None:
-    with pytest.raises(
-        ValueError, match=r"head.pooling=class_token needs a class token, .* has none; set"
-    ) as error:
+    with pytest.raises(ValueError, match=r"head.pooling=class_token needs a class token, .* has none; set") as error:
         classifier(HeadKind.JOINT, Pooling.CLASS_TOKEN)
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="Pixels has none"):
