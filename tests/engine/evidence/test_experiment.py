@@ -124,7 +124,7 @@ def test_a_second_run_does_nothing(folder):
 def test_a_cell_that_fails_is_reported_with_the_reason_in_its_log(folder):
     log = Path("runs/tiny/lost-seed-0.log").read_text(encoding="utf-8")
     assert "Traceback" in log
-    assert log.strip().endswith("ValueError: nowhere.csv: there is no such file")
+    assert log.strip().endswith("ValueError: nowhere.csv: there is no such file; expected a CSV of clips")
     assert not Path("runs/tiny/lost/seed-0").exists()
     (missing,) = missing_cells(cells_of(write_experiment_file(TINY, {**ARMS, "lost": LOST})))
     assert missing.arm == "lost"
