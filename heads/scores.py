@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import combinations
 
 import torch
@@ -44,6 +44,14 @@ class DiveScores:
 
         Raises: ValueError naming a dive of `dive_set` that the head cannot express.
         """
+        other = self._other(dive_set)
+        return self._own_scores if other is None else self._scores(other)
+
+    @cached_property
+    def _own_scores(self) -> Tensor:
+        return self._scores(None)
+
+    def _scores(self, dive_set: DiveSet | None) -> Tensor:
         if not self.values:
             return self._dive_terms(dive_set)
         slots = self._slots_of(dive_set)
