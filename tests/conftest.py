@@ -19,6 +19,7 @@ from diveparse.configs import load_config
 from diveparse.datasets.dives import DIVING48
 from diveparse.datasets.rendered.sets import ClassCounts, RenderSettings, render_data_set
 from diveparse.datasets.video.writer import Picture, write_h264, x264_options
+from diveparse.engine.benchmark import backbone, loading
 from diveparse.engine.evaluation import tensorboard as evaluation_tensorboard
 from diveparse.engine.training import tensorboard as training_tensorboard
 from diveparse.engine.training.loop import train
@@ -157,6 +158,15 @@ def interrupt_in_update(number: int) -> Iterator[None]:
 def quick_training_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing 48 x 48 cells takes longer than training the tiny model; what is drawn has its own tests."""
     draw_quickly(monkeypatch)
+
+
+@pytest.fixture
+def measured_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Benchmarks that start no process for each measurement of memory: that takes seconds, mostly of imports."""
+    for module in (backbone, loading):
+        monkeypatch.setattr(module, "in_a_fresh_process", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(backbone, "give_back_what_is_freed", lambda: None)  # it would stay so in this process
+    monkeypatch.setitem(backbone.MATRIX_SIZE, "cpu", 64)
 
 
 def draw_quickly(patch: pytest.MonkeyPatch) -> None:

@@ -13,11 +13,11 @@ from diveparse.engine.benchmark import backbone as speed
 TINY = speed.Setting(BackboneConfig(patch_size=8, embed_dim=16, depth=1, num_heads=2), 2, 16, 2)
 
 
+@pytest.mark.usefixtures("measured_in_this_process")
 def test_loading_measures_every_installed_reader_and_names_the_others(
-    tiny_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     video = next((tiny_root / "rgb").iterdir())
-    monkeypatch.setitem(main.__globals__, "in_a_fresh_process", lambda function, *arguments: function(*arguments))
     assert (
         main(
             ["benchmark", "loading", str(video), *["--frames", "4", "--size", "32", "--repeats", "2", "--height", "96"]]
@@ -51,13 +51,11 @@ def test_what_cannot_be_measured_is_one_line(
     assert errors.count("\n") == 1
 
 
+@pytest.mark.usefixtures("measured_in_this_process")
 def test_backbones_are_shown_in_one_table_and_every_time_in_a_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(speed.SETTINGS, "small", TINY)
-    monkeypatch.setattr(speed, "in_a_fresh_process", lambda function, *arguments: function(*arguments))
-    monkeypatch.setattr(speed, "give_back_what_is_freed", lambda: None)  # it would stay so in this process
-    monkeypatch.setitem(speed.MATRIX_SIZE, "cpu", 64)
     path = tmp_path / "backbone.json"
     assert main(["benchmark", "backbone", "--sizes", "small", "--repeats", "2", "--json", str(path)]) == 0
     out = capsys.readouterr().out

@@ -5,6 +5,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from diveparse.commands.cli import main
+from diveparse.configs import save_config
 from diveparse.datasets.dives import DIVING48
 from diveparse.datasets.diving48 import read_split
 from diveparse.engine.evidence import experiment, experiment_page
@@ -65,7 +66,7 @@ def test_an_experiment_is_run_and_written_and_not_run_again(capsys):
 
 
 def refusal(capsys, *arguments):
-    """The one line that the command says when it refuses."""
+    """The one line with which the command refuses."""
     assert main(["experiment", *arguments, "--out", "results"]) == 1
     captured = capsys.readouterr()
     lines = [line for line in captured.err.splitlines() if line.startswith("error: ")]
@@ -99,7 +100,7 @@ def test_an_arm_that_makes_no_sense_is_refused_in_one_line(capsys, arm, complain
     assert not Path("runs").exists()
 
 
-def test_a_cell_that_fails_is_told_with_its_log_and_ends_the_command_with_exit_code_1(capsys):
+def test_a_cell_that_fails_is_named_with_its_log_and_ends_the_command_with_exit_code_1(capsys):
     write_arms({"lost": "data.root=nowhere.csv"})
     line, printed = refusal(capsys, TINY, "--jobs", "1")
     assert line == f"error: {TINY}: 1 of 1 cells failed; read their logs, named above"
@@ -107,20 +108,16 @@ def test_a_cell_that_fails_is_told_with_its_log_and_ends_the_command_with_exit_c
     assert "nowhere.csv: there is no such file" in Path("runs/tiny/lost-seed-0.log").read_text(encoding="utf-8")
 
 
-def test_seeds_that_are_validated_on_sources_of_their_own_are_not_put_on_one_page(capsys, monkeypatch):
-    content = {
-        "question": "?",
-        "config": "base.yaml",
-        "seeds": [0, 1],
-        "arms": {"flat": "head.kind=flat"},
-        "split": "val",
-    }
+def test_seeds_that_are_validated_on_sources_of_their_own_are_not_put_on_one_page(capsys):
+    content = json.loads(Path(TINY).read_text()) | {"seeds": [0, 1], "split": "val"}
     Path(TINY).write_text(json.dumps(content))
-    monkeypatch.setattr(experiment, "missing_cells", lambda cells: [])  # all are done
+    for cell in experiment.read_cells(Path(TINY))[1]:  # all are done
+        cell.run.path.mkdir(parents=True)
+        save_config(cell.config, cell.run.config)
+        cell.metrics.write_text("{}")
     assert main(["experiment", TINY, "--out", "results"]) == 0
-    told = capsys.readouterr().out.splitlines()
-    assert told == [
-        f"{TINY}: 2 of 2 cells are done",
+    assert capsys.readouterr().out.splitlines() == [
+        f"{TINY}: 4 of 4 cells are done",
         f"{TINY}: no page, since each seed is validated on sources of its own",
     ]
     assert not Path("results").exists()

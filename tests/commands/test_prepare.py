@@ -80,15 +80,13 @@ def test_what_a_user_can_get_wrong_ends_in_one_line(args: tuple[str, ...], messa
         (("--seed", "-1"), "seed must be at least 0, got -1"),
     ],
 )
-def test_what_is_wrong_with_an_option_is_said_before_anything_is_rendered(
+def test_a_wrong_option_is_refused_and_no_file_is_written(
     command: tuple[str, ...],
     option: tuple[str, str],
     message: str,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(prepare, "RenderedClip", lambda *_: pytest.fail("rendered"))
     args = (*command, "--out", "{tmp}/file.png", *option)  # the last --out counts
     assert main(["prepare", *(arg.format(tmp=tmp_path) for arg in args)]) == 1
     assert capsys.readouterr().err == f"error: {message.format(tmp=tmp_path)}\n"

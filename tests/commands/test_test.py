@@ -12,7 +12,6 @@ from diveparse.configs import load_config, run_folder
 from diveparse.datasets.dives import ATTRIBUTES, DIVING48
 from diveparse.datasets.diving48 import read_split
 from diveparse.engine.evaluation.predictions import read_predictions
-from diveparse.engine.training import loop
 from diveparse.engine.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("quick_training_figures")
@@ -165,19 +164,12 @@ def test_a_folder_without_a_trained_model_is_refused(tmp_path, capsys):
     assert "holds no trained model" in capsys.readouterr().err
 
 
-def test_a_run_whose_training_has_not_ended_is_refused_with_how_to_go_on(tiny_experiment, monkeypatch, capsys):
+def test_a_run_whose_training_has_not_ended_is_refused_with_how_to_go_on(
+    tiny_experiment, interrupted_in_update, capsys
+):
     cfg = load_config(tiny_experiment, [])
-    honest_save = loop.save_checkpoint
-
-    def stop_after_an_epoch(run, learner):
-        honest_save(run, learner)
-        if learner.progress.num_updates == 4:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "save_checkpoint", stop_after_an_epoch)
-        with pytest.raises(KeyboardInterrupt):
-            train(cfg)
+    with interrupted_in_update(5), pytest.raises(KeyboardInterrupt):
+        train(cfg)
     run = run_folder(cfg)
     assert (run / "model").is_dir()
     before = names(run)

@@ -1,5 +1,5 @@
+import os
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations, islice
 from pathlib import Path
@@ -23,8 +23,8 @@ from diveparse.engine.evaluation.evaluate import evaluate
 from diveparse.engine.evaluation.predictions import load_predictions
 from diveparse.engine.evaluation.testing import evaluate_run
 from diveparse.engine.feature_cache import CachedFeatures, features_folder, features_path, fill_feature_cache
-from diveparse.engine.training import loop
 from diveparse.engine.training.loop import train
+from diveparse.engine.training.tensorboard import NUM_SAMPLE_CLIPS
 from diveparse.models import TimeSformer, build_classifier, load_backbone, save_backbone
 from diveparse.models.build import build_backbone
 from diveparse.models.classifier import DiveClassifier
@@ -37,7 +37,7 @@ FP16 = {"rtol": 2**-10, "atol": 1e-6}  # what rounding to half precision may cha
 
 @pytest.fixture
 def options(tiny_experiment: Path, tiny_root: Path, tmp_path: Path) -> list[str]:
-    """What gives the tiny experiment a frozen block with saved weights, and a data folder of its own to store in."""
+    """What gives the tiny experiment a frozen block with saved weights, and a data folder with room for its cache."""
     root, weights = tmp_path / "data", tmp_path / "backbone.safetensors"
     (root / "rgb").mkdir(parents=True)
     for path in (*tiny_root.glob("*.json"), *tiny_root.glob("rgb/*")):
@@ -68,7 +68,7 @@ def some_records(cfg: Config, split: str = "train", num_clips: int = 4) -> list[
     return read_split(Path(cfg.data.root), split)[:num_clips]
 
 
-def store(
+def fill(
     cfg: Config, records: list[ClipRecord], *, training: bool, num_views: int = NUM_VIEWS, num_workers: int = 0
 ) -> CachedFeatures:
     clips, root = build_clips(cfg, records, training=training), open_data_set(cfg.data).cache_root
@@ -98,7 +98,7 @@ def replace_video(record: ClipRecord, content: bytes) -> None:
 
 def test_cached_evaluation_features_are_what_the_frozen_blocks_make_of_them(cfg):
     records = some_records(cfg, "test", 5)
-    kept, clips = store(cfg, records, training=False), build_clips(cfg, records, training=False)
+    kept, clips = fill(cfg, records, training=False), build_clips(cfg, records, training=False)
     assert len(kept) == 5
     for index, record in enumerate(records):
         item = kept[index]
@@ -113,7 +113,7 @@ def test_cached_evaluation_features_are_what_the_frozen_blocks_make_of_them(cfg)
 
 def test_cached_training_views_are_those_of_the_clips_own_random_stream_and_differ(cfg):
     records = some_records(cfg, num_clips=3)
-    kept = store(cfg, records, training=True)
+    kept = fill(cfg, records, training=True)
     for index, record in enumerate(records):
         expected = own_views(cfg, record)
         for one, other in combinations(expected, 2):
@@ -125,7 +125,7 @@ def test_cached_training_views_are_those_of_the_clips_own_random_stream_and_diff
 
 def test_each_epoch_takes_the_next_view_and_meets_all_before_one_comes_again(cfg):
     records = some_records(cfg, num_clips=2)
-    kept = store(cfg, records, training=True)
+    kept = fill(cfg, records, training=True)
     for index, record in enumerate(records):
         expected = own_views(cfg, record)
         taken = [view_taken(kept[epoch, index]["tokens"], expected) for epoch in range(2 * NUM_VIEWS + 1)]
@@ -150,46 +150,37 @@ def test_the_cache_is_the_same_whichever_seed_and_share_of_the_clips_asks_for_it
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(cfg.data.root, elsewhere, symlinks=True)
     other = replace(cfg, seed=7, data=replace(cfg.data, root=str(elsewhere)))
-    whole = files(store(cfg, some_records(cfg), training=True).folder)
-    part = files(store(other, some_records(other)[:0:-2], training=True).folder)
+    whole = files(fill(cfg, some_records(cfg), training=True).folder)
+    part = files(fill(other, some_records(other)[:0:-2], training=True).folder)
     assert len(part) == 2
     assert part == {name: whole[name] for name in part}
 
 
-def test_worker_processes_store_the_same(cfg, tmp_path):
+def test_worker_processes_compute_the_same(cfg, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(cfg.data.root, elsewhere, symlinks=True)
     other = replace(cfg, data=replace(cfg.data, root=str(elsewhere)))
-    alone = store(cfg, some_records(cfg), training=True)
-    assert files(store(other, some_records(other), training=True, num_workers=1).folder) == files(alone.folder)
+    alone = fill(cfg, some_records(cfg), training=True)
+    assert files(fill(other, some_records(other), training=True, num_workers=1).folder) == files(alone.folder)
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_cached_features_are_not_computed_again(cfg, monkeypatch, training):
+def test_cached_features_are_not_computed_again(cfg, training):
     records = some_records(cfg)
-    folder = store(cfg, records[:3], training=training).folder
+    folder = fill(cfg, records[:3], training=training).folder
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert len(before) == 3
-    honest, num_computed = TimeSformer.frozen_tokens, 0
-
-    def counted(self: TimeSformer, clips: torch.Tensor) -> torch.Tensor:
-        nonlocal num_computed
-        num_computed += 1
-        return honest(self, clips)
-
-    monkeypatch.setattr(TimeSformer, "frozen_tokens", counted)
-    assert store(cfg, records, training=training).folder == folder
-    assert num_computed == 1  # the fourth clip
+    assert fill(cfg, records, training=training).folder == folder
     assert len(files(folder)) == 4
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_a_video_that_was_replaced_since_is_computed_again(cfg):
     records = some_records(cfg)
-    folder = store(cfg, records, training=False).folder
+    folder = fill(cfg, records, training=False).folder
     before = files(folder)
     replace_video(records[1], records[2].path.read_bytes())
-    kept = store(cfg, records, training=False)
+    kept = fill(cfg, records, training=False)
     assert kept.folder == folder
     name = features_path(folder, records[1]).name
     assert {changed for changed, content in files(folder).items() if content != before[changed]} == {name}
@@ -261,7 +252,7 @@ def test_clips_of_a_csv_are_cached_beside_it_each_window_of_a_video_by_itself(ti
     cfg = load_config(tiny_experiment, [*options, f"data.root={table}"])
     train_records, val_records, _ = training_clips(cfg.data, cfg.seed)
     records = [*train_records, *val_records]
-    kept = store(cfg, records, training=False)
+    kept = fill(cfg, records, training=False)
     assert kept.folder.parent == table.with_suffix(".cache")
     assert len(files(kept.folder)) == 3
     clips = build_clips(cfg, records, training=False)
@@ -285,7 +276,7 @@ def test_a_damaged_video_is_named_and_what_came_before_it_is_kept(cfg, training,
     replace_video(records[2], records[2].path.read_bytes()[:700])
     kind = ValueError if num_workers else VideoError  # a worker's complaint comes as what all of them are
     with pytest.raises(kind, match=f"^{records[2].path}: "):
-        store(cfg, records, training=training, num_workers=num_workers)
+        fill(cfg, records, training=training, num_workers=num_workers)
     folder = features_folder(
         backbone_of(cfg),
         build_clips(cfg, records, training=training),
@@ -306,7 +297,7 @@ def test_numbers_that_half_precision_cannot_hold_are_refused_naming_the_video(cf
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_storing_leaves_the_backbones_mode_and_the_models_random_numbers_as_they_were(cfg, training):
+def test_filling_the_cache_leaves_the_backbones_mode_and_the_models_random_numbers_as_they_were(cfg, training):
     backbone = backbone_of(cfg).train(training)
     state = torch.get_rng_state()
     clips = build_clips(cfg, some_records(cfg, num_clips=1), training=True)
@@ -340,7 +331,7 @@ def test_a_head_reads_the_same_features_of_cached_clips_as_of_the_clips_themselv
 
 def test_batches_of_cached_clips_come_in_the_order_of_those_that_are_not(cfg):
     records = some_records(cfg, num_clips=8)
-    clips, inputs = build_clips(cfg, records, training=True), store(cfg, records, training=True)
+    clips, inputs = build_clips(cfg, records, training=True), fill(cfg, records, training=True)
     batches, others = (
         list(islice(training_batches(each, cfg.train, cfg.seed, first_update=1, num_workers=0), 4))
         for each in (inputs, clips)
@@ -363,43 +354,27 @@ def test_training_on_cached_clips_learns_a_handful_of_them_by_heart(tiny_experim
     assert max(point.value for point in events.Scalars("val/top1")) == 1.0  # the colour tells the dive
 
 
-def test_training_reads_no_video_once_its_clips_are_cached(tiny_experiment, options, monkeypatch):
+def test_training_reads_no_video_once_its_clips_are_cached(tiny_experiment, options):
     cfg = load_config(tiny_experiment, [*options, "train.num_epochs=1"])
     whole = train(cfg)
-
-    def refuse(*_: object) -> None:
-        raise AssertionError("a clip was read")
-
-    monkeypatch.setattr(ClipDataset, "_read", refuse)
-    monkeypatch.setattr(loop, "log_start", lambda *_: None)  # which shows a few clips
+    train_records, val_records, _ = training_clips(cfg.data, cfg.seed)
+    for record in [*train_records[NUM_SAMPLE_CLIPS:], *val_records]:  # TensorBoard shows the first ones
+        before = record.path.stat()
+        replace_video(record, b"no video")
+        os.utime(record.path, ns=(before.st_atime_ns, before.st_mtime_ns))
     again = train(replace(cfg, name="again"))
     assert (again / "model" / "model.safetensors").read_bytes() == (whole / "model" / "model.safetensors").read_bytes()
 
 
-def stop_in_update(step: int) -> Callable[..., object]:
-    """`compute_loss`, but as if Ctrl-C were pressed in update number `step`, counted from 1."""
-    compute_loss, calls = loop.compute_loss, 0
-
-    def patched(*arguments: object) -> object:
-        nonlocal calls
-        calls += 1
-        if (calls + 1) // 2 == step:  # two batches to an update
-            raise KeyboardInterrupt
-        return compute_loss(*arguments)  # type: ignore[arg-type]
-
-    return patched
-
-
-@pytest.mark.parametrize("step", [1, 4, 7])  # before any checkpoint, in the first epoch, in the second
-def test_resuming_on_cached_clips_after_a_stop_equals_not_stopping(cfg, monkeypatch, step, assert_same_run):
+def test_resuming_on_cached_clips_after_a_stop_equals_not_stopping(cfg, interrupted_in_update, assert_same_run):
     whole = train(replace(cfg, name="whole"))
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "compute_loss", stop_in_update(step))
-        with pytest.raises(KeyboardInterrupt):
-            train(cfg)
-    shutil.rmtree(Path(cfg.data.root) / "cache")  # what was stored may be removed, and comes again
-    torch.manual_seed(999)  # a new process starts with other random numbers
-    assert_same_run(train(cfg, resume=True), whole)
+    for number in (1, 4, 7):  # before any checkpoint, in the first epoch, in the second
+        stopped = replace(cfg, name=f"stopped{number}")
+        with interrupted_in_update(number), pytest.raises(KeyboardInterrupt):
+            train(stopped)
+        shutil.rmtree(Path(cfg.data.root) / "cache")  # the cached features may be removed, and come again
+        torch.manual_seed(999)  # a new process starts with other random numbers
+        assert_same_run(train(stopped, resume=True), whole)
 
 
 @pytest.fixture

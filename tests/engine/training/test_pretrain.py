@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,9 +18,16 @@ from diveparse.configs import (
     load_config,
     run_folder,
 )
-from diveparse.engine.training import pretrain as engine_pretrain
 from diveparse.engine.training.loop import NonFiniteError
-from diveparse.engine.training.pretrain import normalise, pretrain, relight, require_finite
+from diveparse.engine.training.pretrain import (
+    build_pretraining,
+    motion_batches,
+    normalise,
+    pretrain,
+    relight,
+    require_finite,
+    update,
+)
 from diveparse.models.build import load_backbone
 
 
@@ -37,10 +45,6 @@ def tiny(runs_dir: Path, num_epochs: int) -> PretrainConfig:
     )
 
 
-def stop_after(monkeypatch: pytest.MonkeyPatch, num_updates: int) -> None:
-    monkeypatch.setattr(engine_pretrain, "tqdm", lambda updates, **_: list(updates)[:num_updates])
-
-
 def logged_losses(run: Path) -> dict[str, list[tuple[int, float]]]:
     """Every point of a loss that TensorBoard shows, by tag."""
     events = EventAccumulator(str(run)).Reload()
@@ -56,14 +60,16 @@ def test_pretraining_writes_a_backbone_that_loads(tmp_path: Path) -> None:
     assert any(block.time_proj.weight.abs().max() > 0 for block in backbone.blocks)
 
 
-def test_resumed_pretraining_goes_on_with_the_clips_that_follow(tmp_path: Path) -> None:
+def test_resumed_pretraining_goes_on_with_the_clips_that_follow(
+    tmp_path: Path, interrupted_in_update: Callable[[int], AbstractContextManager[None]]
+) -> None:
     whole = pretrain(tiny(tmp_path / "whole", num_epochs=2), resume=False)
     state = torch.load(whole.parent / "checkpoint.pt", weights_only=True)
     assert state["num_updates"] == 4
     stopped = tiny(tmp_path / "parts", num_epochs=2)
-    with pytest.MonkeyPatch.context() as patch:
-        stop_after(patch, num_updates=2)
+    with interrupted_in_update(3), pytest.raises(KeyboardInterrupt):
         pretrain(stopped, resume=False)
+    assert torch.load(run_folder(stopped) / "checkpoint.pt", weights_only=True)["num_updates"] == 2
     resumed = pretrain(stopped, resume=True)
     assert resumed.read_bytes() == whole.read_bytes()
     assert logged_losses(resumed.parent) == logged_losses(whole.parent)
@@ -130,38 +136,30 @@ def test_a_checkpoint_that_cannot_be_used_is_refused_by_name(tmp_path: Path, dam
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("broken", ["loss", "gradient"])
-def test_what_is_not_finite_stops_before_the_weights_change_and_names_the_clips(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
-) -> None:
+def test_a_pretraining_that_diverges_stops_with_the_clips_names_and_its_last_checkpoint(tmp_path: Path) -> None:
     cfg = tiny(tmp_path, num_epochs=2)
-    models, calls = [], 0
-    kinematics_loss, build_optimizer = engine_pretrain.kinematics_loss, engine_pretrain.build_optimizer
-
-    def spoilt(answer: Any, truth: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        loss, terms = kinematics_loss(answer, truth)
-        if calls == 3 and broken == "loss":
-            return loss * torch.inf, terms | {"phase": terms["phase"] * torch.inf}
-        if calls == 3:
-            loss.register_hook(lambda gradient: gradient * torch.nan)
-        return loss, terms
-
-    monkeypatch.setattr(engine_pretrain, "kinematics_loss", spoilt)
-    monkeypatch.setattr(
-        engine_pretrain,
-        "build_optimizer",
-        lambda backbone, *rest: models.append(backbone) or build_optimizer(backbone, *rest),
-    )
-    what = "loss is inf, phase is inf" if broken == "loss" else "the gradient's norm is nan"
-    with pytest.raises(NonFiniteError, match=rf"{what} in update 3; .* Clips: items 4, 5 of MotionClips"):
+    cfg = replace(cfg, clips_per_epoch=2, train=replace(cfg.train, learning_rate=1e30))
+    with pytest.raises(NonFiniteError, match=r"loss is nan, .* in update 2; .* Clips: items 2, 3 of MotionClips"):
         pretrain(cfg, resume=False)
-    # the checkpoint after the second update
     saved = torch.load(run_folder(cfg) / "checkpoint.pt", weights_only=True)
-    assert saved["num_updates"] == 2
-    for name, values in models[0].state_dict().items():
-        assert torch.equal(values, saved["model"][f"backbone.{name}"])
+    assert saved["num_updates"] == 1
+    assert all(values.isfinite().all() for values in saved["model"].values())
+
+
+@pytest.mark.parametrize("broken", ["loss", "gradient"])
+def test_what_is_not_finite_stops_before_the_weights_change(tmp_path: Path, broken: str) -> None:
+    cfg, device = tiny(tmp_path, num_epochs=1), torch.device("cpu")
+    state = build_pretraining(cfg, 2, device, rank=0, world_size=1)
+    clips, truth = next(motion_batches(cfg, range(2), device))
+    if broken == "loss":
+        clips[1] = torch.nan
+    else:
+        next(state.head.parameters()).register_hook(lambda gradient: gradient * torch.nan)
+    before = {name: values.clone() for name, values in state.model.state_dict().items()}
+    what = "loss is nan, .*" if broken == "loss" else "the gradient's norm is nan"
+    with pytest.raises(NonFiniteError, match=rf"{what} in update 3; .* Clips: items 4, 5 of MotionClips"):
+        update(state, (clips, truth), cfg.train.max_grad_norm, number=2, clips_per_update=2)
+    assert all(torch.equal(values, before[name]) for name, values in state.model.state_dict().items())
 
 
 @pytest.mark.parametrize(("broken", "clips"), [([0], "4, 6"), ([1], "5, 7"), ([0, 1], "4, 5, 6, 7")])
@@ -174,7 +172,7 @@ def test_the_clips_of_every_process_with_a_broken_loss_are_named(
             if rank in broken:
                 values[1] = torch.nan
 
-    monkeypatch.setattr(engine_pretrain.dist, "all_gather", gather)
+    monkeypatch.setattr(torch.distributed, "all_gather", gather)  # other processes
     terms = {"loss": torch.tensor(1.0), "pose": torch.tensor(2.0)}
     with pytest.raises(NonFiniteError, match=rf"^pose is nan in update 2; .* items {clips} of MotionClips"):
         require_finite(terms, update=1, items=range(4, 8), world_size=2)
