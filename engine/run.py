@@ -140,7 +140,8 @@ def open_run(cfg: Schema, *, resume: bool) -> RunFolder:
         older = sorted(path.name for path in run.checkpoints.glob("step-*"))
         if older:
             raise ValueError(
-                f"{run.checkpoints}/{older[-1]} is of an earlier version and cannot be resumed; remove {run} to train anew"
+                f"{run.checkpoints}/{older[-1]} is of an earlier version and cannot be resumed; "
+                f"remove {run} to train anew"
             )
         return run
     # the config is the first file of a run, so whatever else lies in a folder without one is somebody else's
