@@ -14,7 +14,6 @@ file raises an error, and a clip whose video or settings have changed is made ag
 from __future__ import annotations
 
 import io
-import json
 import logging
 import shutil
 import zlib
@@ -36,6 +35,7 @@ from diveparse.datasets.records import ClipRecord, file_stem
 from diveparse.datasets.sampling import sample_frame_times
 from diveparse.datasets.storage import journal
 from diveparse.datasets.storage.atomic import write_json, written_atomically
+from diveparse.datasets.storage.json_file import read_json
 from diveparse.datasets.storage.workers import worker_pool
 from diveparse.datasets.video import VideoError, VideoInfo, probe, read_frames
 from diveparse.datasets.video.writer import Picture, write_h264, x264_options
@@ -236,7 +236,7 @@ def read_settings(folder: Path) -> CacheSettings | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         if content.pop("format") != FORMAT:
             logger.warning(
                 "the cache %s is of another version and is not used; run tools/prepare.py to make it again", folder

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from diveparse.configs import Config, PretrainConfig, Schema, differing_options, load_config, run_folder, save_config
 from diveparse.datasets.storage.atomic import TEMPORARY_SUFFIX, write_json, written_atomically
+from diveparse.datasets.storage.json_file import read_json_object
 from diveparse.engine.environment import describe_environment
 
 # a run can go on with other values of these: they change which clips can be read and by whom, not the recipe
@@ -123,7 +122,7 @@ class RunFolder:
         """The splits whose clips were read from the cache when the run began; None for a run that has not begun."""
         if not self.environment.is_file():
             return None
-        return list(read_json(self.environment).get("from_cache", ()))
+        return list(read_json_object(self.environment).get("from_cache", ()))
 
 
 def open_run(cfg: Schema, *, resume: bool) -> RunFolder:
@@ -173,22 +172,11 @@ def record_environment(run: RunFolder, seed: int, from_cache: Sequence[str] = ()
     if not run.environment.is_file():
         write_json(run.environment, now)
         return
-    begun = read_json(run.environment)
+    begun = read_json_object(run.environment)
     changed = [name for name in ("commit", "python", "versions", "machine") if begun.get(name) != now[name]]
     if changed:
         logger.warning("changed since the run began: %s; it may not repeat to the bit", ", ".join(changed))
     write_json(run.environment, {**begun, "resumed": [*begun.get("resumed", []), now]})
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a run. Raises: ValueError naming the file if it is damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of the encoding too
-        raise ValueError(f"{path}: not a whole JSON file: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected names and values, got {type(content).__name__}")
-    return content
 
 
 def _num_updates(checkpoint: Path) -> int:

@@ -35,6 +35,9 @@ UNREADABLE = (
     SafetensorError,
     pickle.UnpicklingError,
     LookupError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
     TypeError,
     ValueError,
 )
@@ -103,7 +106,9 @@ def resume_from_checkpoint(run: RunFolder, learner: Learner) -> None:
         restore_random_state(state["random"])
     except UNREADABLE as error:
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{folder}: not a checkpoint that this run can go on from: {reason}") from error
+        raise ValueError(
+            f"{folder}: not a checkpoint that this run can go on from: {reason}; remove it to train from the start"
+        ) from error
 
 
 def random_state() -> dict[str, Any]:
