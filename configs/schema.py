@@ -81,7 +81,7 @@ class DataConfig:
         0, 10**6
     )  # up to this many training clips of each, of those that `train_fraction` leaves
     num_workers: int = non_negative(2, 1024)
-    cache: bool = True  # read clips from the cache that tools/prepare.py made, where it suits; else from the videos
+    cache: bool = True  # read clips from the cache that `diveparse prepare` made, where it suits; else from the videos
     damaged: DamagedClips = DamagedClips.STOP  # what to do about a clip that cannot be read
 
     def __post_init__(self) -> None:
@@ -284,7 +284,10 @@ class Config:
                 (self.backbone.weights is not None, "0 without backbone.weights"),
                 (self.backbone.drop_path_rate == 0, "0 with backbone.drop_path_rate"),
                 (self.data.damaged is DamagedClips.STOP, "0 with data.damaged=skip"),
-                (self.test.num_temporal_views * self.test.num_spatial_views == 1, "0 with more than one test view"),
+                (
+                    self.test.num_temporal_views * self.test.num_spatial_views == 1,
+                    "0 with more than one test view (the feature cache holds one)",
+                ),
             ):
                 require(suits, "train.num_cached_views", expected, num_cached)
 

@@ -46,7 +46,7 @@ TICKS_PER_S = 90_000
 # no other frame refers to every second one, so a reader can skip it
 X264 = x264_options(20, "keyint=8", "bframes=1", "b-adapt=0")
 JPEG_QUALITY = 90
-MAKE_AGAIN = "delete it and run tools/prepare.py again, or set data.cache=false"  # the remedy for a damaged file
+MAKE_AGAIN = "delete it and run diveparse prepare again, or set data.cache=false"  # the remedy for a damaged file
 NUM_SAMPLE_CLIPS = 24  # once so many are made, `estimated_bytes` is accurate
 
 logger = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ class ClipCache:
         """The facts of the clip's video. Raises: the VideoError that it gave when the cache was made."""
         entry = self.entries[record.name]
         if entry.info is None:
-            raise VideoError(f"{entry.problem} (when the cache was made); mend it and run tools/prepare.py again")
+            raise VideoError(f"{entry.problem} (when the cache was made); mend it and run diveparse prepare again")
         return VideoInfo(**entry.info)
 
     def read_frames(self, record: ClipRecord, times_s: Tensor, duration_s: float, size: tuple[int, int]) -> Tensor:
@@ -177,7 +177,7 @@ def open_cache(
             logger.info("%d clips are read from the cache %s", len(records), folder)
             return ClipCache(folder, settings, entries)
         reason = (
-            f"it holds {num_fresh} of {len(records)} clips of unchanged videos; run tools/prepare.py to complete it"
+            f"it holds {num_fresh} of {len(records)} clips of unchanged videos; run diveparse prepare to complete it"
         )
     logger.warning("the cache %s is not used: %s", folder, reason)
     return None
@@ -239,7 +239,7 @@ def read_settings(folder: Path) -> CacheSettings | None:
         content = read_json(path)
         if content.pop("format") != FORMAT:
             logger.warning(
-                "the cache %s is of another version and is not used; run tools/prepare.py to make it again", folder
+                "the cache %s is of another version and is not used; run diveparse prepare to make it again", folder
             )
             return None
         return CacheSettings(**{**content, "kind": CacheKind(content["kind"])})

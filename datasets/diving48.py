@@ -65,7 +65,9 @@ def read_annotations(root: Path, split: str, dive_set: DiveSet = DIVING48) -> li
 
 def _read_json_list(path: Path) -> list[object]:
     if not path.is_file():
-        raise ValueError(f"{path}: there is no such file; expected a folder in Diving48's layout")
+        raise ValueError(
+            f"{path}: there is no such file; give a folder in Diving48's layout, or render one (prepare synthetic)"
+        )
     content = read_json(path)
     if not isinstance(content, list) or not content:
         raise ValueError(f"{path}: expected a list of one entry or more, got {str(content)[:60]}")

@@ -25,7 +25,7 @@ class EvaluationFiles:
     """The files that the evaluation of one split writes into a run folder."""
 
     folder: Path
-    prefix: str  # of their names: "" for the test split
+    prefix: str  # start of each file name: "" for the test split
 
     @property
     def metrics(self) -> Path:
@@ -109,7 +109,14 @@ class RunFolder:
         return self.checkpoints / f"update-{num_updates:08d}"
 
     def newest_checkpoint(self) -> Path | None:
-        """The whole checkpoint with the most updates, or None where there is none yet."""
+        """The whole checkpoint with the most updates, or None where there is none yet.
+
+        Raises: ValueError if the folder holds checkpoints of an earlier version.
+        """
+        if older := sorted(self.checkpoints.glob("step-*")):
+            raise ValueError(
+                f"{older[-1]} is of an earlier version and cannot be resumed; remove {self.path} to train anew"
+            )
         found = [path for path in self.checkpoints.glob("update-*") if CHECKPOINT_NAME.fullmatch(path.name)]
         return max(found, key=_num_updates, default=None)
 
@@ -136,11 +143,10 @@ def open_run(cfg: Schema, *, resume: bool) -> RunFolder:
             names = "name, arm or seed" if isinstance(cfg, Config) else "name"
             raise ValueError(f"{run} already holds a run; add --resume to go on with it, or change {names}")
         _require_same_options(run, cfg)
-        older = sorted(path.name for path in run.checkpoints.glob("step-*"))
-        if older:
+        run.newest_checkpoint()  # raises for those of an earlier version
+        if isinstance(cfg, Config) and run.best_update.is_file() and run.newest_checkpoint() is None:
             raise ValueError(
-                f"{run.checkpoints}/{older[-1]} is of an earlier version and cannot be resumed; "
-                f"remove {run} to train anew"
+                f"{run} holds a trained model but no checkpoint, so it cannot be resumed; remove it to train anew"
             )
         return run
     # the config is the first file of a run, so whatever else lies in a folder without one is somebody else's

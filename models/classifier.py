@@ -20,8 +20,8 @@ from diveparse.configs import (
     Config,
     HeadConfig,
     Pooling,
+    convert_older_options,
     plain_values,
-    refuse_renamed_options,
 )
 from diveparse.datasets.dives import DiveSet
 from diveparse.datasets.storage.atomic import write_json
@@ -29,7 +29,7 @@ from diveparse.datasets.storage.json_file import read_json_object
 from diveparse.heads import Head, build_head
 from diveparse.heads.pooling import build_pooling
 from diveparse.heads.scores import DiveScores
-from diveparse.models.backbone import Backbone
+from diveparse.models.backbone import Backbone, ClipFormat
 from diveparse.models.build import build_backbone, load_backbone
 from diveparse.models.weights.sources import (
     MODEL_FILE,
@@ -65,6 +65,8 @@ class DiveClassifier(nn.Module):
         super().__init__()
         if config.head.pooling is Pooling.CLASS_TOKEN:
             backbone.require_class_token()
+        if backbone.clip_format != (wanted := ClipFormat(config.clip.num_frames, config.clip.image_size)):
+            raise ValueError(f"the backbone takes clips of {backbone.clip_format}, but the config makes {wanted}")
         self.backbone = backbone
         self.pooling = build_pooling(
             config.head.pooling,
@@ -170,7 +172,7 @@ def _read_config(path: Path) -> tuple[ModelConfig, DiveSet, float]:
         raise ValueError(f"{path}: no such file; it lies beside {MODEL_FILE} in a whole model folder")
     content = read_json_object(path)
     try:
-        refuse_renamed_options(content)
+        content = convert_older_options(content, path)
         config = ModelConfig(
             backbone=_section(BackboneConfig, content["backbone"]),
             clip=_section(ClipConfig, content["clip"]),

@@ -119,7 +119,7 @@ def write_predictions(path: Path, predictions: Predictions, dive_set: DiveSet) -
     """Write one row a clip, in the order of the split, all or nothing.
 
     `confidence` is the probability of the predicted number, 0 where that is no dive of the set. Attributes are the most
-    probable value of each attribute by itself, so they need not spell the predicted number. An invalid number is an
+    probable marginal of each attribute, so they need not spell the predicted number. An invalid number is an
     empty cell.
     """
     labels, log_probs = predictions.labels, predictions.dive_log_probs

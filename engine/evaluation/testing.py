@@ -54,7 +54,7 @@ def evaluate_run(folder: Path, overrides: list[str], *, split: str, again: bool 
         **describe_test(run, cfg, split, records, predictions, from_cache=clips.cache is not None),
         **describe_training(run, dive_set),
     }
-    scores = score(predictions, dive_set, about["num_train_clips"], model.temperature)
+    scores = scores_of(predictions, dive_set, about["num_train_clips"], model.temperature)
     save_predictions(files.probabilities, predictions, dive_set)
     write_predictions(files.predictions, predictions, dive_set)
     write_confusion(files.confusion, predictions, dive_set)
@@ -99,12 +99,12 @@ def describe_training(run: RunFolder, dive_set: DiveSet) -> dict[str, Any]:
     }
 
 
-def score(
+def scores_of(
     predictions: Predictions, dive_set: DiveSet, num_train_clips: dict[str, int], temperature: float
 ) -> dict[str, Any]:
     """The metrics before and after calibration. A score is None where it is infinite, since JSON has no infinity.
 
-    num_train_clips: by dive number, in the order of `dive_set`; temperature: of the dives, fitted on validation.
+    num_train_clips: by dive number, in the order of `dive_set`; temperature: fitted on validation.
     """
     scores = compute_metrics(predictions, dive_set, np.array(list(num_train_clips.values())))
     scores |= calibrated_metrics(predictions, temperature)

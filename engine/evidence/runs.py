@@ -74,7 +74,7 @@ def load_run(path: Path, split: str = "test") -> Run:
     folder = RunFolder(path)
     files = folder.evaluation(split)
     if not folder.config.is_file():
-        raise ValueError(f"{folder} has no {folder.config.name}; is it a run folder?")
+        raise ValueError(f"{folder} has no {folder.config.name}; give a run folder that `diveparse train` wrote")
     for file in (files.metrics, files.predictions):
         if not file.is_file():
             raise ValueError(f"{folder} has no {file.name}; test it first: diveparse test {folder}")

@@ -1,4 +1,4 @@
-"""Checkpoints that a kill cannot break, and the run folder that holds them.
+"""Checkpoints that a kill cannot break.
 
 A checkpoint is a folder `checkpoints/update-00000100/` with `model.safetensors`, `state.pt` and, where the weights are
 averaged, `average.safetensors`. It is written under another name and renamed once it is on the disk, so a folder with
@@ -25,8 +25,9 @@ from diveparse.datasets.storage.atomic import TEMPORARY_SUFFIX, sync
 from diveparse.engine.run import CHECKPOINT_NAME, RunFolder
 from diveparse.engine.training.progress import Progress
 from diveparse.models.classifier import DiveClassifier
+from diveparse.models.weights.files import MODEL_FILE
 
-WEIGHTS, AVERAGE, STATE = "model.safetensors", "average.safetensors", "state.pt"
+WEIGHTS, AVERAGE, STATE = MODEL_FILE, "average.safetensors", "state.pt"
 # what safetensors, torch.load and the load_state_dict of each part raise about files that they cannot use
 UNREADABLE = (
     OSError,

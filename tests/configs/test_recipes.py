@@ -134,9 +134,9 @@ def test_a_recipe_holds_only_what_differs_from_the_defaults(name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_header_of_a_recipe_gives_its_commands(name):
-    assert f"python tools/prepare.py diving48 {ROOT}" in header(name)
-    assert f"python tools/train.py configs/{name}.yaml" in header(name)
-    assert f"python tools/test.py {run_folder(recipe(name))}" in header(name)
+    assert f"diveparse prepare diving48 {ROOT}" in header(name)
+    assert f"diveparse train configs/{name}.yaml" in header(name)
+    assert f"diveparse test {run_folder(recipe(name))}" in header(name)
 
 
 @pytest.mark.parametrize("kind", ["original", "modern"])

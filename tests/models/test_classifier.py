@@ -152,14 +152,15 @@ def test_sizes_that_nobody_can_build_are_refused_with_the_file(
     assert str(tmp_path) in str(error.value)
 
 
-def test_a_model_with_options_of_an_earlier_version_is_refused_with_their_names_now(tmp_path: Path) -> None:
-    tiny_classifier().save(tmp_path)
-    head = json.loads((tmp_path / "config.json").read_text())["head"]
-    rewrite_config(tmp_path, head=head | {"learned_weights": False})
-    with pytest.raises(
-        ValueError, match=r"config\.json: .* rename head.learned_weights to head.uncertainty_weighting$"
-    ):
-        DiveClassifier.load(tmp_path)
+def test_a_model_of_an_earlier_version_loads_with_its_options_renamed(tmp_path: Path, clips: Tensor) -> None:
+    model = tiny_classifier(HeadKind.FLAT)
+    model.save(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    head = {k: v for k, v in content["head"].items() if k != "uncertainty_weighting"}
+    backbone = {k: v for k, v in content["backbone"].items() if k != "num_checkpointed_blocks"}
+    older = {"learned_weights": False, "auxiliary_weight": 1.0}
+    rewrite_config(tmp_path, head=head | older, backbone=backbone | {"num_recomputed_blocks": 0})
+    assert torch.equal(DiveClassifier.load(tmp_path).dive_log_probs(clips), model.dive_log_probs(clips))
 
 
 def test_a_head_that_does_not_fit_the_weights_is_refused_with_names_and_shapes(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_tensors_without_plain_values_are_refused_by_name(tensor: torch.Tensor, 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_refused_by_name(value: float) -> None:
-    with pytest.raises(ValueError, match="there: weights are infinite or not a number in norm.weight$"):
+    with pytest.raises(ValueError, match=r"there: weights are infinite or not a number in norm\.weight$"):
         require_finite({"norm.weight": torch.tensor([1.0, value]), "norm.bias": torch.zeros(2)}, "there")
 
 
