@@ -15,8 +15,9 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-from diveparse.datasets.video.bitstream import NO_EVIDENCE, NO_HEADERS, Evidence, examiner
+from diveparse.datasets.video.bitstream import examiner
 from diveparse.datasets.video.container import VideoError, demux
+from diveparse.datasets.video.evidence import NO_EVIDENCE, NO_HEADERS, Evidence
 
 MAX_FRAMES = 1_000_000
 MAX_PACKETS = 4 * MAX_FRAMES  # of all streams
