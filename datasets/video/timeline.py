@@ -5,7 +5,7 @@ two clocks: its presentation time and the decoding time at which it came out. Th
 
 - The clock is the presentation time, unless the decoding time has fewer faults. A fault is a frame that lacks the time,
   or whose time is not after that of the frame before. (So FFmpeg's best-effort timestamp chooses, frame by frame.)
-- A frame without a time comes when the frame before ends.
+- A frame without a time comes when the frame before ends; at the start, so that it ends when the frame after comes.
 - Where the clock goes back and stays back, a second recording begins: it comes when the frame before ends. Where only
   one frame is out of order, it comes halfway between its neighbours.
 - In MPEG transport and program streams, whose clock may be reset, a jump ahead by more than MAX_JUMP_S is closed too.
@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 MAX_JUMP_S = 10  # as the ffmpeg command has it
@@ -69,12 +70,14 @@ def timeline_of(
 ) -> Timeline:
     """By the rule above. frames: in the decoder's order, one or more. is_resettable: whether jumps ahead are closed."""
     usual = usual_duration(rate_hz, tick_s)
+    durations = [frame.duration or usual for frame in frames]
     times = _better_clock(frames)
+    for number in reversed(range(_num_leading_gaps(times))):
+        times[number] = (times[number + 1] or 0) - durations[number]
     starts = array("q", [0])
-    offset, last = -(times[0] or 0), frames[0]
+    offset = -(times[0] or 0)
     for number in range(1, len(frames)):
-        end = starts[-1] + (last.duration or usual)
-        time, last = times[number], frames[number]
+        end, time = starts[-1] + durations[number - 1], times[number]
         if time is None:
             starts.append(end)
             continue
@@ -93,16 +96,16 @@ def timeline_of(
 
 def _better_clock(frames: Sequence[Clocks]) -> list[int | None]:
     pts, dts = [frame.pts for frame in frames], [frame.dts for frame in frames]
-    flushed = len(dts)  # the frames that come out after the last packet have no decoding time
-    while flushed and dts[flushed - 1] is None:
-        flushed -= 1
-    return dts if flushed and _num_faults(dts[:flushed]) < _num_faults(pts) else pts
+    # the frames that come out after the last packet have no decoding time
+    num_fed = max((number for number, time in enumerate(dts, start=1) if time is not None), default=0)
+    return dts if num_fed and _num_faults(dts[:num_fed]) < _num_faults(pts[:num_fed]) else pts
 
 
 def _num_faults(times: Sequence[int | None]) -> int:
-    num_faults, last = 0, None
-    for time in times:
-        if time is None or (last is not None and time <= last):
-            num_faults += 1
-        last = last if time is None else time
-    return num_faults
+    known = [time for time in times if time is not None]
+    return len(times) - len(known) + sum(a >= b for a, b in pairwise(known))
+
+
+def _num_leading_gaps(times: Sequence[int | None]) -> int:
+    """How many frames come before the first that has a time; 0 if none has."""
+    return next((number for number, time in enumerate(times) if time is not None), 0)
