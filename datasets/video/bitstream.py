@@ -1,57 +1,76 @@
-"""What the bytes of a packet prove, codec by codec, without decoding it.
+"""The evidence in the packets of the other codecs: MPEG-1, MPEG-2, MPEG-4, VP8, VP9, AV1 and Motion-JPEG.
 
-A file's packets are a plan of its frames only where each packet is one whole frame, and a decoder may start only where
-nothing that follows refers to what was before. Containers claim both, and the claims can be false. The bytes of H.264,
-HEVC, MPEG-1, MPEG-2, MPEG-4, VP8, VP9 and AV1 prove it in their first few bits.
-Sources: ITU-T H.262 (6.2), ISO/IEC 14496-2 (6.2), RFC 6386 (9.1), the VP9 (6.2, annex B) and AV1 (5.3) bitstream
-specifications; for H.264 and HEVC, `nal_units.py`.
+Sources: ITU-T H.262 (6.2), ISO/IEC 14496-2 (6.2), RFC 6386 (9.1), the bitstream specifications of VP9 (6.2, annex B) and
+AV1 (5.3).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 from av.codec.context import CodecContext
 
-from diveparse.datasets.video.evidence import MAX_UNITS, Evidence, Examiner, positions
-from diveparse.datasets.video.nal_units import H264_SPS, HEVC_SPS, nal_examiner
+from diveparse.datasets.video.evidence import MAX_UNITS, NO_HEADERS, Evidence, Examiner, positions
+from diveparse.datasets.video.h264 import H264Examiner
+from diveparse.datasets.video.hevc import HevcExaminer
 
 
 def examiner(codec: CodecContext) -> Examiner | None:
     """What reads the evidence of this stream's packets; None if its codec proves nothing."""
-    extradata = bytes(codec.extradata or b"")
-    name = codec.codec.canonical_name
+    extradata, name = bytes(codec.extradata or b""), codec.codec.canonical_name
     try:
-        if name in {"h264", "hevc"}:
-            return nal_examiner(extradata, is_hevc=name == "hevc")
+        if name == "h264":
+            return H264Examiner(extradata)
+        if name == "hevc":
+            return HevcExaminer(extradata)
         if name in {"mpeg1video", "mpeg2video"}:
-            return Examiner(_mpeg2)
+            return MpegExaminer(_mpeg2)
         if name == "mpeg4":
-            return Examiner(_mpeg4, frozenset(_mpeg4_headers(extradata)))
+            return MpegExaminer(_mpeg4, frozenset(_mpeg4_headers(extradata)))
         if name == "av1":
-            return Examiner(_av1, frozenset(_av1_headers(extradata[4:])))
-    except (IndexError, ValueError):
+            return PlainExaminer(_av1, frozenset(_av1_headers(extradata[4:])))
+    except (IndexError, KeyError, ValueError):
         return None
-    if name == "vp8":
-        return Examiner(_vp8)
-    if name == "vp9":
-        return Examiner(_vp9)
-    if name == "mjpeg":
-        return Examiner(_mjpeg)
-    return Examiner(lambda data, is_keyframe: Evidence(True, can_start=True)) if codec.codec.intra_only else None
+    reads = {"vp8": _vp8, "vp9": _vp9, "mjpeg": _mjpeg}
+    if name in reads:
+        return PlainExaminer(reads[name])
+    return PlainExaminer(_intra) if codec.codec.intra_only else None
 
 
-def has_one_size(codec: CodecContext, headers: frozenset[bytes]) -> bool:
-    """Whether these headers prove that all frames are of one size: they hold one sequence parameter set."""
-    if codec.codec.canonical_name == "h264":
-        return sum(unit[0] & 31 == H264_SPS for unit in headers) == 1
-    if codec.codec.canonical_name == "hevc":
-        return sum(unit[0] >> 1 & 63 == HEVC_SPS for unit in headers) == 1
-    return False
+class PlainExaminer:
+    """Of a codec whose packets are shown as they are decoded, and each of which can be understood alone."""
+
+    has_one_size = False
+
+    def __init__(self, read: Callable[[bytes, bool], Evidence], headers: frozenset[bytes] = NO_HEADERS) -> None:
+        self.read, self.headers = read, headers
 
 
-def _mpeg2(data: bytes, is_keyframe: bool) -> Evidence:
+class MpegExaminer:
+    """Of MPEG-1, 2 and 4: a frame that no other refers to (B) is shown at once, any other when the next such one comes.
+
+    read_one: (evidence, whether it is a B-frame) of a packet.
+    """
+
+    has_one_size = False
+
+    def __init__(
+        self, read_one: Callable[[bytes], tuple[Evidence, bool]], headers: frozenset[bytes] = NO_HEADERS
+    ) -> None:
+        self._read_one, self.headers = read_one, headers
+        self._num_references, self._num_since = 0, 0
+
+    def read(self, data: bytes, is_keyframe: bool) -> Evidence:
+        evidence, is_b = self._read_one(data)
+        if is_b:
+            self._num_since += 1
+            return evidence._replace(rank=(self._num_references - 1, self._num_since))
+        self._num_references, self._num_since = self._num_references + 1, 0
+        return evidence._replace(rank=(self._num_references, 0))
+
+
+def _mpeg2(data: bytes) -> tuple[Evidence, bool]:
     at = data.index(b"\0\0\1\0")
     kind = data[at + 5] >> 3 & 7  # I 1, P 2, B 3
     structures = []
@@ -61,25 +80,25 @@ def _mpeg2(data: bytes, is_keyframe: bool) -> Evidence:
             structures.append(data[extension + 6] & 3)  # top field 1, bottom field 2, frame 3
         else:
             structures.append(3)
-    return Evidence(
+    evidence = Evidence(
         is_frame=structures == [3] or sorted(structures) == [1, 2],
-        can_start=kind == 1 and data.find(b"\0\0\1\xb3", 0, at) >= 0,
+        can_start=kind == 1 and data.find(b"\0\0\1\xb3", 0, at) >= 0,  # with a sequence header
         is_disposable=kind == 3,
-        refers_ahead=kind == 3,
     )
+    return evidence, kind == 3
 
 
-def _mpeg4(data: bytes, is_keyframe: bool) -> Evidence:
+def _mpeg4(data: bytes) -> tuple[Evidence, bool]:
     pictures = list(positions(data, b"\0\0\1\xb6"))
-    kind = data[pictures[0] + 4] >> 6 if pictures else 0  # I 0, P 1, B 2, sprite 3
-    headers = frozenset(_mpeg4_headers(data[: pictures[0]] if pictures else data))
-    return Evidence(
+    kind = data[pictures[0] + 4] >> 6  # I 0, P 1, B 2, sprite 3
+    headers = frozenset(_mpeg4_headers(data[: pictures[0]]))
+    evidence = Evidence(
         is_frame=len(pictures) == 1,
         can_start=kind == 0,
         is_disposable=kind == 2 and not headers,
-        refers_ahead=kind == 2,
         headers=headers,
     )
+    return evidence, kind == 2
 
 
 def _mpeg4_headers(data: bytes) -> Iterator[bytes]:
@@ -164,3 +183,7 @@ def _av1_headers(data: bytes) -> Iterator[bytes]:
 def _mjpeg(data: bytes, is_keyframe: bool) -> Evidence:
     # a picture without tables is decoded by those of an earlier one
     return Evidence(True, can_start=True, headers=frozenset(t for t in (b"\xff\xc4", b"\xff\xdb") if t in data))
+
+
+def _intra(data: bytes, is_keyframe: bool) -> Evidence:
+    return Evidence(is_frame=True, can_start=True)

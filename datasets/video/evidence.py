@@ -1,9 +1,14 @@
-"""What one packet can prove about itself, and how its bytes are searched for it."""
+"""What one packet proves about itself, by its own bytes and without decoding it.
+
+Packets are a plan of a video's frames only where each is one whole frame, shown in the order of the packets' times; and
+a decoder may start only where nothing that follows refers to what was before. Containers claim both, and the claims can
+be false. The first few bits of a packet prove it: see `h264.py`, `hevc.py` and `bitstream.py`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
 
 MAX_UNITS = 1000  # NAL units or the like in one packet; what holds more proves nothing
 NO_HEADERS: frozenset[bytes] = frozenset()
@@ -16,7 +21,8 @@ class Evidence(NamedTuple):
     is_hidden: bool = False  # a frame that is never shown, as VP8 has
     can_start: bool = False  # what is shown from here on refers to nothing before
     is_disposable: bool = False  # no other frame refers to it, unless one of a higher layer
-    refers_ahead: bool = False  # it may refer to a frame that is shown after it
+    follows: bool = True  # no frame is missing before it that others refer to, as far as frames are numbered
+    rank: tuple[int, int] | None = None  # ascends in the order in which frames are shown
     layer: int = 0  # temporal layer, of HEVC
     headers: frozenset[bytes] = NO_HEADERS  # parameters that it gives to the decoder for the frames from here on
 
@@ -24,17 +30,20 @@ class Evidence(NamedTuple):
 NO_EVIDENCE = Evidence(is_frame=False)
 
 
-class Examiner(NamedTuple):
-    """Reads the evidence of a stream's packets. headers: the parameters that stand outside of the packets."""
+class Examiner(Protocol):
+    """Reads the evidence of a stream's packets, in the order of decoding."""
 
-    read: Callable[[bytes, bool], Evidence]  # of a packet's bytes, and whether the container calls it a keyframe
-    headers: frozenset[bytes] = NO_HEADERS
+    headers: frozenset[bytes]  # parameters that stand outside of the packets
 
-    def __call__(self, data: bytes, is_keyframe: bool) -> Evidence:
-        try:
-            return self.read(data, is_keyframe)
-        except (IndexError, ValueError):  # the packet ends too early
-            return NO_EVIDENCE
+    @property
+    def has_one_size(self) -> bool:
+        """Whether all packets read so far are proven to give pictures of one size."""
+
+    def read(self, data: bytes, is_keyframe: bool) -> Evidence:
+        """data: of a packet. is_keyframe: whether the container calls it one.
+
+        Raises: IndexError, KeyError or ValueError if the packet is damaged.
+        """
 
 
 def positions(data: bytes, pattern: bytes) -> Iterator[int]:

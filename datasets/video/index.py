@@ -17,7 +17,7 @@ from av.video.stream import VideoStream
 
 from diveparse.datasets.video.bitstream import examiner
 from diveparse.datasets.video.container import VideoError, demux
-from diveparse.datasets.video.evidence import NO_EVIDENCE, NO_HEADERS, Evidence
+from diveparse.datasets.video.evidence import NO_EVIDENCE, NO_HEADERS, Evidence, Examiner
 
 MAX_FRAMES = 1_000_000
 MAX_PACKETS = 4 * MAX_FRAMES  # of all streams
@@ -64,7 +64,7 @@ class Index:
                 continue
             if len(self.packets) == MAX_FRAMES:
                 raise VideoError(f"{path}: expected at most {MAX_FRAMES} frames")
-            evidence = examine(bytes(packet), packet.is_keyframe) if examine else NO_EVIDENCE
+            evidence = _evidence_of(packet, examine)
             is_shown = not packet.is_discard and not evidence.is_hidden
             self.packets.append(PacketInfo(packet.pts, packet.dts, packet.size, is_shown, evidence))
             if packet.is_corrupt or any(data.data_type in LASTING_SIDE_DATA for data in packet.iter_sidedata()):
@@ -76,6 +76,7 @@ class Index:
                 self.held.append(packet)
         if not any(packet.is_shown for packet in self.packets):
             raise VideoError(f"{path}: the file holds no frame that can be shown")
+        self.has_one_size = examine is not None and examine.has_one_size
         self.loss = self._missing_end(file, stream)
 
     def _bounded_packets(self, file: InputContainer) -> Iterator[Packet]:
@@ -100,3 +101,10 @@ class Index:
         if promised_s - end_s > MISSING_END_S:
             return f"truncated, it ends at {float(end_s):.2f} s of {promised_s:.2f} s"
         return None
+
+
+def _evidence_of(packet: Packet, examine: Examiner | None) -> Evidence:
+    try:
+        return examine.read(bytes(packet), packet.is_keyframe) if examine else NO_EVIDENCE
+    except (IndexError, KeyError, ValueError):  # the packet is damaged, or its parameters are not known
+        return NO_EVIDENCE

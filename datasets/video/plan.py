@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 from av.video.stream import VideoStream
 
-from diveparse.datasets.video.bitstream import has_one_size
 from diveparse.datasets.video.index import Index
 from diveparse.datasets.video.timeline import MAX_JUMP_S, Timeline, usual_duration
 
@@ -54,7 +53,7 @@ class Plan:
         self._headers = index.headers.union(*(packet.evidence.headers for packet in index.packets))
         self.is_proven = len(self.order) == self.num_shown and self._fits()
         # whether even the first frame, which decides what time 0 is, and the size need not be looked at
-        self.is_self_evident = self.is_proven and has_one_size(stream.codec_context, self._headers)
+        self.is_self_evident = self.is_proven and index.has_one_size
 
     def _fits(self) -> bool:
         """Whether the times fit together, and each packet is a frame as far as that can be known before decoding."""
@@ -68,12 +67,13 @@ class Plan:
             return False
         if self.index.has_evidence and not all(packets[number].evidence.is_frame for number in self.order):
             return False
-        is_in_order = all(a < b for a, b in pairwise(self.order))
         if not self.reorders:
-            return is_in_order
-        refers_ahead = any(packet.evidence.refers_ahead for packet in packets)
-        starts_at_once = packets[0].evidence.can_start and packets[0].pts is not None and packets[0].pts <= self.pts[0]
-        return self.index.has_evidence and starts_at_once and not (is_in_order and refers_ahead)
+            return all(a < b for a, b in pairwise(self.order))
+        ranks = [packets[number].evidence.rank for number in self.order]
+        if any(a is None or b is None or a >= b for a, b in pairwise(ranks)):
+            return False
+        first = packets[0]
+        return self._is_complete and first.evidence.can_start and first.pts is not None and first.pts <= self.pts[0]
 
     @cached_property
     def timeline(self) -> Timeline:
@@ -87,7 +87,7 @@ class Plan:
     @cached_property
     def _starts(self) -> list[int]:
         """The packets at which decoding may start: the first, and what is independent by its own bytes."""
-        if not self.index.is_steady:
+        if not self.index.is_steady or not self._is_complete:
             return [0]
         evidence = [packet.evidence for packet in self.index.packets]
         needed = self._headers - self.index.headers  # all that is not kept outside of the packets
@@ -125,11 +125,17 @@ class Plan:
             for number in numbers
             if number in wanted
             or not (packets[number].evidence.is_disposable and packets[number].evidence.layer == highest)
+            or not self._is_complete
         ]
         first = packets[numbers.start].pts if numbers.start else None
         shown = [packets[number].pts for number in fed if packets[number].is_shown]
         pts = sorted(each for each in shown if each is not None and (first is None or each >= first))
         return Run(numbers, fed, pts, {packets[n].pts or 0: number for n, number in wanted.items()})
+
+    @cached_property
+    def _is_complete(self) -> bool:
+        """Whether no frame that others refer to was lost. Where one was, what is decoded depends on all before."""
+        return all(packet.evidence.follows for packet in self.index.packets)
 
     @cached_property
     def _highest_layer(self) -> int:
