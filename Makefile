@@ -15,7 +15,7 @@ $(VENV)/installed: setup.cfg pyproject.toml
 	touch $@
 
 demo: setup
-	$(BIN)/python tools/demo.py
+	$(BIN)/diveparse demo
 
 test: setup lint
 	$(BIN)/pytest --numprocesses 2 --dist worksteal
@@ -24,7 +24,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	mkdir -p build/types && ln -sfn ../.. build/types/diveparse  # mypy cannot follow the editable install's own hook
-	MYPYPATH=build/types $(BIN)/mypy $(addprefix build/types/diveparse/,configs datasets models heads engine) tools
+	MYPYPATH=build/types $(BIN)/mypy $(addprefix build/types/diveparse/,configs datasets models heads engine commands) tools tests
 
 tensorboard: setup
 	$(BIN)/tensorboard --logdir runs

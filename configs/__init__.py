@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
@@ -58,9 +59,11 @@ __all__ = [
     "TestConfig",
     "TrainConfig",
     "differing_options",
+    "find_config",
+    "flat_options",
     "load_config",
-    "options",
     "plain_values",
+    "refuse_renamed_options",
     "run_folder",
     "save_config",
 ]
@@ -70,25 +73,33 @@ Schema = TypeVar("Schema", Config, PretrainConfig)
 AnySchema = TypeVar("AnySchema", Config, PretrainConfig, ExperimentConfig)
 
 
+# options of earlier versions -> what they are called now
+RENAMED = {
+    "head.learned_weights": "head.uncertainty_weighting",
+    "backbone.num_recomputed_blocks": "backbone.num_checkpointed_blocks",
+    "train.num_stored_views": "train.num_cached_views",
+}
+
+
 def load_config(
     path: Path,
     overrides: list[str],
     schema: type[AnySchema] = Config,  # type: ignore[assignment]
 ) -> AnySchema:
-    """Read a YAML file over the defaults, and `key=value` overrides over both.
+    """Read a YAML file over the defaults, and `key=value` overrides over both. path: as for `find_config`.
 
     Raises: ValueError, one line that names the file and the option: an unknown key, a wrong type, an impossible value,
     a missing one.
     """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such config file")
+    file = find_config(path, schema)
     for override in overrides:
         if "=" not in override.lstrip("="):
             raise ValueError(f"an override must look like train.batch_size=2, got {override!r}")
     try:
-        written = OmegaConf.load(path)
+        written = OmegaConf.load(file)
         if not OmegaConf.is_dict(written):
             raise ValueError("must hold options as `name: value`")
+        refuse_renamed_options(cast(dict[str, Any], OmegaConf.to_container(written)))
         merged = OmegaConf.merge(OmegaConf.structured(schema), written, OmegaConf.from_dotlist(overrides))
         return cast(AnySchema, OmegaConf.to_object(merged))  # builds the dataclasses, so every __post_init__ runs
     except OmegaConfBaseException as error:
@@ -97,6 +108,32 @@ def load_config(
         raise ValueError(f"{_origin(path, overrides)}: not YAML: {' '.join(str(error).split())}") from error
     except (ValueError, OSError) as error:  # of our own checks, and of a file that is no text
         raise ValueError(f"{_origin(path, overrides)}: {error}") from error
+
+
+def refuse_renamed_options(tree: Mapping[str, Any]) -> None:
+    """Refuse sections of an earlier version. Raises: ValueError naming each option and its name now."""
+    found = []
+    for old, new in RENAMED.items():
+        section, name = old.split(".")
+        values = tree.get(section)
+        if isinstance(values, dict) and name in values:
+            found.append(f"{old} to {new}")
+    if found:
+        raise ValueError(f"has options of an earlier version; to convert it, rename {', '.join(found)}")
+
+
+def find_config(path: Path, schema: type[AnySchema]) -> Path:
+    """The file of a config. path: a file, or the name of one that ships with the package, such as "demo" or "ladder".
+
+    A file of that path comes first. Raises: ValueError that lists the names if there is neither.
+    """
+    if path.is_file():
+        return path
+    folder = Path(__file__).parent / ("experiments" if schema is ExperimentConfig else "")
+    shipped = {each.stem: each for each in sorted(folder.glob("*.yaml"))}
+    if str(path) not in shipped:
+        raise ValueError(f"{path}: no such config file; expected the path of one, or a name: {', '.join(shipped)}")
+    return shipped[str(path)]
 
 
 def save_config(cfg: Config | PretrainConfig, path: Path) -> None:
@@ -114,7 +151,7 @@ def run_folder(cfg: Config | PretrainConfig) -> Path:
     return Path(cfg.runs_dir) / cfg.name / cfg.arm / f"seed-{cfg.seed}"
 
 
-def options(cfg: Config | PretrainConfig) -> dict[str, Any]:
+def flat_options(cfg: Config | PretrainConfig) -> dict[str, Any]:
     """Every option by its dotted name, as plain values: {"train.batch_size": 2, "head.kind": "joint", …}."""
     flat: dict[str, Any] = {}
     for name, value in plain_values(asdict(cfg)).items():
@@ -127,7 +164,7 @@ def options(cfg: Config | PretrainConfig) -> dict[str, Any]:
 
 def differing_options(before: Schema, now: Schema) -> list[str]:
     """One line an option that differs, such as "train.batch_size: 2 before, 4 now"."""
-    old, new = options(before), options(now)
+    old, new = flat_options(before), flat_options(now)
     return [f"{name}: {old[name]!r} before, {new[name]!r} now" for name in new if old[name] != new[name]]
 
 
@@ -151,5 +188,5 @@ def _option(error: OmegaConfBaseException) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    """OmegaConf appends lines about its own node types, which say nothing to a user."""
+    """The first line alone: OmegaConf appends lines about its own node types."""
     return str(error).splitlines()[0]

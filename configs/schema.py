@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -15,6 +16,13 @@ def require(condition: bool, name: str, expected: str, value: object) -> None:
     """Refuse an impossible value. Raises: ValueError naming the option, what was expected and what was got."""
     if not condition:
         raise ValueError(f"{name} must be {expected}, got {value!r}")
+
+
+def refuse_unused(section: Any, prefix: str, name: str, is_used: bool, where: str) -> None:
+    """Refuse an option that was changed from its default and has no effect. Raises: ValueError naming it."""
+    value, default = getattr(section, name), next(each.default for each in fields(section) if each.name == name)
+    if not is_used and value != default:
+        raise ValueError(f"{prefix}.{name}={value!r} has no effect {where}; leave it out")
 
 
 def require_folder_name(name: str, value: str) -> None:
@@ -28,7 +36,7 @@ class FrameOrder(Enum):
 
 
 class HeadKind(Enum):
-    """The ladder: each is the one before it with one thing added, and the last is the one thing that was added last."""
+    """The ladder: each rung is the one before it with one thing added; FLAT is the last addition alone."""
 
     INDEPENDENT = "independent"
     CONSTRAINED = "constrained"
@@ -41,7 +49,7 @@ class HeadKind(Enum):
 class Pooling(Enum):
     """What of a clip's tokens a head reads."""
 
-    CLASS_TOKEN = "class_token"
+    CLASS_TOKEN = "class_token"  # where the backbone has one
     MEAN = "mean"  # over all patches
     QUERIES = "queries"  # one learned query an attribute attends to all tokens; a flat head has one
 
@@ -59,7 +67,6 @@ class OptimizerKind(Enum):
 class Precision(Enum):
     FP32 = "fp32"
     BF16 = "bf16"
-    FP16 = "fp16"
 
 
 class Dives(Enum):
@@ -102,7 +109,7 @@ class ClipConfig:
     crop_scale_min: float = 0.7  # smallest share of the largest square that a random training crop keeps
     flip: bool = True
     color_jitter: float = 0.2
-    rand_augment_magnitude: int = 0  # of two random operations on a training clip, 1 to 30; 0 leaves them out
+    rand_augment_magnitude: int = 0  # of two random operations on a training clip, 1 to 30; 0 for none
     erasing_probability: float = 0.0  # that a random box is erased from all frames of a training clip
 
     def __post_init__(self) -> None:
@@ -128,7 +135,7 @@ class BackboneConfig:
     drop_path_rate: float = 0.0
     weights: str | None = None  # "kinematics" (ships with the package), or what `read_source` reads; None: from nothing
     num_frozen_blocks: int = 0  # the embeddings and this many blocks keep the weights they start from
-    num_recomputed_blocks: int = 0  # this many blocks after those run again for the gradient: less memory, more time
+    num_checkpointed_blocks: int = 0  # activation checkpointing of this many blocks after those: less memory, more time
 
     def __post_init__(self) -> None:
         require(self.patch_size > 0, "backbone.patch_size", "> 0 pixels", self.patch_size)
@@ -154,10 +161,10 @@ class BackboneConfig:
         )
         num_trained = self.depth - self.num_frozen_blocks
         require(
-            0 <= self.num_recomputed_blocks <= num_trained,
-            "backbone.num_recomputed_blocks",
+            0 <= self.num_checkpointed_blocks <= num_trained,
+            "backbone.num_checkpointed_blocks",
             f"between 0 and the {num_trained} blocks that are trained",
-            self.num_recomputed_blocks,
+            self.num_checkpointed_blocks,
         )
 
     def require_whole_patches(self, image_size: int) -> None:
@@ -173,10 +180,10 @@ class BackboneConfig:
 class HeadConfig:
     kind: HeadKind = HeadKind.JOINT
     pooling: Pooling = Pooling.CLASS_TOKEN
-    auxiliary_weight: float = 1.0  # weight of the four cross-entropies beside the joint likelihood (from JOINT on)
+    auxiliary_weight: float = 0.0  # of four cross-entropies beside the likelihood of JOINT, PAIRWISE and RESIDUAL
     correction_penalty: float = 0.01  # on the mean square of what PAIRWISE and RESIDUAL add to the scores
-    learned_weights: bool = False  # weigh the four cross-entropies by their learned uncertainty; else alike
-    ordinal_weight: float = 0.0  # weight of the earth mover's distance of the two counts beside the cross-entropies
+    uncertainty_weighting: bool = False  # of the four cross-entropies; else they are summed
+    ordinal_weight: float = 0.0  # of the earth mover's distance of the two counts beside the cross-entropies
     label_smoothing: float = 0.0  # of every cross-entropy
     logit_adjustment: float = 0.0  # power of the training clips' class prior that logits are adjusted by in training
 
@@ -184,6 +191,17 @@ class HeadConfig:
         for name in ("auxiliary_weight", "correction_penalty", "ordinal_weight", "logit_adjustment"):
             require(getattr(self, name) >= 0, f"head.{name}", ">= 0", getattr(self, name))
         require(0 <= self.label_smoothing < 1, "head.label_smoothing", "in [0, 1)", self.label_smoothing)
+        has_likelihood = self.kind in (HeadKind.JOINT, HeadKind.PAIRWISE, HeadKind.RESIDUAL)
+        has_cross_entropies = self.kind in (HeadKind.INDEPENDENT, HeadKind.CONSTRAINED) or (
+            has_likelihood and self.auxiliary_weight > 0
+        )
+        has_corrections = self.kind in (HeadKind.PAIRWISE, HeadKind.RESIDUAL)
+        where = f"head.kind={self.kind.value}"
+        refuse_unused(self, "head", "auxiliary_weight", has_likelihood, f"with {where}")
+        refuse_unused(self, "head", "correction_penalty", has_corrections, f"with {where}")
+        where += " and head.auxiliary_weight=0" if has_likelihood else ""
+        refuse_unused(self, "head", "uncertainty_weighting", has_cross_entropies, f"with {where}")
+        refuse_unused(self, "head", "ordinal_weight", has_cross_entropies, f"with {where}")
 
 
 @dataclass
@@ -218,25 +236,25 @@ class OptimConfig:
 class TrainConfig(OptimConfig):
     accumulation_steps: int = 1  # forward passes to one update
     class_balanced: bool = False  # draw each dive's clips as often as any other's; else every clip once an epoch
-    num_stored_views: int = 0  # of each clip, taken through the frozen blocks once and stored; 0: anew at every step
+    num_cached_views: int = 0  # of each clip in the feature cache of the frozen blocks; 0: no feature cache
     mixup_alpha: float = 0.0  # blend each clip with another, by a share drawn from Beta(alpha, alpha); 0: never
     cutmix_alpha: float = 0.0  # instead cut a box out of another clip; with both, either is as likely for a batch
     # of the moving average of the weights that is evaluated and kept, reached gradually; 0: the weights themselves
     ema_decay: float = 0.0
     precision: Precision = Precision.FP32
-    compile: bool = False  # compile what makes features of clips, on a GPU
+    compile: bool = False  # the backbone, on a GPU
     checkpoint_every: int = 100  # updates between checkpoints; every epoch ends with one too
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("accumulation_steps", "checkpoint_every"):
             require(getattr(self, name) > 0, f"train.{name}", "> 0", getattr(self, name))
-        require(self.num_stored_views >= 0, "train.num_stored_views", ">= 0", self.num_stored_views)
+        require(self.num_cached_views >= 0, "train.num_cached_views", ">= 0", self.num_cached_views)
         for name in ("mixup_alpha", "cutmix_alpha"):
             alpha = getattr(self, name)
             require(alpha >= 0, f"train.{name}", ">= 0", alpha)
             require(not alpha or self.batch_size > 1, f"train.{name}", "0 with train.batch_size=1", alpha)
-            require(not alpha or not self.num_stored_views, f"train.{name}", "0 with train.num_stored_views", alpha)
+            require(not alpha or not self.num_cached_views, f"train.{name}", "0 with train.num_cached_views", alpha)
         require(0 <= self.ema_decay < 1, "train.ema_decay", "in [0, 1)", self.ema_decay)
 
 
@@ -272,14 +290,15 @@ class Config:
         require_folder_name("arm", self.arm)
         require(self.seed >= 0, "seed", ">= 0", self.seed)
         self.backbone.require_whole_patches(self.clip.image_size)
-        if num_stored := self.train.num_stored_views:
+        if num_cached := self.train.num_cached_views:
             for suits, expected in (
                 (self.backbone.num_frozen_blocks > 0, "0 without backbone.num_frozen_blocks"),
                 (self.backbone.weights is not None, "0 without backbone.weights"),
                 (self.backbone.drop_path_rate == 0, "0 with backbone.drop_path_rate"),
                 (self.data.damaged is DamagedClips.STOP, "0 with data.damaged=skip"),
+                (self.test.num_temporal_views * self.test.num_spatial_views == 1, "0 with more than one test view"),
             ):
-                require(suits, "train.num_stored_views", expected, num_stored)
+                require(suits, "train.num_cached_views", expected, num_cached)
 
 
 @dataclass
@@ -355,7 +374,7 @@ class ExperimentConfig:
     pairs: list[list[str]] = field(default_factory=list)  # [first, second], whose difference is second - first
     common: str = ""  # options that all arms have beside those of `config`
     # arm that did not see some dives -> EXPERIMENT/ARM that did not see more, whose validation clips of those beyond
-    # say how much of the seen dives to give up: see engine/unseen.py
+    # choose how much of the seen dives to give up: see engine/evidence/unseen.py
     stacking: dict[str, str] = field(default_factory=dict)
     curve: CurveConfig | None = None
     split: str = "test"  # that the arms are scored on; val to choose a setting

@@ -1,13 +1,14 @@
-"""A cache of clips, read many times faster than the videos that they come from.
+"""Copies of clips that are read many times faster than their videos.
 
-Beside a data set lie two folders, each with a file a clip, an `index.jsonl` of what these hold, and `settings.json`:
+The caches of a data set are two folders in its `cache_root`. Each has one file per clip, an `index.jsonl` with one
+entry per clip, and `settings.json`:
 
-- `training/`: 48 frames, evenly timed over the clip, with a short side of 256 pixels, as H.264 that decodes fast:
-  keyframes every eight frames and every second frame such that no other needs it. Room for jitter in time and place.
-- `evaluation/`: the very frames that an evaluation looks at, at its own times and size, as packed JPEG pictures.
+- `training/`: 48 frames, evenly spaced over the clip, with a short side of 256 pixels, as H.264 that decodes fast: a
+  keyframe every eight frames, and no frame refers to any second frame. This leaves room to vary times and crops.
+- `evaluation/`: exactly the frames that an evaluation reads, at its times and its size, as packed JPEG pictures.
 
-A clip's entry says which video it was made from and what its file must contain to the bit: a file that is damaged is
-noticed when it is read, and one whose video or settings have changed since is made again.
+An entry identifies the video that a clip was made from, and holds the checksum of the clip's file. So reading a damaged
+file raises an error, and a clip whose video or settings have changed is made again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
 from fractions import Fraction
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from diveparse.configs import ClipConfig
-from diveparse.datasets.diving48 import NAME_PATTERN
-from diveparse.datasets.records import ClipRecord
+from diveparse.datasets.records import ClipRecord, file_stem
 from diveparse.datasets.sampling import sample_frame_times
 from diveparse.datasets.storage import journal
 from diveparse.datasets.storage.atomic import write_json, written_atomically
@@ -42,13 +41,13 @@ from diveparse.datasets.video import VideoError, VideoInfo, probe, read_frames
 from diveparse.datasets.video.writer import Picture, write_h264, x264_options
 
 SETTINGS_FILE, INDEX_FILE = "settings.json", "index.jsonl"
-FORMAT = 2  # of the files; a change of how they are made makes the old ones stale
+FORMAT = 2  # of the files; to be raised when they are made in another way, so that older ones are made again
 TICKS_PER_S = 90_000
-# every second frame is one that no other refers to, so that a reader can leave it out
+# no other frame refers to every second one, so a reader can skip it
 X264 = x264_options(20, "keyint=8", "bframes=1", "b-adapt=0")
 JPEG_QUALITY = 90
-MAKE_AGAIN = "delete it and run tools/prepare.py again, or set data.cache=false"
-NUM_SAMPLE_CLIPS = 24  # from whose sizes that of the whole is foretold
+MAKE_AGAIN = "delete it and run tools/prepare.py again, or set data.cache=false"  # the remedy for a damaged file
+NUM_SAMPLE_CLIPS = 24  # once so many are made, `estimated_bytes` is accurate
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +59,7 @@ class CacheKind(Enum):
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """What every clip of a cache looks like."""
+    """Which frames a cache keeps of each clip, and at which size."""
 
     kind: CacheKind
     num_frames: int
@@ -75,20 +74,20 @@ class CacheSettings:
         return {**asdict(self), "kind": self.kind.value, "format": FORMAT}
 
     def misfit(self, clip_cfg: ClipConfig, num_temporal_views: int) -> str | None:
-        """Why clips of this config cannot be read from such a cache; None if they can."""
+        """The reason why clips of this config cannot be read from such a cache; None if they can."""
         if self.kind is CacheKind.TRAINING:
             if clip_cfg.image_size > self.short_side:
-                return f"it holds pictures of {self.short_side} pixels, which are too small"
-            if self.num_frames % clip_cfg.num_frames:  # the times of a clip would not stay evenly apart
-                return f"{clip_cfg.num_frames} frames cannot be taken evenly from the {self.num_frames} that it holds"
+                return f"its pictures have a short side of {self.short_side} pixels, less than {clip_cfg.image_size}"
+            if self.num_frames % clip_cfg.num_frames:  # the times of a clip would not be evenly spaced
+                return f"{clip_cfg.num_frames} frames cannot be taken evenly from its {self.num_frames}"
         elif (clip_cfg.num_frames, clip_cfg.image_size) != (self.num_frames, self.short_side) or num_temporal_views > 1:
-            return f"it holds one view of exactly {self.num_frames} frames of {self.short_side} pixels"
+            return f"it has one view of exactly {self.num_frames} frames with a short side of {self.short_side} pixels"
         return None
 
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """What one clip's file holds and was made from: a line of the index. A clip that cannot be read has a `problem`."""
+    """A line of the index: the video and the file of one clip. `problem` is set if the video cannot be read."""
 
     name: str
     video_bytes: int
@@ -101,7 +100,7 @@ class CacheEntry:
     info: dict[str, Any] | None = None  # a VideoInfo, of the video
 
     def is_made_from(self, record: ClipRecord) -> bool:
-        """Whether the clip is still that of its video. Raises: OSError if the video is not there."""
+        """Whether neither the video nor the clip's place in it has changed. Raises: OSError if the video is missing."""
         status = record.path.stat()
         now = (status.st_size, status.st_mtime_ns, record.start_s, record.end_s)
         return now == (self.video_bytes, self.video_modified_ns, self.start_s, self.end_s)
@@ -114,27 +113,28 @@ DEFAULTS = {
 
 
 def cache_folder(root: Path, kind: CacheKind) -> Path:
-    """Where the cache of a data set lies: in its folder, or beside the CSV of clips that `root` is."""
-    return (root.with_suffix(".cache") if root.suffix.lower() == ".csv" else root / "cache") / kind.value
+    """The folder of one cache. root: the data set's `cache_root`."""
+    return root / kind.value
 
 
 class ClipCache:
-    """A cache that is read. It answers as the videos would: the same clips, at the same times, in the same order."""
+    """An open cache. It has the frames of the same clips, at the same times and in the same order, as the videos."""
 
     def __init__(self, folder: Path, settings: CacheSettings, entries: Mapping[str, CacheEntry]) -> None:
         self.folder, self.settings, self.entries = folder, settings, entries
 
     def info(self, record: ClipRecord) -> VideoInfo:
-        """Of the clip's video. Raises: VideoError as reading the video did when the cache was made."""
+        """The facts of the clip's video. Raises: the VideoError that it gave when the cache was made."""
         entry = self.entries[record.name]
         if entry.info is None:
-            raise VideoError(f"{entry.problem} (when the cache was made; tools/prepare.py tries again)")
+            raise VideoError(f"{entry.problem} (when the cache was made); mend it and run tools/prepare.py again")
         return VideoInfo(**entry.info)
 
     def read_frames(self, record: ClipRecord, times_s: Tensor, duration_s: float, size: tuple[int, int]) -> Tensor:
-        """As `video.read_frames`, but times_s count from the clip's start; duration_s: of the clip.
+        """As `video.read_frames`, but `times_s` count from the start of the clip. duration_s: that of the clip.
 
-        A training cache gives the kept frame that is nearest, half of 1 / num_frames of the clip away at most.
+        A training cache gives the nearest of the frames that it keeps, at most duration_s / num_frames / 2 away.
+        Returns: (len(times_s), 3, *size) uint8.
         Raises: ValueError naming a file that is missing or damaged.
         """
         path = self.folder / file_name(record.name, self.settings.kind)
@@ -144,25 +144,25 @@ class ClipCache:
             middles = (times_s / segment_s).floor().clamp(max=self.settings.num_frames - 1) + 0.5
             return read_frames(path, middles * segment_s, size)
         frames = unpack_pictures(content)
-        assert frames.shape == (len(times_s), 3, *size)  # `misfit` has seen to it
+        assert frames.shape == (len(times_s), 3, *size)  # `misfit` was None
         return frames
 
     def _verified(self, path: Path, entry: CacheEntry) -> bytes:
         try:
             content = path.read_bytes()
         except FileNotFoundError:
-            raise ValueError(f"{path}: is in {INDEX_FILE} but not there; {MAKE_AGAIN}") from None
+            raise ValueError(f"{path}: not there, though {INDEX_FILE} lists it; {MAKE_AGAIN}") from None
         if (len(content), zlib.crc32(content)) != (entry.num_bytes, entry.crc32):
-            raise ValueError(f"{path}: damaged: not what {INDEX_FILE} says it holds; {MAKE_AGAIN}")
+            raise ValueError(f"{path}: damaged: its checksum is not the one in {INDEX_FILE}; {MAKE_AGAIN}")
         return content
 
 
 def open_cache(
     root: Path, kind: CacheKind, records: Sequence[ClipRecord], clip_cfg: ClipConfig, num_temporal_views: int = 1
 ) -> ClipCache | None:
-    """The cache of a data set, if there is one that holds these clips, of these videos, as this config needs them.
+    """The cache of this kind, if it exists, suits the config and has all these clips of unchanged videos; else None.
 
-    The log says which is used, and where one is there, why it is not.
+    root: the data set's `cache_root`. The log names the cache that is used, or the reason why an existing one is not.
     Raises: ValueError naming a file of the cache that is damaged.
     """
     folder = cache_folder(root, kind)
@@ -176,7 +176,9 @@ def open_cache(
         if num_fresh == len(records):
             logger.info("%d clips are read from the cache %s", len(records), folder)
             return ClipCache(folder, settings, entries)
-        reason = f"it holds {num_fresh} of {len(records)} clips as their videos are now; tools/prepare.py completes it"
+        reason = (
+            f"it holds {num_fresh} of {len(records)} clips of unchanged videos; run tools/prepare.py to complete it"
+        )
     logger.warning("the cache %s is not used: %s", folder, reason)
     return None
 
@@ -184,10 +186,10 @@ def open_cache(
 def build_cache(
     root: Path, settings: CacheSettings, records: Sequence[ClipRecord], num_workers: int
 ) -> Iterator[tuple[int, int]]:
-    """Make whatever is not there yet; yields (clips done, clips in all).
+    """Make the clips that the cache lacks. Yields: (clips done, clips in all), at the start and after each clip.
 
-    Clips that are spread over the whole come first, so that `foretold_bytes` is good once they are done. A second call
-    goes on where the first stopped; one with other settings begins again.
+    root: the data set's `cache_root`. Clips spread evenly over the data set come first, so that `estimated_bytes` is
+    accurate once NUM_SAMPLE_CLIPS are done. After a kill, a second call continues; other settings start anew.
     """
     folder = cache_folder(root, settings.kind)
     if read_settings(folder) != settings:
@@ -207,23 +209,38 @@ def build_cache(
             yield number, len(records)
 
 
-def foretold_bytes(folder: Path, records: Sequence[ClipRecord]) -> int:
-    """How large a cache of these clips will be, from those of them that are made."""
+def estimated_bytes(folder: Path, records: Sequence[ClipRecord]) -> int:
+    """The estimated size of a cache of these clips: exact once all are made, else from the mean size of those made."""
     entries = read_index(folder)
     made = [entries[record.name] for record in records if record.name in entries]
     sizes = [entry.num_bytes for entry in made if entry.problem is None]
     return round((len(records) - len(made) + len(sizes)) * sum(sizes) / max(1, len(sizes)))
 
 
+def chosen_settings(root: Path, kind: CacheKind, num_frames: int | None, short_side: int | None) -> CacheSettings:
+    """What a cache is to be made with. A number that is None stays as in the cache that exists, else as in DEFAULTS.
+
+    Raises: ValueError if a number is impossible, or the settings of the cache that exists are damaged.
+    """
+    settings = read_settings(cache_folder(root, kind)) or DEFAULTS[kind]
+    return CacheSettings(
+        kind,
+        settings.num_frames if num_frames is None else num_frames,
+        settings.short_side if short_side is None else short_side,
+    )
+
+
 def read_settings(folder: Path) -> CacheSettings | None:
-    """None if there is no cache, or one of another format. Raises: ValueError if the file is damaged."""
+    """The settings of a cache; None without a cache, or for another format. Raises: ValueError for a damaged file."""
     path = folder / SETTINGS_FILE
     if not path.is_file():
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.pop("format") != FORMAT:
-            logger.warning("the cache %s is of another version and is not used; tools/prepare.py makes it anew", folder)
+            logger.warning(
+                "the cache %s is of another version and is not used; run tools/prepare.py to make it again", folder
+            )
             return None
         return CacheSettings(**{**content, "kind": CacheKind(content["kind"])})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -236,16 +253,12 @@ def read_index(folder: Path) -> dict[str, CacheEntry]:
 
 
 def file_name(clip: str, kind: CacheKind) -> str:
+    """The name of a clip's file in a cache. clip: its name."""
     return file_stem(clip) + (".mp4" if kind is CacheKind.TRAINING else ".safetensors")
 
 
-def file_stem(clip: str) -> str:
-    """A clip's name, or its digest where it is no plain file name, such as one with a folder."""
-    return clip if NAME_PATTERN.fullmatch(clip) else sha256(clip.encode()).hexdigest()
-
-
 def _is_done(folder: Path, kind: CacheKind, entry: CacheEntry | None, record: ClipRecord) -> bool:
-    if entry is None or entry.problem or not entry.is_made_from(record):  # what went wrong may have been mended
+    if entry is None or entry.problem or not entry.is_made_from(record):  # the video may have been mended since
         return False
     path = folder / file_name(record.name, kind)
     return path.is_file() and path.stat().st_size == entry.num_bytes
@@ -273,11 +286,11 @@ def _build_clip(job: tuple[ClipRecord, CacheSettings, Path]) -> CacheEntry:
 
 
 def _kept_size(info: VideoInfo, settings: CacheSettings) -> tuple[int, int]:
-    """(height, width) in the video's proportions. H.264 needs even sides; pictures must be of the size asked for."""
+    """(height, width) in the video's proportions: even for H.264, and exactly `decode_size` for an evaluation."""
     scale = settings.short_side / min(info.height, info.width)
     if settings.kind is CacheKind.EVALUATION:
         return round(info.height * scale), round(info.width * scale)
-    scale = min(scale, 1.0)  # enlarging would add bytes and nothing else
+    scale = min(scale, 1.0)  # enlarging would only add bytes
     return 2 * round(info.height * scale / 2), 2 * round(info.width * scale / 2)
 
 
@@ -294,7 +307,7 @@ def encode(frames: Tensor, duration_s: float, path: Path) -> None:
 
 
 def pack_pictures(frames: Tensor, path: Path) -> None:
-    """Write frames, (num_frames, 3, height, width) uint8, as JPEG pictures one behind the other and where each ends."""
+    """Write frames, (num_frames, 3, height, width) uint8, as JPEG pictures in one tensor, and where each ends."""
     pictures = []
     for frame in frames.permute(0, 2, 3, 1).contiguous().numpy():
         file = io.BytesIO()
@@ -305,7 +318,7 @@ def pack_pictures(frames: Tensor, path: Path) -> None:
 
 
 def unpack_pictures(content: bytes) -> Tensor:
-    """(num_frames, 3, height, width) uint8 of what `pack_pictures` wrote."""
+    """The frames that `pack_pictures` wrote, (num_frames, 3, height, width) uint8."""
     packed = load(content)
     pictures = packed["pictures"].tensor_split(packed["ends"][:-1])
     decoded = [np.asarray(Image.open(io.BytesIO(picture.numpy().tobytes()))) for picture in pictures]

@@ -1,7 +1,7 @@
-"""Clips as tensors, and the order in which training sees them.
+"""Clips as tensors, and the order in which training reads them.
 
-Everything random about a training clip is a function of (seed, epoch, index), and the order of the clips one of (seed,
-epoch), so that training resumes without any state of the loader.
+Everything random about a training clip is a function of (seed, epoch, index), and the order of the clips is a function
+of (seed, epoch). So training resumes without any state of the loader.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from diveparse.datasets.transforms import (
 )
 from diveparse.datasets.video import VideoError, VideoInfo, probe, read_frames
 
-AUGMENTATION, EPOCH_ORDER = 0, 1  # what a random stream is for
+AUGMENTATION, EPOCH_ORDER = 0, 1  # keys of the random streams
 
 
 class ClipItem(TypedDict):
     clip: Tensor
     label: int
     index: int  # of the clip's record
-    problem: str  # of a damaged clip that was asked for: "" where there is none
+    problem: str  # why the clip that was asked for cannot be read; "" if it can
 
 
 class ClipDataset(Dataset[ClipItem]):
-    """Clips of the records, transformed.
+    """The clips of some records, augmented for training or cut into views for evaluation.
 
-    Training: the key is (epoch, index), as `EpochSampler` yields it, and the item's clip (time, 3, height, width).
-    Evaluation: the key is the index, and the clip (views, time, 3, height, width); `views` counts the (temporal,
-    spatial) ones, spatial running fastest.
-    cache: read instead of the videos. skip_damaged: where a clip cannot be read, training gets the one after it in
-    `records`, and evaluation a blank one, which must not be counted; `problem` says so and names the file.
+    Training: the key is (epoch, index), as from `EpochSampler`; an item's clip is (time, 3, height, width).
+    Evaluation: the key is the index; an item's clip is (views, time, 3, height, width). `views` is the number of
+    temporal and of spatial views; the spatial index runs fastest.
+    cache: read instead of the videos. skip_damaged: for a clip that cannot be read, training gets the next one in
+    `records`, and evaluation a blank one, which must not be counted; `problem` then names the file and the reason.
     """
 
     def __init__(
@@ -63,19 +63,19 @@ class ClipDataset(Dataset[ClipItem]):
         self.cache, self.skip_damaged = cache, skip_damaged
         self.train_transform = train_transform(clip_cfg)
         self.eval_transforms = [eval_transform(clip_cfg, position) for position in SPATIAL_VIEWS[views[1]]]
-        self._infos: dict[Path, VideoInfo] = {}  # what was probed in this process; a worker meets a clip every epoch
+        self._infos: dict[Path, VideoInfo] = {}  # those probed in this process; a worker reads a clip once per epoch
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, key: int | tuple[int, int]) -> ClipItem:
-        """Raises: VideoError naming the clip's file if it cannot be read and damaged ones are not skipped, or if no
-        other can be read in its place."""
+        """Raises: VideoError naming the file of a clip that cannot be read; with `skip_damaged`, only if no other clip
+        can be read in its place. TypeError for a key of the other purpose."""
         if self.training != isinstance(key, tuple):
             raise TypeError(f"key must be {'(epoch, index)' if self.training else 'an index'}, got {key!r}")
         parts = key if isinstance(key, tuple) else (key,)
         index, problem = parts[-1], ""
-        # the transforms draw from torch's default generator, which the rest of the process must not see move
+        # the transforms draw from torch's default generator, whose state must not change for the rest of the process
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(stream_seed(self.seed, AUGMENTATION, *parts))
             try:
@@ -91,14 +91,14 @@ class ClipDataset(Dataset[ClipItem]):
         return self._train_clip(self.records[index]) if self.training else self._eval_clip(self.records[index])
 
     def _replacement(self, index: int, error: VideoError) -> tuple[int, Tensor]:
-        """(index of the clip that stands in for a damaged one, the clip)."""
+        """(index, clip) of the clip that replaces a damaged one."""
         if not self.training:
             size = self.clip_cfg.image_size
             return index, torch.zeros(self.views[0] * self.views[1], self.clip_cfg.num_frames, 3, size, size)
         for distance in range(1, len(self.records)):
-            stand_in = (index + distance) % len(self.records)
+            other = (index + distance) % len(self.records)
             try:
-                return stand_in, self._read(stand_in)
+                return other, self._read(other)
             except VideoError:
                 continue
         raise VideoError(f"{error}; nor can any other of the {len(self.records)} clips be read")
@@ -118,7 +118,7 @@ class ClipDataset(Dataset[ClipItem]):
         return torch.stack([transform(clip) for clip in clips for transform in self.eval_transforms])
 
     def _probe(self, record: ClipRecord) -> tuple[VideoInfo, float]:
-        """The clip's video, and how long the clip is in seconds."""
+        """The facts of the clip's video, and the duration of the clip in seconds."""
         if self.cache is not None:
             info = self.cache.info(record)
         else:
@@ -128,7 +128,7 @@ class ClipDataset(Dataset[ClipItem]):
         return info, record.duration_s(info)
 
     def _read_frames(self, record: ClipRecord, times_s: Tensor, duration_s: float, size: tuple[int, int]) -> Tensor:
-        """times_s: from the clip's start."""
+        """The frames of a clip at times counted from its start, (len(times_s), 3, *size) uint8."""
         if self.cache is not None:
             return self.cache.read_frames(record, times_s, duration_s, size)
         return read_frames(record.path, record.start_s + times_s, size)
@@ -138,37 +138,38 @@ class ClipDataset(Dataset[ClipItem]):
 
 
 class EpochSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index) without end, from any step on: resuming needs the number of the step and nothing else.
+    """Endless batches of (epoch, index), from any batch on: to resume, the number of the next batch is enough.
 
-    Each epoch visits every clip once in an order that depends on (seed, epoch) only, less the last, short batch. With
-    the clips' `labels` it is balanced instead: as many clips, drawn with replacement, of every label as often.
+    Each epoch visits every clip once, in an order that depends on (seed, epoch) only; a last, short batch is dropped.
+    With the `labels` of the clips, epochs are class-balanced instead: clips are drawn with replacement, such that every
+    label is equally likely.
     """
 
     def __init__(
-        self, num_clips: int, batch_size: int, seed: int, start_step: int = 0, labels: Sequence[int] | None = None
+        self, num_clips: int, batch_size: int, seed: int, start_batch: int = 0, labels: Sequence[int] | None = None
     ) -> None:
         """Raises: ValueError if there are fewer clips than one batch takes."""
         if not 0 < batch_size <= num_clips:
             raise ValueError(f"batch_size must be 1 to {num_clips}, the number of clips, got {batch_size}")
-        self.num_clips, self.batch_size, self.seed, self.start_step = num_clips, batch_size, seed, start_step
+        self.num_clips, self.batch_size, self.seed, self.start_batch = num_clips, batch_size, seed, start_batch
         # 1 / number of clips that share its label
         self.weights = (
             None if labels is None else torch.bincount(torch.tensor(labels)).double().reciprocal()[list(labels)]
         )
 
     @property
-    def steps_per_epoch(self) -> int:
+    def batches_per_epoch(self) -> int:
         return self.num_clips // self.batch_size
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, first_step = divmod(self.start_step, self.steps_per_epoch)
+        epoch, first_batch = divmod(self.start_batch, self.batches_per_epoch)
         while True:
             generator = torch.Generator().manual_seed(stream_seed(self.seed, EPOCH_ORDER, epoch))
             order = self._order(generator)
-            for step in range(first_step, self.steps_per_epoch):
-                batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+            for number in range(first_batch, self.batches_per_epoch):
+                batch = order[number * self.batch_size : (number + 1) * self.batch_size]
                 yield [(epoch, index) for index in batch]
-            epoch, first_step = epoch + 1, 0
+            epoch, first_batch = epoch + 1, 0
 
     def _order(self, generator: torch.Generator) -> list[int]:
         if self.weights is None:

@@ -1,10 +1,9 @@
-"""Anybody's labelled clips: a CSV file with one row a clip, whose label is a dive number.
+"""Anybody's labelled clips: a CSV file with one row per clip, labelled by a dive number.
 
-Its columns are `path`, a video, absolute or from the folder of the CSV on, and `dive_number`; and, where there are any,
-`start` and `end`, in seconds, of a clip within a longer video; `split`, train, val or test (train where there is none);
-and `source`, the recording or event that a clip was cut from (its video where there is none). A file that calls them
-otherwise is read through a mapping from the names here to its own, or to a pattern of its own such as
-"{video}/{clip}.mp4".
+Two columns are required: `path`, a video, absolute or relative to the folder of the CSV, and `dive_number`. Others are
+optional: `start` and `end`, in seconds, of a clip within a longer video; `split`, which is train (the default), val or
+test; and `source`, the recording or event that a clip was cut from (by default, its video). A file with other column
+names is read through a mapping from these names to its own, or to patterns of its own such as "{video}/{clip}.mp4".
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from diveparse.datasets.dives import Dive, DiveSet
@@ -28,23 +28,49 @@ NUM_PROBLEMS_SHOWN = 50
 
 
 class BadRowsError(ValueError):
-    """Rows of a file cannot be used; the message has a line for each, below one that names the file."""
+    """Some rows of a file cannot be used. The message names the file, then has a line for each of those rows."""
 
 
 @dataclass(frozen=True)
 class LabelledClips:
-    """What a file of clips holds."""
+    """The content of a file of clips."""
 
-    splits: dict[str, list[ClipRecord]]  # those of SPLITS that have any, each in the file's order
+    splits: dict[str, list[ClipRecord]]  # only splits that have clips; clips are in the order of the file
     dive_set: DiveSet
 
 
-def read_clips(path: Path, columns: Mapping[str, str], dive_set: DiveSet | None) -> LabelledClips:
-    """Read a whole file and check every row of it.
+class ClipTable:
+    """A CSV file of clips as a data set (see data_set.py). The whole file is read and checked, once, on first use."""
 
-    columns: from names of COLUMNS to the file's own, where these differ. dive_set: the dives that labels count in; None
-    takes those that the file holds, in the order of their numbers.
-    Raises: ValueError naming the file, if it is missing, no CSV or lacks a column; BadRowsError for all its bad rows.
+    def __init__(self, path: Path, columns: Mapping[str, str], dive_set: DiveSet | None) -> None:
+        """columns, dive_set: as for `read_clips`."""
+        self.path, self.columns, self._dive_set = path, columns, dive_set
+        self.name, self.cache_root = str(path), path.with_suffix(".cache")
+
+    @cached_property
+    def _clips(self) -> LabelledClips:
+        return read_clips(self.path, self.columns, self._dive_set)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(self._clips.splits)
+
+    @property
+    def dive_set(self) -> DiveSet:
+        return self._dive_set or self._clips.dive_set
+
+    def records(self, split: str) -> list[ClipRecord]:
+        if split not in self._clips.splits:
+            raise ValueError(f"{self.path}: no row has the split {split}")
+        return self._clips.splits[split]
+
+
+def read_clips(path: Path, columns: Mapping[str, str], dive_set: DiveSet | None) -> LabelledClips:
+    """Read a whole file and check every row.
+
+    columns: the file's own names for those of COLUMNS, where they differ. dive_set: the dives that labels count in;
+    None takes the dives in the file, ordered by number.
+    Raises: ValueError naming the file, if it is missing, not a CSV or lacks a column; BadRowsError with all bad rows.
     """
     rows = _read_rows(path, columns)
     problems: dict[int, str] = {}
@@ -59,7 +85,7 @@ def read_clips(path: Path, columns: Mapping[str, str], dive_set: DiveSet | None)
             if row["split"] not in ("", *SPLITS):
                 raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {row['split']!r}")
             if (first := lines.setdefault(clips[line][1], line)) != line:
-                raise ValueError(f"clip {clips[line][1]} is listed in line {first} already")
+                raise ValueError(f"clip {clips[line][1]} is listed in line {first} already; remove one")
         except ValueError as error:
             problems[line] = str(error)
     if problems:
@@ -77,12 +103,12 @@ def read_clips(path: Path, columns: Mapping[str, str], dive_set: DiveSet | None)
 
 
 def _read_rows(path: Path, columns: Mapping[str, str]) -> dict[int, dict[str, str]]:
-    """The rows by line number, each by the names of COLUMNS; "" where the file has no such column."""
+    """The rows by line number, each a value for every name of COLUMNS; "" if the file has no such column."""
     unknown = sorted(columns.keys() - set(COLUMNS))
     if unknown:
         raise ValueError(f"data.columns must map {', '.join(COLUMNS)}, got {', '.join(unknown)}")
     if not path.is_file():
-        raise ValueError(f"{path}: there is no such file")
+        raise ValueError(f"{path}: there is no such file; expected a CSV of clips")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
@@ -103,7 +129,7 @@ def _read_rows(path: Path, columns: Mapping[str, str]) -> dict[int, dict[str, st
 
 
 def _patterns(path: Path, fields: Sequence[str], columns: Mapping[str, str]) -> dict[str, str]:
-    """For each of COLUMNS a pattern of the file's own columns, such as "{path}"."""
+    """For each of COLUMNS, a pattern of the file's own columns, such as "{path}"; "" if there is none."""
     patterns = {}
     for name in COLUMNS:
         written = columns.get(name, name)
@@ -122,14 +148,14 @@ def _fill(pattern: str, row: dict[str, str]) -> str:
 def _read_dive(number: str, dive_set: DiveSet | None) -> Dive:
     dive = Dive.from_number(number)
     if dive_set is not None:
-        dive_set.label_of(dive)  # raises where it is not one of them
+        dive_set.label_of(dive)  # raises if the dive is not in the set
     return dive
 
 
 def _read_window(
     row: dict[str, str], folder: Path, durations_s: dict[Path, float]
 ) -> tuple[Path, str, float, float | None]:
-    """(video, name of the clip, start, end): the whole video, or a part of it that it really has."""
+    """(video, name of the clip, start, end), with the start and end checked against the duration of the video."""
     if not row["path"]:
         raise ValueError("path is empty")
     video = folder / row["path"]

@@ -1,4 +1,4 @@
-"""The sport: what a dive number says, which dives are listed, and the sets of dives that a model can answer with.
+"""The sport: the grammar of dive numbers, the listed dives, and the sets of dives that a model can answer with.
 
 A dive has four attributes: takeoff, somersault, twist and position. Class names, head sizes, slot indices and validity
 are all derived from `dive_table.csv` by this module; no other file lists a dive.
@@ -14,14 +14,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import overload
 
+from diveparse.configs import Dives
+
 ATTRIBUTES = ("takeoff", "somersault", "twist", "position")
-COUNTS = ("somersault", "twist")  # those whose values are numbers, of half turns
+COUNTS = ("somersault", "twist")  # the attributes whose values are numbers, in half turns
 HEIGHTS_M = (1, 3, 5, 7.5, 10)  # boards at 1 and 3 m, platforms at 5, 7.5 and 10 m
-MAX_SOMERSAULT_HALF_TURNS = 11  # the most that any table lists; the grammar gives more than 9 to groups 1-4 only
-MAX_TWIST_HALF_TURNS = 9  # one digit
+MAX_SOMERSAULT_HALF_TURNS = 11  # the most in any table; only groups 1 to 4 can write more than 9
+MAX_TWIST_HALF_TURNS = 9  # the number has one digit for it
 
 AttributeValue = str | int  # takeoff and position are words, somersault and twist are half turns
-Values = Mapping[str, Sequence[AttributeValue]]  # for each attribute the values that a head can answer with
+Values = Mapping[str, Sequence[AttributeValue]]  # for each attribute, the values that a head can answer with
 
 
 class Takeoff(Enum):
@@ -61,13 +63,13 @@ _VOCAB: tuple[Mapping[str, Takeoff | int | Position], ...] = (
 
 @dataclass(frozen=True)
 class Dive:
-    """One dive of the grammar, listed in a table or not. Raises: ValueError if the parts do not fit together."""
+    """A dive that a number can express, listed or not. Raises: ValueError if the parts do not fit together."""
 
     takeoff: Takeoff
     somersault_half_turns: int  # 1 is a plain dive; 0 only for the armstand dive that falls without turning, 600
     twist_half_turns: int
     position: Position
-    flying: bool = False  # straight for the first half somersault, and only then pike or tuck
+    flying: bool = False  # straight for the first half somersault, then pike or tuck
     armstand: bool = False
 
     def __post_init__(self) -> None:
@@ -157,7 +159,7 @@ class Dive:
         ]
 
     def attribute_values(self) -> dict[str, AttributeValue]:
-        """What each of the four heads has to answer; the four together determine the dive."""
+        """The values of the four attributes, which together determine the dive."""
         takeoff, position = self.takeoff.name.lower(), self.position.name.lower()
         return {
             "takeoff": f"armstand {takeoff}" if self.armstand else takeoff,
@@ -195,19 +197,19 @@ def _read_number(number: str) -> Dive:
             takeoff = Takeoff.FORWARD.value
     else:  # the group is the takeoff: flying, somersault
         takeoff, flying, somersault, twist = group, rest[0], rest[1:], "0"
-    most = 3 if group == "6" else 4  # nobody leaves inward from an armstand
+    most = 3 if group == "6" else 4  # there is no inward armstand
     if not 1 <= int(takeoff) <= most:
         raise ValueError(f"takeoff, the second digit of group {group}, must be 1 to {most}, got {takeoff}")
     if flying not in "01":
         raise ValueError(f"second digit of group {group} must be 0, or 1 for a flying dive, got {flying}")
     dive = Dive(Takeoff(takeoff), int(somersault), int(twist), Position(letter), flying == "1", group == "6")
-    if dive.number != number:  # a 0 that should not be there
+    if dive.number != number:  # it has a superfluous 0
         raise ValueError(f"{dive.name} is written {dive.number}")
     return dive
 
 
 def _count(half_turns: int, noun: str) -> str:
-    """5, "somersault" -> "2½ somersaults"; one and less is singular."""
+    """5, "somersault" -> "2½ somersaults"; up to one turn is singular."""
     number = str(half_turns // 2 or "") + "½" * (half_turns % 2)
     return f"{number or 'no'} {noun}{'s' if half_turns > 2 else ''}"
 
@@ -217,7 +219,7 @@ def _value_name(attribute: str, value: AttributeValue) -> str:
 
 
 def _natural_order(attribute: str, values: Iterable[AttributeValue]) -> tuple[AttributeValue, ...]:
-    """Counts ascending; takeoffs and positions as the dive number counts them, armstand and flying ones last."""
+    """Counts ascending; takeoffs and positions in the order of the dive number, armstand and flying ones last."""
     if attribute in ("somersault", "twist"):
         return tuple(sorted(values))
     prefix, names = ("armstand", Takeoff) if attribute == "takeoff" else ("flying", Position)
@@ -227,10 +229,10 @@ def _natural_order(attribute: str, values: Iterable[AttributeValue]) -> tuple[At
 
 @dataclass(frozen=True)
 class DiveSet(Sequence[Dive]):
-    """An ordered set of dives; a dive's label is its place in it. Two sets are equal if they hold the same dives in
-    the same order, whatever their names.
+    """An ordered set of dives; the label of a dive is its place in the set. Two sets are equal if they have the same
+    dives in the same order, whatever their names.
 
-    Raises: ValueError if it is empty or holds a dive twice.
+    Raises: ValueError if it is empty or has a dive twice.
     """
 
     dives: tuple[Dive, ...]
@@ -241,7 +243,7 @@ class DiveSet(Sequence[Dive]):
             raise ValueError(f"{self.name}: expected at least one dive")
         if len(self._labels) < len(self.dives):
             twice = next(dive for label, dive in enumerate(self.dives) if self._labels[dive] != label)
-            raise ValueError(f"{self.name}: dive {twice.number} is listed twice")
+            raise ValueError(f"{self.name}: dive {twice.number} is listed twice; remove one")
 
     @classmethod
     def from_numbers(cls, numbers: Iterable[str], name: str = "dives") -> DiveSet:
@@ -266,14 +268,14 @@ class DiveSet(Sequence[Dive]):
     def __getitem__(self, key: slice) -> tuple[Dive, ...]: ...
 
     def __getitem__(self, key: int | str | slice) -> Dive | tuple[Dive, ...]:
-        """The dive of a label, or of a number that is in the set."""
+        """The dive with a label, or with a number that is in the set."""
         return self.dives[self.label_of(key) if isinstance(key, str) else key]
 
     def __iter__(self) -> Iterator[Dive]:
         return iter(self.dives)
 
     def __contains__(self, dive: object) -> bool:
-        """Whether a dive, or the dive of a number, is in the set. Raises: ValueError if the number is malformed."""
+        """Whether a dive, or the dive with a number, is in the set. Raises: ValueError if the number is malformed."""
         return (Dive.from_number(dive) if isinstance(dive, str) else dive) in self._labels
 
     def label_of(self, dive: Dive | str) -> int:
@@ -289,7 +291,7 @@ class DiveSet(Sequence[Dive]):
 
     @cached_property
     def values(self) -> dict[str, tuple[AttributeValue, ...]]:
-        """For each attribute the values that occur, in natural order: the outputs of the four heads."""
+        """For each attribute, the values that occur, in natural order: the outputs of a head."""
         return {a: _natural_order(a, {dive.attribute_values()[a] for dive in self}) for a in ATTRIBUTES}
 
     @cached_property
@@ -298,9 +300,9 @@ class DiveSet(Sequence[Dive]):
         return {a: tuple(_value_name(a, value) for value in values) for a, values in self.values.items()}
 
     def slots(self, values: Values | None = None) -> dict[str, tuple[int, ...]]:
-        """For each attribute one index per dive into `values[attribute]` (by default the set's own values).
+        """For each attribute, one index per dive into `values[attribute]` (by default, the values of this set).
 
-        Raises: ValueError naming the first dive that needs a value which is not there.
+        Raises: ValueError naming the first dive with a value that is not among them.
         """
         indices = {a: {value: i for i, value in enumerate((values or self.values)[a])} for a in ATTRIBUTES}
         for dive in self:
@@ -308,13 +310,13 @@ class DiveSet(Sequence[Dive]):
                 if value not in indices[a]:
                     known = ", ".join(_value_name(a, known) for known in indices[a])
                     raise ValueError(
-                        f"{self.name}: dive {dive.number} needs the {a} {_value_name(a, value)!r}, but the head knows "
+                        f"{self.name}: dive {dive.number} needs the {a} {_value_name(a, value)!r}, but the head has "
                         f"only {known}"
                     )
         return {a: tuple(indices[a][dive.attribute_values()[a]] for dive in self) for a in ATTRIBUTES}
 
     def expressible(self, values: Values) -> DiveSet:
-        """The dives that heads with these values can name. Raises: ValueError if there is none."""
+        """The dives whose attribute values are all among these. Raises: ValueError if there is none."""
         kept = tuple(d for d in self if all(value in values[a] for a, value in d.attribute_values().items()))
         return DiveSet(kept, f"{self.name} (expressible)")
 
@@ -336,7 +338,8 @@ _DIFFICULTY = {
 DIVING48 = DiveSet.from_numbers((row["number"] for row in _DIVING48_ROWS), "Diving48")
 DIVING48_TRAIN_COUNTS = tuple(int(row["diving48_train"]) for row in _DIVING48_ROWS)  # V2 clips of each class
 DIVING48_TEST_COUNTS = tuple(int(row["diving48_test"]) for row in _DIVING48_ROWS)
-DIVING48_V1_TRAIN_COUNTS = tuple(int(row["diving48_v1_train"]) for row in _DIVING48_ROWS)  # not to be trained on
+DIVING48_V1_TRAIN_COUNTS = tuple(int(row["diving48_v1_train"]) for row in _DIVING48_ROWS)  # to recognise V1
 WORLD_AQUATICS = DiveSet.from_numbers(
     (row["number"] for row in _ROWS if "1" in (row["fina_2017_2021"], row["usa_2026"])), "World Aquatics"
 )
+DIVE_SETS = {Dives.DIVING48: DIVING48, Dives.WORLD_AQUATICS: WORLD_AQUATICS}  # what a config or a command can name

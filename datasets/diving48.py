@@ -1,25 +1,37 @@
 """Diving48's layout on disk: `rgb/<name>.mp4`, two splits `Diving48_V2_<split>.json`, and `Diving48_vocab.json`.
 
-Rendered dives are laid out the same way.
+Rendered data sets have the same layout.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 from diveparse.datasets.dives import DIVING48, DiveSet
-from diveparse.datasets.records import ClipRecord
+from diveparse.datasets.records import NAME_PATTERN, ClipRecord
 
 SPLITS = ("train", "test")
-NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{11}_[0-9]{5}")  # the source video, and the number of the clip in it
+
+
+class Diving48Folder:
+    """A folder in Diving48's layout as a data set (see data_set.py). Each split is read from its own file."""
+
+    splits = SPLITS
+    dive_set = DIVING48
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.name, self.cache_root = str(root), root / "cache"
+
+    def records(self, split: str) -> list[ClipRecord]:
+        return read_split(self.root, split)
 
 
 def read_split(root: Path, split: str, dive_set: DiveSet = DIVING48) -> list[ClipRecord]:
     """Read one split ("train" or "test") and check it against the vocabulary file and the videos on disk.
 
-    Raises: ValueError as `read_annotations`, or naming videos that are not there.
+    Raises: ValueError as for `read_annotations`, or naming videos that are missing.
     """
     records = read_annotations(root, split, dive_set)
     names = {record.name for record in records}
@@ -33,10 +45,10 @@ def read_split(root: Path, split: str, dive_set: DiveSet = DIVING48) -> list[Cli
 
 
 def read_annotations(root: Path, split: str, dive_set: DiveSet = DIVING48) -> list[ClipRecord]:
-    """Read one split and check it against the vocabulary file, whether or not the videos are there.
+    """Read one split and check it against the vocabulary file, whether or not the videos exist.
 
-    Raises: ValueError naming the file and what is wrong with it: missing, not JSON, a vocabulary that is not that of
-    `dive_set`, an entry without a proper name or label, a name that occurs twice.
+    Raises: ValueError naming the file and its fault: it is missing or not JSON, its vocabulary is not `dive_set`, an
+    entry has no proper name or label, or a name occurs twice.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")

@@ -1,7 +1,7 @@
-"""Checking a data set in Diving48's layout before anything is trained on it: every file is played to its end once.
+"""Checking a data set in Diving48's layout before training on it. Every video is played once, to its end.
 
-What a file turned out to hold is appended to `inspection.jsonl` in the data set's folder, a line a file, so that a
-check that was stopped goes on where it was, and a file that has not changed is not played again.
+The result for each file is appended to `inspection.jsonl` in the folder of the data set. So a check that was stopped
+continues where it stopped, and a file that has not changed is not played again.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from diveparse.datasets.dives import (
     DIVING48_TRAIN_COUNTS,
     DIVING48_V1_TRAIN_COUNTS,
 )
-from diveparse.datasets.diving48 import NAME_PATTERN, SPLITS, read_annotations
-from diveparse.datasets.records import ClipRecord, is_rendered
+from diveparse.datasets.diving48 import SPLITS, read_annotations
+from diveparse.datasets.records import NAME_PATTERN, ClipRecord, is_rendered
 from diveparse.datasets.storage import journal
 from diveparse.datasets.storage.atomic import written_atomically
 from diveparse.datasets.storage.workers import worker_pool
@@ -33,13 +33,13 @@ from diveparse.datasets.video import VideoError, play
 
 LOG_FILE, REPORT_FILE = "inspection.jsonl", "inspection.json"
 KNOWN_COUNTS = {"train": DIVING48_TRAIN_COUNTS, "test": DIVING48_TEST_COUNTS}
-MIN_FRAMES = 25  # the shortest of the real clips
-V1_EVIDENCE_NATS = 10.0  # of a log-likelihood ratio: odds of more than 20,000 to 1
+MIN_FRAMES = 25  # the shortest real clip
+V1_EVIDENCE_NATS = 10.0  # log-likelihood ratio of V1 over V2: odds of more than 20,000 to 1
 
 
 @dataclass(frozen=True)
 class FileCheck:
-    """What playing one file showed. `problem` is None where every frame could be decoded."""
+    """The result of playing one file. `problem` is None if every frame could be decoded."""
 
     name: str
     num_bytes: int
@@ -52,6 +52,7 @@ class FileCheck:
 
 
 def check_file(path: Path) -> FileCheck:
+    """Play one file to its end and digest its content."""
     status = path.stat()
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -66,7 +67,7 @@ def check_file(path: Path) -> FileCheck:
 
 
 def check_files(root: Path, records: Sequence[ClipRecord], num_workers: int) -> Iterator[tuple[int, int]]:
-    """Play whatever has not been played yet, and log it; yields (files done, files in all)."""
+    """Play the files that have not been played since they changed. Yields: (files done, files in all)."""
     done = read_log(root)
     present = [record.path for record in records if record.path.is_file()]
     todo = [path for path in present if not _is_current(done.get(path.stem), path)]
@@ -83,16 +84,18 @@ def read_log(root: Path) -> dict[str, FileCheck]:
 
 
 def _is_current(check: FileCheck | None, path: Path) -> bool:
-    if check is None or check.problem:  # what went wrong may have been mended, as a disk that could not be read
+    if check is None or check.problem:  # the problem may be gone, such as a disk that could not be read
         return False
     status = path.stat()
     return (check.num_bytes, check.modified_ns) == (status.st_size, status.st_mtime_ns)
 
 
 def unpack(archive: Path, root: Path) -> Iterator[tuple[int, int]]:
-    """Unpack the videos of a tar file into `rgb/`; yields (bytes read, bytes in all). What is there already is skipped.
+    """Unpack the videos of a tar file into `rgb/`. Yields: (bytes read, bytes in all).
 
-    Only regular files named as clips are, wherever they lie in it. Raises: ValueError if it is damaged or holds none.
+    Only regular files with the name of a clip are unpacked, from any folder of the archive; those that `rgb/` already
+    has are skipped.
+    Raises: ValueError if the archive is damaged or has no such file.
     """
     num_bytes, num_videos = archive.stat().st_size, 0
     try:
@@ -103,19 +106,19 @@ def unpack(archive: Path, root: Path) -> Iterator[tuple[int, int]]:
                     num_videos += 1
                     path = root / "rgb" / name.name
                     content = tar.extractfile(member)
-                    assert content is not None  # a regular file has some
+                    assert content is not None  # as for every regular file
                     if not path.is_file() or path.stat().st_size != member.size:
                         with written_atomically(path) as temporary, temporary.open("wb") as target:
                             shutil.copyfileobj(content, target)
                 yield file.tell(), num_bytes
     except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise ValueError(f"{archive}: not a whole tar file: {error}") from error
+        raise ValueError(f"{archive}: not a whole tar file: {error}; download it again") from error
     if not num_videos:
         raise ValueError(f"{archive}: holds no video named as a clip, such as _8Vy3dlHg2w_00000.mp4")
 
 
 def read_splits(root: Path) -> dict[str, list[ClipRecord]]:
-    """Both splits' annotations, whether or not their videos are there. Raises: ValueError if one is not V2's."""
+    """The annotations of both splits, whether or not the videos exist. Raises: ValueError for annotations of V1."""
     for split in SPLITS:
         if not (root / f"Diving48_V2_{split}.json").is_file() and (root / f"Diving48_{split}.json").is_file():
             raise ValueError(
@@ -126,7 +129,7 @@ def read_splits(root: Path) -> dict[str, list[ClipRecord]]:
 
 
 def report(root: Path, splits: dict[str, list[ClipRecord]]) -> dict[str, Any]:
-    """All that is known about the data set, as plain values: "errors" make it unfit to train on, "warnings" do not."""
+    """All findings about the data set, as plain values. "errors" make it unfit for training; "warnings" do not."""
     checks = read_log(root)
     found = {record.name for records in splits.values() for record in records if record.path.is_file()}
     problems = {name: checks[name].problem for name in sorted(found) if name in checks and checks[name].problem}
@@ -138,7 +141,7 @@ def report(root: Path, splits: dict[str, list[ClipRecord]]) -> dict[str, Any]:
     across = [names for names in duplicates if len({split_of[name] for name in names}) > 1]
     missing = sorted(name for split in about.values() for name in split["missing"])
     short = sorted(name for name in found if name in checks and 0 < checks[name].num_frames < MIN_FRAMES)
-    strangers = sorted({path.stem for path in (root / "rgb").glob("*.mp4")} - found)
+    in_neither_split = sorted({path.stem for path in (root / "rgb").glob("*.mp4")} - found)
     v1 = _evidence_of_v1(about["train"]["clips_per_class"])
 
     errors = _counted("clips are missing", missing) + _counted("files cannot be played", list(problems))
@@ -148,7 +151,7 @@ def report(root: Path, splits: dict[str, list[ClipRecord]]) -> dict[str, Any]:
     errors += [f"the training labels are the first ones (V1), not V2: {v1}"] if v1 else []
     warnings = _counted(f"clips are shorter than {MIN_FRAMES} frames", short)
     warnings += _counted("files are there under two names", [", ".join(n) for n in duplicates if n not in across])
-    warnings += _counted("videos are in neither split", strangers)
+    warnings += _counted("videos are in neither split", in_neither_split)
     return {
         "root": str(root),
         "rendered": is_rendered(record.path for records in splits.values() for record in records),
@@ -160,13 +163,15 @@ def report(root: Path, splits: dict[str, list[ClipRecord]]) -> dict[str, Any]:
         "short": short,
         "duplicates": duplicates,
         "shared_sources": shared,
-        "in_neither_split": strangers,
-        "classes_without_clips": [
-            f"{label} ({dive.number})"
-            for label, dive in enumerate(DIVING48)
-            if not any(split["clips_per_class"][label] for split in about.values())
-        ],
+        "in_neither_split": in_neither_split,
+        "classes_without_clips": _classes_without_clips([split["clips_per_class"] for split in about.values()]),
     }
+
+
+def _classes_without_clips(clips_per_class: Sequence[Sequence[int]]) -> list[str]:
+    """clips_per_class: of each split, (48,)."""
+    total = np.sum(clips_per_class, axis=0)  # (48,)
+    return [f"{label} ({dive.number})" for label, dive in enumerate(DIVING48) if not total[label]]
 
 
 def _about_split(
@@ -192,6 +197,7 @@ def _about_split(
 
 
 def _duplicates(checks: dict[str, FileCheck], found: set[str]) -> list[list[str]]:
+    """The names of clips whose files have the same content, one list for each content."""
     same: dict[str, list[str]] = defaultdict(list)
     for name in sorted(found & checks.keys()):
         same[checks[name].sha256].append(name)
@@ -199,7 +205,7 @@ def _duplicates(checks: dict[str, FileCheck], found: set[str]) -> list[list[str]
 
 
 def _evidence_of_v1(clips_per_class: Sequence[int]) -> str | None:
-    """Why the labels look like V1's, or None. V2 left class 30 (101A) without a clip, and moved many others."""
+    """The reason why the labels look like V1, or None. In V2, class 30 (101A) has no clip, and many clips moved."""
     counts = np.array(clips_per_class)
     dead = [label for label, known in enumerate(DIVING48_TRAIN_COUNTS) if known == 0 and counts[label]]
     if dead:
@@ -209,7 +215,7 @@ def _evidence_of_v1(clips_per_class: Sequence[int]) -> str | None:
         for known in (DIVING48_V1_TRAIN_COUNTS, DIVING48_TRAIN_COUNTS)
     ]
     nats = float(counts @ (log_shares[0] - log_shares[1]))
-    return f"their clips per class speak for V1 by {nats:.0f} nats" if nats > V1_EVIDENCE_NATS else None
+    return f"their clips per class favour V1 by {nats:.0f} nats" if nats > V1_EVIDENCE_NATS else None
 
 
 def _counted(what: str, names: Sequence[str]) -> list[str]:

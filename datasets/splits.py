@@ -1,35 +1,33 @@
-"""Which clips train, validate and test; validation holds whole sources out.
+"""Which clips train, validate and test. Validation holds out whole sources.
 
-Clips of one source share its venue, camera and light. A validation split that divides a source is answered by
-recognising the source, and promises far more than the test will keep.
+Clips of one source share its venue, camera and light. With a source on both sides of the split, a model that recognises
+the source scores well in validation, and far worse on the test split.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diveparse.configs import DataConfig, Dives
-from diveparse.datasets.clips import LabelledClips, read_clips
-from diveparse.datasets.dives import DIVING48, WORLD_AQUATICS, Dive, DiveSet
-from diveparse.datasets.diving48 import read_split
+from diveparse.configs import DataConfig
+from diveparse.datasets.data_set import open_data_set
+from diveparse.datasets.dives import Dive, DiveSet
 from diveparse.datasets.records import ClipRecord
 
-NUM_STARTS = 64
-DIVE_SETS = {Dives.DIVING48: DIVING48, Dives.WORLD_AQUATICS: WORLD_AQUATICS}
+NUM_STARTS = 64  # random sets of sources that the search for a validation split begins with
 
 
 def training_clips(data: DataConfig, seed: int) -> tuple[list[ClipRecord], list[ClipRecord], DiveSet]:
-    """(training, validation, the dives that their labels count in). A CSV may name its own validation clips.
+    """(training clips, validation clips, the dives that their labels count in).
 
-    Of the training clips only `data.train_fraction` are given; of `data.unseen_dives` only `data.num_shots` each, and
-    none for validation; without any shots they are no dives of the set.
-    Raises: ValueError if the data cannot be read, there is nothing to train on, or no training clip of another dive
-    shows a value of an unseen one.
+    The validation clips are those that the data set names, else whole sources of the training clips. Training gets the
+    share `data.train_fraction` of its clips, and of each of `data.unseen_dives` at most `data.num_shots` clips.
+    Validation gets no clip of an unseen dive. With `data.num_shots=0` the unseen dives are left out of the dive set.
+    Raises: ValueError if the data cannot be read, there are no training clips, or an unseen dive has an attribute value
+    that no training clip of another dive has.
     """
     train, val, dive_set = _whole_training_clips(data, seed)
     order = np.random.default_rng(seed).permutation(len(train))
@@ -57,88 +55,73 @@ def training_clips(data: DataConfig, seed: int) -> tuple[list[ClipRecord], list[
 def _require_values_shown(
     dives: Sequence[Dive], train: Sequence[ClipRecord], dive_set: DiveSet, unseen: set[int]
 ) -> None:
-    """Raises: ValueError naming a value of these dives that no clip of a dive outside `unseen` has."""
+    """Raises: ValueError naming a value of these dives that no training clip outside the labels `unseen` has."""
     others = [dive_set[label].attribute_values() for label in {record.label for record in train} - unseen]
     for dive in dives:
         for attribute, value in dive.attribute_values().items():
             if value not in {values[attribute] for values in others}:
                 has = f"{dive.number} has the {attribute} {value!r}"
-                raise ValueError(f"data.unseen_dives: {has}, which no training clip of another dive shows")
+                raise ValueError(
+                    f"data.unseen_dives: {has}, which no training clip of another dive shows; leave {dive.number} out"
+                )
 
 
 def without_dives(dive_set: DiveSet, numbers: Sequence[str]) -> DiveSet:
-    """The set without some of its dives, which are then to be named from their values alone.
+    """The set without some dives, which a model can then name only through their attribute values.
 
-    Raises: ValueError naming a number that is not in the set, or one with a value that no dive left has.
+    Raises: ValueError naming a number that is not in the set, or a dive with a value that no remaining dive has.
     """
     unseen = DiveSet.from_numbers(numbers, "data.unseen_dives")
     for dive in unseen:
-        dive_set.label_of(dive)  # raises for a stranger
+        dive_set.label_of(dive)  # raises if the dive is not in the set
     seen = DiveSet(tuple(dive for dive in dive_set if dive not in unseen), f"{dive_set.name} without {len(unseen)}")
     for dive in unseen:
         for attribute, value in dive.attribute_values().items():
             if value not in seen.values[attribute]:
-                raise ValueError(
-                    f"data.unseen_dives: {dive.number} has the {attribute} {value!r}, which no dive that is left has"
-                )
+                has = f"{dive.number} has the {attribute} {value!r}"
+                raise ValueError(f"data.unseen_dives: {has}, which no dive that is left has; leave {dive.number} out")
     return seen
 
 
 def scored_dives(data: DataConfig, dive_set: DiveSet) -> DiveSet:
-    """The dives that a model of `dive_set` is tested on: those, and the ones that its training was not to see."""
+    """The dives that a model of `dive_set` is tested on: its own, then the unseen ones; or the data set's, if fixed."""
     if not data.unseen_dives:
         return dive_set
-    if not _is_csv(data):
-        return DIVING48
     missing = [number for number in data.unseen_dives if number not in dive_set.numbers]
-    return DiveSet.from_numbers([*dive_set.numbers, *missing], dive_set.name)
+    wanted = DiveSet.from_numbers([*dive_set.numbers, *missing], dive_set.name)
+    return open_data_set(data, wanted).dive_set
 
 
 def _whole_training_clips(data: DataConfig, seed: int) -> tuple[list[ClipRecord], list[ClipRecord], DiveSet]:
-    if not _is_csv(data):
-        return *split_by_source(read_split(Path(data.root), "train"), data.val_fraction, seed), DIVING48
-    clips = _read_csv(data, DIVE_SETS[data.dives] if data.dives else None)
-    if "train" not in clips.splits:
-        raise ValueError(f"{data.root}: no row has the split train")
-    train, val = clips.splits["train"], clips.splits.get("val")
-    if val is None:
-        return *split_by_source(train, data.val_fraction, seed), clips.dive_set
+    data_set = open_data_set(data)
+    train = data_set.records("train")
+    if "val" not in data_set.splits:
+        return *split_by_source(train, data.val_fraction, seed), data_set.dive_set
+    val = data_set.records("val")
     shared = sorted({record.source for record in train} & {record.source for record in val})
     if shared:
-        raise ValueError(f"{data.root}: sources must not be in both train and val, got {', '.join(shared[:10])}")
-    return train, val, clips.dive_set
+        listed = ", ".join(shared[:10])
+        raise ValueError(f"{data_set.name}: sources must not be in both train and val, got {listed}; move their clips")
+    return train, val, data_set.dive_set
 
 
 def evaluation_clips(data: DataConfig, split: str, seed: int, dive_set: DiveSet) -> list[ClipRecord]:
-    """The clips of "val" or "test", labelled in `dive_set`, that of the model.
+    """The clips of "val" or "test", with labels that count in `dive_set`, the dives that a model is scored on.
 
-    Raises: ValueError if the data cannot be read, hold no such clips, or show dives that are not in the set.
+    Raises: ValueError if the data cannot be read, have no such clips, or show dives that are not in the set.
     """
-    if not _is_csv(data):
-        if dive_set != DIVING48:
-            raise ValueError(f"{data.root} is labelled in the dives of Diving48, but the model in {dive_set.name}")
-        records = read_split(Path(data.root), "test" if split == "test" else "train")
-        return records if split == "test" else split_by_source(records, data.val_fraction, seed)[1]
-    splits = _read_csv(data, dive_set).splits
-    if split == "val" and "val" not in splits and "train" in splits:
-        # divided under the labels of training, since ties hang on their order
-        own = _read_csv(data, DIVE_SETS[data.dives] if data.dives else None)
-        names = {record.name for record in split_by_source(own.splits["train"], data.val_fraction, seed)[1]}
-        return [record for record in splits["train"] if record.name in names]
-    if split not in splits:
-        raise ValueError(f"{data.root}: no row has the split {split}")
-    return splits[split]
-
-
-def _is_csv(data: DataConfig) -> bool:
-    is_csv = Path(data.root).suffix.lower() == ".csv"
-    if not is_csv and (data.columns or data.dives):
-        raise ValueError(f"data.columns and data.dives are for a CSV of clips, but data.root is {data.root}")
-    return is_csv
-
-
-def _read_csv(data: DataConfig, dive_set: DiveSet | None) -> LabelledClips:
-    return read_clips(Path(data.root), data.columns, dive_set)
+    data_set = open_data_set(data, dive_set)
+    if data_set.dive_set != dive_set:
+        raise ValueError(
+            f"{data_set.name} is labelled in the dives of {data_set.dive_set.name}, but the model in {dive_set.name}; "
+            "evaluate it on a data set whose labels are its own dives"
+        )
+    if split != "val" or "val" in data_set.splits or "train" not in data_set.splits:
+        return data_set.records(split)
+    # divided with the labels of training, because their order decides ties
+    own = open_data_set(data)
+    names = {record.name for record in split_by_source(own.records("train"), data.val_fraction, seed)[1]}
+    return [record for record in data_set.records("train") if record.name in names]
 
 
 def split_by_source(
@@ -146,9 +129,9 @@ def split_by_source(
 ) -> tuple[list[ClipRecord], list[ClipRecord]]:
     """Divide clips into (training, validation) with no source on both sides, each side in the order of `records`.
 
-    Of the sets of sources found, validation gets the one whose clips per class come nearest to `val_fraction` of each
-    class, and that takes no class away from training: from random starts, the one source whose change of side helps
-    most changes side until none helps.
+    Validation should get `val_fraction` of each class, and training at least one clip of each class. A greedy search
+    runs from NUM_STARTS random sets of validation sources: in each step, the source whose change of side lowers the
+    cost most changes side, until no change lowers it. The set with the lowest cost is used.
     Raises: ValueError if there are fewer than two sources, or val_fraction is not between 0 and 1.
     """
     if not 0 < val_fraction < 1:
@@ -172,11 +155,11 @@ def split_by_source(
 def _improve(
     in_val: NDArray[np.bool_], counts: NDArray[np.int64], val_fraction: float
 ) -> tuple[NDArray[np.bool_], float]:
-    """Move one source at a time, always the one that helps most. counts: (sources, classes). Returns: set and cost."""
+    """Greedy search from one set of sources. in_val: (sources,), counts: (sources, classes). Returns: set and cost."""
     total, val_counts = counts.sum(0), counts[in_val].sum(0)
     cost = _cost(val_counts[None], total, val_fraction)[0]
     while True:
-        moved = val_counts + np.where(in_val[:, None], -counts, counts)  # (sources, classes), each source moved alone
+        moved = val_counts + np.where(in_val[:, None], -counts, counts)  # (sources, classes), each after one move
         costs = _cost(moved, total, val_fraction)
         best = costs.argmin()
         if not costs[best] < cost:
@@ -186,8 +169,8 @@ def _improve(
 
 
 def _cost(val_counts: NDArray[np.int64], total: NDArray[np.int64], val_fraction: float) -> NDArray[np.float64]:
-    """How far from the wanted counts. val_counts: (choices, classes), total: (classes,). Returns: (choices,)."""
+    """The distance from the wanted counts. val_counts: (choices, classes), total: (classes,). Returns: (choices,)."""
     cost = np.abs(val_counts - val_fraction * total).sum(-1) / total.sum()
-    cost += ((val_counts == total) & (total > 0)).sum(-1)  # a class that training never sees outweighs any imbalance
+    cost += ((val_counts == total) & (total > 0)).sum(-1)  # losing a class outweighs any imbalance
     cost[(val_counts.sum(-1) == 0) | (val_counts.sum(-1) == total.sum())] = np.inf
     return cost

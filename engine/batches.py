@@ -3,43 +3,46 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from diveparse.configs import Config, DamagedClips, Precision, TrainConfig
+from diveparse.configs import Config, DamagedClips, TrainConfig
 from diveparse.datasets.cache import CacheKind, cache_folder, open_cache
 from diveparse.datasets.clip_dataset import ClipDataset, EpochSampler
+from diveparse.datasets.data_set import open_data_set
 from diveparse.datasets.records import ClipRecord
 from diveparse.datasets.storage.workers import end_with_main_process, without_worker_traceback, worker_context
-from diveparse.engine.device import autocast
-from diveparse.engine.feature_cache import StoredClips, store_clips
+from diveparse.engine.feature_cache import CachedFeatures, fill_feature_cache
 from diveparse.models.classifier import DiveClassifier
 
-# one of INPUTS, "label" and "index", each with one entry a clip; "num_damaged", how many the batch was to have besides
+# "inputs" of a model (clips, or their frozen tokens), "label" and "index", each with one entry a clip; "num_damaged" is
+# the number of damaged clips that the batch lacks
 Batch = dict[str, Tensor]
-INPUTS = ("clip", "tokens")  # what a model can begin with: clips, or what its frozen blocks made of them
+FeatureSource: TypeAlias = ClipDataset | CachedFeatures
 
 logger = logging.getLogger(__name__)
 
 
 class ClipLoader(DataLoader[Any]):
-    """A DataLoader that gives a worker's complaint about a file as it was raised, and names damaged clips that were
-    skipped, each once. Their blank stand-ins of an evaluation are left out of the batches."""
+    """A DataLoader that raises a worker's error about a file as it was, and logs each skipped damaged clip once.
 
-    dataset: ClipDataset | StoredClips
+    The blank stand-ins of damaged clips in an evaluation are left out of the batches.
+    """
 
-    def __init__(self, clips: ClipDataset | StoredClips, **options: Any) -> None:
+    dataset: FeatureSource
+
+    def __init__(self, clips: FeatureSource, **options: Any) -> None:
         super().__init__(clips, **options)
         self.problems: set[str] = set()
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch promises its own private iterator
         for batch in without_worker_traceback(super().__iter__()):
             problems = batch.pop("problem")
+            batch["inputs"] = batch.pop("tokens" if "tokens" in batch else "clip")
             for problem in problems:
                 if problem and problem not in self.problems:
                     self.problems.add(problem)
@@ -72,60 +75,52 @@ def build_clips(
     views: tuple[int, int] = (1, 1),
     from_cache: bool | None = None,
 ) -> ClipDataset:
-    """The clips of these records as the config reads them: from the cache of `data.root` where there is one that suits.
+    """The clips of these records as the config reads them: from the data set's cache if it suits, else from the videos.
 
-    from_cache: what a run began with, which it goes on with; None leaves it to the config and to what is there.
-    Raises: ValueError if that cache is damaged, or is no longer there.
+    from_cache: whether the run began with the cache, which it must go on with; None for a run that begins now.
+    Raises: ValueError if the cache is damaged, or the run began with one that is missing or no longer suits.
     """
     kind = CacheKind.TRAINING if training else CacheKind.EVALUATION
     wanted = cfg.data.cache if from_cache is None else from_cache
-    cache = open_cache(Path(cfg.data.root), kind, records, cfg.clip, views[0]) if wanted else None
+    root = open_data_set(cfg.data).cache_root
+    cache = open_cache(root, kind, records, cfg.clip, views[0]) if wanted else None
     if from_cache and cache is None:
-        folder = cache_folder(Path(cfg.data.root), kind)
-        raise ValueError(f"{folder}: the run began with clips of this cache, which must be there for it to go on")
+        folder = cache_folder(root, kind)
+        missing = "the run began with clips of this cache, which is missing or no longer suits"
+        raise ValueError(f"{folder}: {missing}; make it again with tools/prepare.py")
     skip_damaged = cfg.data.damaged is DamagedClips.SKIP
     return ClipDataset(
         records, cfg.clip, training=training, seed=cfg.seed, views=views, cache=cache, skip_damaged=skip_damaged
     )
 
 
-def features_of(model: DiveClassifier, batch: Mapping[str, Tensor], precision: Precision) -> Tensor:
-    """What the head reads of a batch, in fp32, since its log-probabilities need the whole range."""
-    device = next(model.parameters()).device
-    name = next(name for name in INPUTS if name in batch)
-    inputs = batch[name].to(device, non_blocking=True)
-    with autocast(precision, device):
-        features = model.features(inputs) if name == "clip" else model.features_of_frozen(inputs)
-    return features.float()
-
-
-def stored(clips: ClipDataset, model: DiveClassifier, cfg: Config) -> ClipDataset | StoredClips:
-    """The same clips as what the model's frozen blocks make of them, where the config says so; else as they are."""
-    if not cfg.train.num_stored_views:
+def cached_or_read(clips: ClipDataset, model: DiveClassifier, cfg: Config) -> FeatureSource:
+    """The feature cache of these clips, which is filled first, where the config asks for one; else the clips."""
+    if not cfg.train.num_cached_views:
         return clips
-    root, num_views = Path(cfg.data.root), cfg.train.num_stored_views
-    return store_clips(model.backbone, clips, root, num_views=num_views, num_workers=cfg.data.num_workers)
+    cache_root, num_views = open_data_set(cfg.data).cache_root, cfg.train.num_cached_views
+    return fill_feature_cache(model.backbone, clips, cache_root, num_views=num_views, num_workers=cfg.data.num_workers)
 
 
 def training_batches(
-    clips: ClipDataset | StoredClips, cfg: TrainConfig, seed: int, *, start_step: int, num_workers: int
+    clips: FeatureSource, cfg: TrainConfig, seed: int, *, first_update: int, num_workers: int
 ) -> Iterator[Batch]:
-    """Every batch of the training from update `start_step` on, epoch after epoch without a pause in between.
+    """Every batch of the training after `first_update` updates, epoch after epoch without a pause in between.
 
     An epoch is a whole number of updates, each of `accumulation_steps` batches; what does not fill one is left out.
     """
     labels = [record.label for record in clips.records] if cfg.class_balanced else None
-    updates = EpochSampler(len(clips), cfg.batch_size * cfg.accumulation_steps, seed, start_step, labels)
+    updates = EpochSampler(len(clips), cfg.batch_size * cfg.accumulation_steps, seed, first_update, labels)
     parts = MicroBatches(updates, cfg.batch_size)
-    return iter(ClipLoader(clips, batch_sampler=parts, **_worker_options(num_workers)))
+    return iter(ClipLoader(clips, batch_sampler=parts, **_loader_arguments(num_workers)))
 
 
-def evaluation_batches(clips: ClipDataset | StoredClips, *, batch_size: int, num_workers: int) -> ClipLoader:
+def evaluation_batches(clips: FeatureSource, *, batch_size: int, num_workers: int) -> ClipLoader:
     """Every clip once, in order, as often as asked; the last batch may be short."""
-    return ClipLoader(clips, batch_size=batch_size, shuffle=False, **_worker_options(num_workers))
+    return ClipLoader(clips, batch_size=batch_size, shuffle=False, **_loader_arguments(num_workers))
 
 
-def _worker_options(num_workers: int) -> dict[str, Any]:
+def _loader_arguments(num_workers: int) -> dict[str, Any]:
     """What both loaders share. Their own generator keeps them from drawing on the one that the model's noise uses."""
     shared: dict[str, Any] = {"generator": torch.Generator(), "pin_memory": torch.cuda.is_available()}
     if num_workers == 0:

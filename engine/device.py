@@ -11,12 +11,10 @@ import torch
 
 from diveparse.configs import Precision, TrainConfig
 
-AUTOCAST_DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
-
 
 def choose_device() -> torch.device:
     """The GPU where there is one. On the CPU, give the main process every core that it may run on: data workers keep to
-    one thread each, and mostly wait. OMP_NUM_THREADS, where set, says how many instead, so that two runs can share."""
+    one thread each, and mostly wait. OMP_NUM_THREADS, where set, overrides it, so that two runs can share."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     if "OMP_NUM_THREADS" not in os.environ:
@@ -25,19 +23,18 @@ def choose_device() -> torch.device:
 
 
 def require_trainable(cfg: TrainConfig, device: torch.device) -> None:
-    """Raises: ValueError for what only a GPU does: compiled blocks, and a half precision, which on the CPU saves no
-    time and costs accuracy."""
+    """Raises: ValueError for what only a GPU does here: compiling, and training in bf16."""
     if cfg.precision is not Precision.FP32 and device.type != "cuda":
-        raise ValueError(f"train.precision={cfg.precision.value} needs a GPU, and this machine shows none: use fp32")
+        raise ValueError(f"train.precision={cfg.precision.value} needs a GPU, and this machine has none; use fp32")
     if cfg.compile and device.type != "cuda":
-        raise ValueError("train.compile=true needs a GPU, and this machine shows none: use false")
+        raise ValueError("train.compile=true needs a GPU, and this machine has none; use false")
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
     """Mixed precision for a forward pass on a GPU; nothing on the CPU, so that any run can be evaluated there."""
     if precision is Precision.FP32 or device.type != "cuda":
         return nullcontext()
-    return torch.autocast(device.type, AUTOCAST_DTYPES[precision])
+    return torch.autocast(device.type, torch.bfloat16)
 
 
 def seed_everything(seed: int, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""The run folder: its config and its environment, and who may write into it."""
+"""The run folder: every file of a run by its name, and who may write into it."""
 
 from __future__ import annotations
 
@@ -6,83 +6,184 @@ import json
 import logging
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from diveparse.configs import Config, Schema, differing_options, load_config, run_folder, save_config
+from diveparse.configs import Config, PretrainConfig, Schema, differing_options, load_config, run_folder, save_config
 from diveparse.datasets.storage.atomic import TEMPORARY_SUFFIX, write_json, written_atomically
 from diveparse.engine.environment import describe_environment
 
-CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
-TRAINED = "trained.json"  # only of a run that has ended: how many updates that took, and clips of each dive
-MODEL_UPDATE = "model/update.json"  # how many of them are behind the model that is kept, the best on validation
-
-# options of which a run can go on with another value: which clips are sound and who reads them is no part of the recipe
-CHANGEABLE = ("data.damaged:", "data.num_workers:", "num_workers:")
-STEP_FOLDER = re.compile(r"step-(\d+)")
+# a run can go on with other values of these: they change which clips can be read and by whom, not the recipe
+RESUME_OPTIONS = ("data.damaged:", "data.num_workers:", "num_workers:")
+CHECKPOINT_NAME = re.compile(r"update-(\d+)")
 
 logger = logging.getLogger(__name__)
 
 
-def open_run(cfg: Schema, *, resume: bool) -> Path:
-    """Begin a run's folder, or with `resume` go on in it; where there is nothing to resume, the run begins.
+@dataclass(frozen=True)
+class EvaluationFiles:
+    """The files that the evaluation of one split writes into a run folder."""
 
-    Raises: ValueError if a run is there already and is not to be resumed, or was begun with other options.
+    folder: Path
+    prefix: str  # of their names: "" for the test split
+
+    @property
+    def metrics(self) -> Path:
+        """Written last, so that the split counts as evaluated once it is there."""
+        return self.folder / f"{self.prefix}metrics.json"
+
+    @property
+    def predictions(self) -> Path:
+        """A table with one row a clip."""
+        return self.folder / f"{self.prefix}predictions.csv"
+
+    @property
+    def probabilities(self) -> Path:
+        """The log-probabilities of every dive and attribute value."""
+        return self.folder / f"{self.prefix}predictions.safetensors"
+
+    @property
+    def confusion(self) -> Path:
+        return self.folder / f"{self.prefix}confusion.csv"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's folder and the names of its files. TensorBoard's event files lie in the folder itself."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, cfg: Config | PretrainConfig) -> RunFolder:
+        """The folder of a config's run, whether or not it is there."""
+        return cls(run_folder(cfg))
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def config(self) -> Path:
+        """Every option, resolved. The first file of a run."""
+        return self.path / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Commit, versions, seed and machine of the start and of each resumption."""
+        return self.path / "environment.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """A folder that `DiveClassifier.load` reads: the best model on validation."""
+        return self.path / "model"
+
+    @property
+    def best_update(self) -> Path:
+        """How many updates the best model has had."""
+        return self.model / "update.json"
+
+    @property
+    def trained(self) -> Path:
+        """Only of a run that has ended: its number of updates, and the training clips of each dive."""
+        return self.path / "trained.json"
+
+    @property
+    def backbone(self) -> Path:
+        """What a pretraining run ends with."""
+        return self.path / "backbone.safetensors"
+
+    @property
+    def pretraining_checkpoint(self) -> Path:
+        return self.path / "checkpoint.pt"
+
+    def evaluation(self, split: str = "test", *, control: str = "") -> EvaluationFiles:
+        """split: "test" or "val". control: a control experiment such as "shuffled"; "" for none."""
+        return EvaluationFiles(
+            self.path, (f"{control}_" if control else "") + ("" if split == "test" else "validation_")
+        )
+
+    def checkpoint(self, num_updates: int) -> Path:
+        return self.checkpoints / f"update-{num_updates:08d}"
+
+    def newest_checkpoint(self) -> Path | None:
+        """The whole checkpoint with the most updates, or None where there is none yet."""
+        found = [path for path in self.checkpoints.glob("update-*") if CHECKPOINT_NAME.fullmatch(path.name)]
+        return max(found, key=_num_updates, default=None)
+
+    def num_updates_done(self) -> int:
+        """Updates behind the newest checkpoint, 0 where there is none."""
+        newest = self.newest_checkpoint()
+        return 0 if newest is None else _num_updates(newest)
+
+    def splits_from_cache(self) -> list[str] | None:
+        """The splits whose clips were read from the cache when the run began; None for a run that has not begun."""
+        if not self.environment.is_file():
+            return None
+        return list(read_json(self.environment).get("from_cache", ()))
+
+
+def open_run(cfg: Schema, *, resume: bool) -> RunFolder:
+    """Create a run's folder, or with `resume` continue in it; where there is nothing to resume, create it.
+
+    Raises: ValueError if the folder already holds a run and `resume` is off, or a run with other options.
     """
-    folder = run_folder(cfg)
-    config = folder / CONFIG
-    if config.is_file():
+    run = RunFolder.of(cfg)
+    if run.config.is_file():
         if not resume:
             names = "name, arm or seed" if isinstance(cfg, Config) else "name"
-            raise ValueError(f"{folder} already holds a run: add --resume to go on with it, or change {names}")
-        differing = differing_options(load_config(config, [], type(cfg)), cfg)
-        changed = [line for line in differing if line.startswith(CHANGEABLE)]
-        if changed:
-            logger.info("going on with other options: %s", "; ".join(changed))
-        differing = [line for line in differing if line not in changed]
-        if differing:
-            raise ValueError(
-                f"{folder} was begun with other options and cannot go on with these: {'; '.join(differing)}"
-            )
-    else:
-        # the config is the first file of a run, so anything else in a folder without one is not ours to write over
-        strangers = [path.name for path in folder.glob("*") if path.name != CONFIG + TEMPORARY_SUFFIX]
-        if strangers:
-            raise ValueError(
-                f"{folder} holds files but no {CONFIG}, so it is no run: {', '.join(sorted(strangers)[:5])}"
-            )
-        with written_atomically(config) as temporary:
-            save_config(cfg, temporary)
-    return folder
+            raise ValueError(f"{run} already holds a run; add --resume to go on with it, or change {names}")
+        _require_same_options(run, cfg)
+        return run
+    # the config is the first file of a run, so whatever else lies in a folder without one is somebody else's
+    others = sorted(path.name for path in run.path.glob("*") if path.name != run.config.name + TEMPORARY_SUFFIX)
+    if others:
+        names = ", ".join(others[:5])
+        raise ValueError(f"{run} holds files but no {run.config.name}, so it is no run: {names}; choose another name")
+    with written_atomically(run.config) as temporary:
+        save_config(cfg, temporary)
+    return run
 
 
-def splits_from_cache(run: Path) -> list[str]:
-    """The splits of a run that has begun whose clips were read from the cache when it began."""
-    return list(json.loads((run / ENVIRONMENT).read_text(encoding="utf-8")).get("from_cache", ()))
+def _require_same_options(run: RunFolder, cfg: Schema) -> None:
+    differing = differing_options(load_config(run.config, [], type(cfg)), cfg)
+    changed = [line for line in differing if line.startswith(RESUME_OPTIONS)]
+    if changed:
+        logger.info("going on with other options: %s", "; ".join(changed))
+    differing = [line for line in differing if line not in changed]
+    if differing:
+        raise ValueError(f"{run} has other options and cannot go on with these: {'; '.join(differing)}")
 
 
-def record_environment(run: Path, seed: int, from_cache: Sequence[str] = ()) -> None:
-    """Describe what begins a run; add to it what resumes one, and say what has changed since.
+def record_environment(run: RunFolder, seed: int, from_cache: Sequence[str] = ()) -> None:
+    """Describe the environment of a new run; append that of a resumed one, and log what has changed since.
 
     from_cache: the splits whose clips are read from the cache instead of the videos.
     """
-    path, now = run / ENVIRONMENT, {**describe_environment(seed), "from_cache": list(from_cache)}
-    if not path.is_file():
-        write_json(path, now)
+    now = {**describe_environment(seed), "from_cache": list(from_cache)}
+    if not run.environment.is_file():
+        write_json(run.environment, now)
         return
-    begun = json.loads(path.read_text(encoding="utf-8"))
+    begun = read_json(run.environment)
     changed = [name for name in ("commit", "python", "versions", "machine") if begun.get(name) != now[name]]
     if changed:
-        logger.warning("not what the run began with: %s; it may not repeat to the bit", ", ".join(changed))
-    write_json(path, {**begun, "resumed": [*begun.get("resumed", []), now]})
+        logger.warning("changed since the run began: %s; it may not repeat to the bit", ", ".join(changed))
+    write_json(run.environment, {**begun, "resumed": [*begun.get("resumed", []), now]})
 
 
-def newest_checkpoint(run: Path) -> Path | None:
-    """The whole checkpoint with the most updates, or None where there is none yet."""
-    found = [path for path in (run / "checkpoints").glob("step-*") if STEP_FOLDER.fullmatch(path.name)]
-    return max(found, key=lambda path: int(path.name.removeprefix("step-")), default=None)
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a run. Raises: ValueError naming the file if it is damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of the encoding too
+        raise ValueError(f"{path}: not a whole JSON file: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected names and values, got {type(content).__name__}")
+    return content
 
 
-def count_updates_done(run: Path) -> int:
-    """Updates behind the newest checkpoint, 0 where there is none."""
-    folder = newest_checkpoint(run)
-    return int(folder.name.removeprefix("step-")) if folder else 0
+def _num_updates(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("update-"))

@@ -8,10 +8,12 @@ from diveparse.heads.attributes import AttributeHeads, ConstrainedHeads, JointHe
 from diveparse.heads.flat import FlatHead
 from diveparse.heads.head import Head
 from diveparse.heads.interactions import PairwiseHeads, ResidualHeads
+from diveparse.heads.scores import DiveScores
 
 __all__ = [
     "AttributeHeads",
     "ConstrainedHeads",
+    "DiveScores",
     "FlatHead",
     "Head",
     "JointHeads",
@@ -31,5 +33,5 @@ HEADS: dict[HeadKind, type[Head]] = {
 
 
 def build_head(cfg: HeadConfig, embed_dim: int, dive_set: DiveSet) -> Head:
-    """The head that a config asks for, over features of width `embed_dim`, answering with the dives of a set."""
+    """The head of a config, over features of width `embed_dim`; it answers with the dives of a set."""
     return HEADS[cfg.kind](embed_dim, dive_set, cfg)

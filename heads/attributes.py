@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from diveparse.configs import HeadConfig
 from diveparse.datasets.dives import ATTRIBUTES, COUNTS, DiveSet
 from diveparse.heads.head import Head, Readout, detached
-from diveparse.heads.losses import LearnedWeights, attribute_targets, earth_mover_distance
-from diveparse.heads.recombine import decode, marginals, named_labels, normalise, score, slot_table
+from diveparse.heads.losses import UncertaintyWeighting, attribute_targets, earth_mover_distance
+from diveparse.heads.recombine import marginals
+from diveparse.heads.scores import DiveScores, IndependentScores
 
 
 class AttributeHeads(Head):
@@ -24,87 +25,73 @@ class AttributeHeads(Head):
     def __init__(self, embed_dim: int, dive_set: DiveSet, cfg: HeadConfig) -> None:
         super().__init__(embed_dim, dive_set, cfg)
         self.linears = nn.ModuleDict({name: Readout(embed_dim, len(dive_set.values[name])) for name in ATTRIBUTES})
-        self.weights = LearnedWeights(ATTRIBUTES) if cfg.learned_weights else None
+        self.weights = UncertaintyWeighting(ATTRIBUTES) if cfg.uncertainty_weighting else None
 
-    def attribute_log_probs(self, features: Tensor) -> dict[str, Tensor]:
+    def forward(self, features: Tensor) -> DiveScores:
+        return IndependentScores(self.dive_set, self.slots, self.value_log_probs(features))
+
+    def value_log_probs(self, features: Tensor) -> dict[str, Tensor]:
+        """The softmax of each attribute by itself. Returns: {attribute: (batch, num_values)}."""
         own = [features] * len(ATTRIBUTES) if features.ndim == 2 else features.unbind(dim=1)
         return {name: self.linears[name](own[k]).log_softmax(-1) for k, name in enumerate(ATTRIBUTES)}
-
-    def scores(self, features: Tensor, dive_set: DiveSet | None = None) -> Tensor:
-        """What a dive of a set is worth, before it is normalised. Returns: (batch, num_dives)."""
-        return score(self.attribute_log_probs(features), self._slots_of(dive_set))
-
-    def dive_log_probs(self, features: Tensor, dive_set: DiveSet | None = None) -> Tensor:
-        """As `Head.dive_log_probs`; another set may hold any dive whose four values occur in the head's own set."""
-        return normalise(self.scores(features, dive_set))
-
-    def named_labels(self, features: Tensor, dive_set: DiveSet | None = None) -> Tensor:
-        return named_labels(self.attribute_log_probs(features), self._slots_of(dive_set))
-
-    def decode(self, features: Tensor, dive_set: DiveSet | None = None) -> Tensor:
-        """The four best values and nothing else. Returns: (batch,) labels, -1 where they spell no dive of the set."""
-        return self.named_labels(features, dive_set)
 
     def expressible(self, dive_set: DiveSet) -> DiveSet:
         return dive_set.expressible(self.dive_set.values)
 
-    def loss(self, features: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum of four cross-entropies: -log p(dive | clip) if the attributes were independent."""
-        return self._attribute_loss(self.attribute_log_probs(features), labels)
+    def loss(self, scores: DiveScores, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum of four cross-entropies: -log p(dive | clip), normalised over all products of values."""
+        return self.attribute_loss(scores, targets)
 
-    def _attribute_loss(
-        self, attribute_log_probs: dict[str, Tensor], labels: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The four cross-entropies, weighed alike or as was learned, and the distance of the counts; and the terms."""
-        targets = attribute_targets(labels, self.slots)
-        logits = attribute_log_probs  # log-probabilities are logits that are normalised already
-        if self.cfg.logit_adjustment:  # as `Head.adjusted` does, by what the prior says on each attribute
+    def attribute_loss(self, scores: DiveScores, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The four cross-entropies, summed or by uncertainty weighting, plus the distance of the counts; and the terms.
+
+        Log-probabilities are logits that are normalised already.
+        """
+        own_targets = attribute_targets(targets, self.slots)
+        logits = dict(scores.values)
+        if self.cfg.logit_adjustment:  # as `Head.adjusted`, with the prior of each attribute
             priors = marginals(self.log_prior.unsqueeze(0), self.slots)
             logits = {name: each + self.cfg.logit_adjustment * priors[name] for name, each in logits.items()}
         entropies = {
-            name: F.cross_entropy(logits[name], targets[name], label_smoothing=self.cfg.label_smoothing)
+            name: F.cross_entropy(logits[name], own_targets[name], label_smoothing=self.cfg.label_smoothing)
             for name in ATTRIBUTES
         }
         total = torch.stack(list(entropies.values())).sum() if self.weights is None else self.weights(entropies)
         if not self.cfg.ordinal_weight:
             return total, detached(entropies)
-        distances = {
-            f"{name}_distance": earth_mover_distance(
-                attribute_log_probs[name], targets[name], [int(value) for value in self.dive_set.values[name]]
-            )
-            for name in COUNTS
-        }
+        distances = self.count_distances(scores, own_targets)
         total = total + self.cfg.ordinal_weight * torch.stack(list(distances.values())).sum()
         return total, detached(entropies | distances)
 
-    def _slots_of(self, dive_set: DiveSet | None) -> Tensor:
-        if dive_set is None or dive_set == self.dive_set:
-            return self.slots
-        return slot_table(dive_set, self.dive_set.values).to(self.slots.device)
+    def count_distances(self, scores: DiveScores, own_targets: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The earth mover's distance of somersault and twist from the truth, by the name of the term."""
+        return {
+            f"{name}_distance": earth_mover_distance(
+                scores.values[name], own_targets[name], [int(value) for value in self.dive_set.values[name]]
+            )
+            for name in COUNTS
+        }
 
 
 class ConstrainedHeads(AttributeHeads):
     """Constrained: trained as four independent heads, decoded by the best dive that exists."""
 
-    def decode(self, features: Tensor, dive_set: DiveSet | None = None) -> Tensor:
-        return decode(self.dive_log_probs(features, dive_set))
+    def forward(self, features: Tensor) -> DiveScores:
+        return DiveScores(self.dive_set, self.slots, self.value_log_probs(features))
 
 
 class JointHeads(ConstrainedHeads):
-    """Joint: trained on the likelihood normalised over the dives that exist, the four cross-entropies beside it.
+    """Joint: trained on the likelihood normalised over the dives that exist; the default structured arm.
 
-    The joint term alone leaves open how probable a value is where no dive of the set contrasts it with another; the
-    cross-entropies tie it down, so that each head answers its own question. The number itself is named better without
-    them (`auxiliary_weight=0`), of dives that were never seen too: docs/RESULTS.md.
+    The likelihood leaves open how probable a value is where no dive of the set contrasts it with another, so that the
+    heads' own softmaxes mean little; the marginals are the answer about an attribute. With `auxiliary_weight`, four
+    cross-entropies beside the likelihood tie the heads' own answers down. docs/RESULTS.md compares both.
     """
 
-    def loss(self, features: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """-log p(dive | clip) over the set, plus `auxiliary_weight` times what the independent heads are trained on.
-
-        Both are likelihoods of the same dive in nats; the first is the second plus the log of the probability that
-        the independent heads leave on the set as a whole.
-        """
-        auxiliary, terms = self._attribute_loss(self.attribute_log_probs(features), labels)
-        scores = self.adjusted(self.scores(features))
-        joint = F.cross_entropy(scores, labels, label_smoothing=self.cfg.label_smoothing)
+    def loss(self, scores: DiveScores, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """-log p(dive | clip) over the set, plus `auxiliary_weight` times what the independent heads are trained on."""
+        joint = F.cross_entropy(self.adjusted(scores.scores()), targets, label_smoothing=self.cfg.label_smoothing)
+        if not self.cfg.auxiliary_weight:
+            return joint, detached({"joint": joint})
+        auxiliary, terms = self.attribute_loss(scores, targets)
         return joint + self.cfg.auxiliary_weight * auxiliary, detached({"joint": joint}) | terms

@@ -1,4 +1,4 @@
-"""What every head answers, so that a comparison between heads can ask them all the same question."""
+"""What every head is, so that a comparison between heads can ask them all the same question."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from torch import Tensor, nn
 from diveparse.configs import HeadConfig
 from diveparse.datasets.dives import DiveSet
 from diveparse.heads.losses import class_log_prior
-from diveparse.heads.recombine import decode, slot_table
+from diveparse.heads.recombine import slot_table
+from diveparse.heads.scores import DiveScores
 
 
 class Head(nn.Module, ABC):
-    """Turns a clip's features (batch, embed_dim) into log-probabilities of dives.
+    """Turns a clip's features into a distribution over dives: `scores = head(features)`.
 
-    A head that asks several questions, `num_queries` of them, may instead be given (batch, num_queries, embed_dim), a
-    feature for each; see `heads/pooling.py`. A new head subclasses this, fills in the abstract methods, and gets a kind
-    in `configs/schema.py` and a line in `build_head`; nothing else needs to know about it.
+    A head that asks several questions, `num_queries` of them, may be given a feature for each; see `heads/pooling.py`.
+    A new head subclasses this, fills in the three abstract methods, and gets a kind in `configs/schema.py` and a line
+    in `build_head`.
     """
 
     num_queries = 1
@@ -35,7 +36,7 @@ class Head(nn.Module, ABC):
         self.register_buffer("log_prior", torch.zeros(len(dive_set)), persistent=False)
 
     def set_class_counts(self, num_clips: Tensor) -> None:
-        """Tell a head that is to adjust its logits how many training clips each dive has. num_clips: (num_dives,)."""
+        """Set the class prior of `logit_adjustment` from the training clips of each dive. num_clips: (num_dives,)."""
         self.log_prior.copy_(class_log_prior(num_clips))
 
     def adjusted(self, scores: Tensor) -> Tensor:
@@ -46,35 +47,19 @@ class Head(nn.Module, ABC):
         return scores + self.cfg.logit_adjustment * self.log_prior
 
     @abstractmethod
-    def dive_log_probs(self, features: Tensor, dive_set: DiveSet | None = None) -> Tensor:
-        """log p(dive | clip) over a set of dives, by default the head's own.
-
-        Returns: (batch, num_dives); each row's exp sums to 1.
-        Raises: ValueError naming a dive of `dive_set` that this head cannot express.
-        """
+    def forward(self, features: Tensor) -> DiveScores:
+        """Every layer runs once. features: (batch, embed_dim) or (batch, num_queries, embed_dim)."""
 
     @abstractmethod
-    def attribute_log_probs(self, features: Tensor) -> dict[str, Tensor]:
-        """log p(value | clip) for each attribute. Returns: {name: (batch, num_values)}, values as `dive_set.values`."""
-
-    @abstractmethod
-    def named_labels(self, features: Tensor, dive_set: DiveSet | None = None) -> Tensor:
-        """What the head names before anything knows which dives exist. Returns: (batch,), -1 where no such dive."""
-
-    @abstractmethod
-    def loss(self, features: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, scores: DiveScores, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to descend, in nats and averaged over the clips, and its terms by name, detached, to be logged.
 
-        labels: (batch,) labels of `dive_set`, or (batch, num_dives) probabilities, as of clips that were mixed.
+        targets: (batch,) labels of `dive_set`, or (batch, num_dives) probabilities, as of clips that were mixed.
         """
 
     @abstractmethod
     def expressible(self, dive_set: DiveSet) -> DiveSet:
         """The dives of a set that the head can answer with. Raises: ValueError if there is none."""
-
-    def decode(self, features: Tensor, dive_set: DiveSet | None = None) -> Tensor:
-        """The head's answer: the most probable dive of a set. Returns: (batch,) labels of that set."""
-        return decode(self.dive_log_probs(features, dive_set))
 
 
 class Readout(nn.Linear):

@@ -1,7 +1,7 @@
-"""Reads a body's motion off the tokens: the free supervision that a rendered clip carries.
+"""The readout of pretraining: a body's motion from the tokens of a rendered clip.
 
-It sees kinematics only: joints, body axes, phase. No dive number, no attribute and no count enters, so that a backbone
-trained with it owes nothing to either side of a comparison between heads.
+Its targets are kinematics only: joints, body axes, phase. No dive number, attribute or count enters, so that a backbone
+trained with it favours neither side of a comparison between heads.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NUM_AXIS_VALUES = 9  # three axes of three coordinates
 
 @dataclass(frozen=True)
 class Motion:
-    """What the renderer knows of a batch. Also what the readout answers, with phase as logits (batch, time, phases).
+    """The truth about a batch, from the renderer; or the readout's answer, with phase as logits (batch, time, phases).
 
     joints: (batch, time, joints, 2) in picture heights from the middle; joint_seen: (batch, time, joints) bool, out of
     the water;

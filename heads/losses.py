@@ -18,14 +18,14 @@ def class_log_prior(num_clips: Tensor) -> Tensor:
 
 
 def attribute_targets(labels: Tensor, slots: Tensor) -> dict[str, Tensor]:
-    """What a loss on each attribute aims at, from what one on dives does.
+    """The targets of a loss on each attribute, from the targets of one on dives.
 
     labels: (batch,) dives, or (batch, num_dives) probabilities of them; slots: (num_attributes, num_dives).
     Returns: for each attribute (batch,) indices of its values, or (batch, num_values) probabilities of them.
     """
     if labels.ndim == 1:
         return dict(zip(ATTRIBUTES, slots[:, labels], strict=True))
-    sizes = (slots.amax(dim=1) + 1).tolist()  # asked for once: on a GPU each asking waits for it
+    sizes = (slots.amax(dim=1) + 1).tolist()  # once: on a GPU every read waits for the device
     rows = zip(ATTRIBUTES, slots, sizes, strict=True)
     return {name: labels @ F.one_hot(row, size).to(labels.dtype) for name, row, size in rows}
 
@@ -33,7 +33,7 @@ def attribute_targets(labels: Tensor, slots: Tensor) -> dict[str, Tensor]:
 def earth_mover_distance(log_probs: Tensor, targets: Tensor, values: Sequence[int]) -> Tensor:
     """The squared earth mover's distance of a distribution over ordered values from the true one, averaged.
 
-    An answer that is near to the truth costs less than one that is far off, which a cross-entropy cannot tell.
+    An answer near the truth costs less than one far off; a cross-entropy treats both alike.
     log_probs: (batch, num_values); targets: (batch,) indices, or (batch, num_values) probabilities; values: ascending,
     such as half turns. The distance between neighbours is that of their values over the whole range, so that the result
     lies in [0, 1].
@@ -50,8 +50,8 @@ def earth_mover_distance(log_probs: Tensor, targets: Tensor, values: Sequence[in
     return ((below - truth).square() * gaps).sum(-1).mean()
 
 
-class LearnedWeights(nn.Module):
-    """Weighs losses by how uncertain each is found to be: the sum of exp(-s) loss + s / 2 over the losses, s learned.
+class UncertaintyWeighting(nn.Module):
+    """Weighs losses by their learned uncertainty: the sum of exp(-s) loss + s / 2 over the losses, s learned.
 
     Source: Kendall, Gal and Cipolla, "Multi-task learning using uncertainty to weigh losses", CVPR 2018, equation 10,
     with s the logarithm of the squared temperature.

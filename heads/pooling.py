@@ -9,10 +9,15 @@ from diveparse.configs import Pooling
 
 
 class MeanOfPatches(nn.Module):
-    """The mean over all patches of all frames. tokens: (batch, 1 + time * patches, embed_dim)."""
+    """The mean over all patches of all frames. The class token, where there is one, comes first and is left out."""
+
+    def __init__(self, *, has_class_token: bool) -> None:
+        super().__init__()
+        self.first_patch = int(has_class_token)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return tokens[:, 1:].mean(dim=1)
+        """tokens: (batch, tokens, embed_dim). Returns: (batch, embed_dim)."""
+        return tokens[:, self.first_patch :].mean(dim=1)
 
 
 class Queries(nn.Module):
@@ -31,8 +36,12 @@ class Queries(nn.Module):
         return features
 
 
-def build_pooling(pooling: Pooling, embed_dim: int, num_heads: int, num_queries: int) -> nn.Module | None:
-    """What makes features of tokens; None for the class token, which the backbone gives with less work."""
+def build_pooling(
+    pooling: Pooling, *, embed_dim: int, num_heads: int, num_queries: int, has_class_token: bool
+) -> nn.Module | None:
+    """The module from tokens to features; None for the class token, which the backbone computes with less work."""
     if pooling is Pooling.CLASS_TOKEN:
         return None
-    return MeanOfPatches() if pooling is Pooling.MEAN else Queries(embed_dim, num_heads, num_queries)
+    if pooling is Pooling.MEAN:
+        return MeanOfPatches(has_class_token=has_class_token)
+    return Queries(embed_dim, num_heads, num_queries)

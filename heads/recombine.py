@@ -1,12 +1,15 @@
-"""From four answers to one dive: score, normalise, decode, all in log space and without parameters.
+"""From four answers to one dive, and back: score, normalise, decode, marginalise; in log space, without parameters.
 
 The four attribute heads each give log-probabilities over their own values. Each dive of a set takes one value from each
-of them, which value is written down in a table of slots; a dive's score is the sum of what it takes.
+of them, and a table of slots holds which; the score of a dive is the sum of what it takes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diveparse.datasets.dives import ATTRIBUTES, DiveSet, Values
@@ -25,13 +28,13 @@ def slot_table(dive_set: DiveSet, values: Values | None = None) -> Tensor:
     return torch.tensor([slots[attribute] for attribute in ATTRIBUTES])
 
 
-def score(attribute_log_probs: dict[str, Tensor], slots: Tensor) -> Tensor:
+def score(value_log_probs: Mapping[str, Tensor], slots: Tensor) -> Tensor:
     """log p(dive | clip) if the attributes were independent and every combination a dive.
 
-    attribute_log_probs[name]: (batch, num_values); slots: (num_attributes, num_dives).
+    value_log_probs[name]: (batch, num_values); slots: (num_attributes, num_dives).
     Returns: (batch, num_dives); a row's exp sums to the share of probability that lies on dives of the set.
     """
-    taken = [attribute_log_probs[name][:, row] for name, row in zip(ATTRIBUTES, slots, strict=True)]
+    taken = [value_log_probs[name][:, row] for name, row in zip(ATTRIBUTES, slots, strict=True)]
     return torch.stack(taken).sum(0)
 
 
@@ -45,23 +48,26 @@ def decode(scores: Tensor) -> Tensor:
     return scores.argmax(-1)
 
 
-def named_labels(attribute_log_probs: dict[str, Tensor], slots: Tensor) -> Tensor:
+def spelt_labels(value_log_probs: Mapping[str, Tensor], slots: Tensor) -> Tensor:
     """The dive that the best value of every attribute spells, whether or not there is one.
 
     Returns: (batch,), INVALID where no dive of the set takes these four values.
     """
-    best = torch.stack([attribute_log_probs[name].argmax(-1) for name in ATTRIBUTES])  # (num_attributes, batch)
+    best = torch.stack([value_log_probs[name].argmax(-1) for name in ATTRIBUTES])  # (num_attributes, batch)
     spelt = (best[:, :, None] == slots[:, None, :]).all(0)  # (batch, num_dives), at most one true in a row
     return torch.where(spelt.any(-1), spelt.int().argmax(-1), INVALID)
 
 
 def marginals(dive_log_probs: Tensor, slots: Tensor) -> dict[str, Tensor]:
-    """The other way round: log p(value | clip), the sum over the dives that take the value.
+    """log p(value | clip): the logsumexp over the dives that take the value, as in a conditional random field.
 
-    dive_log_probs: (batch, num_dives); every value up to the largest slot must be taken by some dive.
+    dive_log_probs: (batch, num_dives); slots: (num_attributes, num_dives); every value up to the largest slot must be
+    taken by some dive.
     Returns: for each attribute (batch, num_values).
     """
-    return {
-        name: torch.stack([dive_log_probs[:, row == value].logsumexp(-1) for value in range(int(row.max()) + 1)], -1)
-        for name, row in zip(ATTRIBUTES, slots, strict=True)
-    }
+    sizes = (slots.amax(dim=1) + 1).tolist()
+    takes = torch.cat([F.one_hot(row, size).T for row, size in zip(slots, sizes, strict=True)])  # (all values, dives)
+    each = (
+        dive_log_probs[:, None].masked_fill(takes == 0, -torch.inf).logsumexp(-1)
+    )  # (batch, values of all attributes)
+    return dict(zip(ATTRIBUTES, each.split(sizes, dim=-1), strict=True))

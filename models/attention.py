@@ -29,9 +29,9 @@ class SelfAttention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens, result: (sequences, length, embed_dim)."""
-        return linear(self.mix(tokens), self.proj.weight, self.proj.bias)
+        return linear(self.attend(tokens), self.proj.weight, self.proj.bias)
 
-    def mix(self, tokens: Tensor, *, num_interleaved: int = 1) -> Tensor:
+    def attend(self, tokens: Tensor, *, num_interleaved: int = 1) -> Tensor:
         """The heads' answers side by side, not yet projected.
 
         tokens, result: (batch, length * num_interleaved, embed_dim). A sequence takes every `num_interleaved`-th token:

@@ -15,7 +15,7 @@ def build_backbone(cfg: BackboneConfig, *, num_frames: int, image_size: int) -> 
 def load_backbone(source: str, cfg: BackboneConfig, *, num_frames: int, image_size: int) -> TimeSformer:
     """A backbone with saved weights, in place of `cfg.weights`.
 
-    source: as for `read_source`. Position and time embeddings are resized, and the log says so, where the picture
+    source: as for `read_source`. Position and time embeddings are resized, which is logged, where the picture
     size or frame count is another.
     Raises: ValueError naming the source if there is none, it is damaged, or other sizes were built into it.
     """

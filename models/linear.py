@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 # with AVX2 too; oneDNN, which torch carries for graphs that it compiles, is not
 INSTRUCTIONS = torch.backends.cpu.get_cpu_capability()
 HAS_ONEDNN = INSTRUCTIONS in {"AVX2", "AVX512"} and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-NUM_CACHED_ROWS = 1024  # of an MLP at a time: what it makes of them between its products stays in the cache of a CPU
+CHUNK_ROWS = 1024  # of an MLP at a time: the hidden activations of so many rows stay in a CPU's cache
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -25,9 +25,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def linear_of_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`F.linear(F.gelu(x), weight, bias)`, of which only x is kept: GELU is done again for the gradient.
+    """`F.linear(F.gelu(x), weight, bias)`, of which only x is kept: GELU is computed again for the gradient.
 
-    What it gives is as wide as x, so that a block keeps almost a fifth less. x: (..., from), result: (..., to).
+    A block then keeps almost a fifth less. x: (..., from), result: (..., to).
     """
     result: Tensor = LinearOfGelu.apply(x, weight, bias)
     return result
@@ -38,14 +38,14 @@ def gelu_of_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return product(x, weight, bias, gelu=True)
 
 
-def pieces(x: Tensor) -> tuple[Tensor, ...]:
-    """Rows of x, (..., from), as many at a time as a CPU's cache holds; on a GPU all of them."""
+def row_chunks(x: Tensor) -> tuple[Tensor, ...]:
+    """The rows of x, (..., from), in chunks that a CPU's cache holds; on a GPU in one."""
     rows = x.flatten(0, -2)
-    return rows.split(NUM_CACHED_ROWS if x.is_cpu else len(rows))
+    return rows.split(CHUNK_ROWS if x.is_cpu else len(rows))
 
 
-def together(rows: list[Tensor]) -> Tensor:
-    """What was made of `pieces`, without a copy where there is one alone."""
+def join_rows(rows: list[Tensor]) -> Tensor:
+    """Results of `row_chunks` as one tensor, without a copy where there is one chunk."""
     return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
@@ -73,7 +73,7 @@ class Linear(torch.autograd.Function):
 class LinearOfGelu(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return together([product(F.gelu(rows), weight, bias) for rows in pieces(x)]).view(*x.shape[:-1], -1)
+        return join_rows([product(F.gelu(rows), weight, bias) for rows in row_chunks(x)]).view(*x.shape[:-1], -1)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
@@ -84,12 +84,12 @@ class LinearOfGelu(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         x, weight = ctx.saved_tensors  # where autocast runs, x and gradient are narrower numbers than the weight
         x_gradients, weight_gradients = [], []
-        for rows, gradients in zip(pieces(x), pieces(gradient), strict=True):
+        for rows, gradients in zip(row_chunks(x), row_chunks(gradient), strict=True):
             x_gradients.append(torch.ops.aten.gelu_backward(product(gradients, weight.to(gradient.dtype).T), rows))
             weight_gradients.append(sum_of_products(gradients, F.gelu(rows)))
         weight_gradient = sum(weight_gradients[1:], weight_gradients[0])
         bias_gradient = gradient.flatten(0, -2).sum(0).to(weight.dtype) if ctx.needs_input_grad[2] else None
-        return together(x_gradients).view_as(x), weight_gradient.to(weight.dtype), bias_gradient
+        return join_rows(x_gradients).view_as(x), weight_gradient.to(weight.dtype), bias_gradient
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:

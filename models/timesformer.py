@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diveparse.configs import BackboneConfig, StemKind
+from diveparse.datasets.constants import NUM_CHANNELS
 from diveparse.models.attention import SelfAttention
-from diveparse.models.linear import gelu_of_linear, linear, linear_of_gelu, pieces, together
-from diveparse.models.patch_embed import NUM_CHANNELS, ConvStem, PatchEmbed
+from diveparse.models.backbone import Backbone, ClipFormat
+from diveparse.models.linear import gelu_of_linear, join_rows, linear, linear_of_gelu, row_chunks
+from diveparse.models.patch_embed import ConvStem, PatchEmbed
 from diveparse.models.weights.published import LAYER_NORM_EPS, SavedBackbone, read_sizes
 from diveparse.models.weights.sources import load_state, read_source, resized
 
@@ -32,7 +34,19 @@ Result = TypeVar("Result")
 
 
 class DividedBlock(nn.Module):
-    """Time attention, space attention, MLP; each with its own norm and residual connection."""
+    """Time attention, space attention, MLP; each with its own norm and residual connection.
+
+    `forward` equals these eight lines, which tests/models/test_timesformer.py holds it to:
+
+        x = rearrange(patches, "b (t n) d -> (b n) t d", t=num_frames)
+        x = self.time_proj(self.drop_path(self.time_attn(self.time_norm(x))))
+        patches = patches + rearrange(x, "(b n) t d -> b (t n) d", b=len(patches))
+        frames = rearrange(patches, "b (t n) d -> (b t) n d", t=num_frames)
+        x = torch.cat([repeat(class_token, "b 1 d -> (b t) 1 d", t=num_frames), frames], dim=1)
+        x = rearrange(self.drop_path(self.space_attn(self.space_norm(x))), "(b t) n d -> b t n d", t=num_frames)
+        tokens = torch.cat([class_token + x[:, :, 0].mean(1, True), patches + x[:, :, 1:].flatten(1, 2)], dim=1)
+        return tokens + self.drop_path(self.mlp(self.mlp_norm(tokens)))
+    """
 
     def __init__(self, embed_dim: int, num_heads: int, *, mlp_ratio: float, drop_path_rate: float) -> None:
         super().__init__()
@@ -57,7 +71,7 @@ class DividedBlock(nn.Module):
         nn.init.zeros_(self.time_proj.bias)
 
     def forward(self, class_token: Tensor, patches: Tensor, num_frames: int) -> tuple[Tensor, Tensor]:
-        """Class tokens and patches come and go apart, so that norms find each of them in one piece of memory.
+        """Class tokens and patches are separate tensors, so that norms read each of them from one piece of memory.
 
         class_token, first result: (batch, 1, embed_dim). patches, second: (batch, frames * patches, embed_dim).
         """
@@ -81,7 +95,7 @@ class DividedBlock(nn.Module):
         """Each patch site attends along time. patches, result: (batch, frames * patches, embed_dim)."""
         num_sites = patches.shape[1] // num_frames
         return patches + self.project_twice(
-            self.time_attn.mix(self.time_norm(patches), num_interleaved=num_sites), num_sites
+            self.time_attn.attend(self.time_norm(patches), num_interleaved=num_sites), num_sites
         )
 
     def project_twice(self, x: Tensor, num_sites: int) -> Tensor:
@@ -105,8 +119,8 @@ class DividedBlock(nn.Module):
         if torch.is_grad_enabled():
             hidden = linear(self.mlp_norm(tokens), first.weight, first.bias)
             return linear_of_gelu(hidden, second.weight, second.bias)
-        hidden_rows = (gelu_of_linear(self.mlp_norm(rows), first.weight, first.bias) for rows in pieces(tokens))
-        return together([linear(rows, second.weight, second.bias) for rows in hidden_rows]).view_as(tokens)
+        hidden_rows = (gelu_of_linear(self.mlp_norm(rows), first.weight, first.bias) for rows in row_chunks(tokens))
+        return join_rows([linear(rows, second.weight, second.bias) for rows in hidden_rows]).view_as(tokens)
 
     def frame_sequences(self, class_token: Tensor, patches: Tensor, num_frames: int) -> Tensor:
         """One sequence a frame: the clip's class token and the frame's patches. Returns: (batch * frames, 1 + n, d)."""
@@ -120,7 +134,7 @@ def split_class_token(tokens: Tensor) -> tuple[Tensor, Tensor]:
     return class_token, others
 
 
-class TimeSformer(nn.Module):
+class TimeSformer(Backbone):
     """A clip in, its features out. Its sizes are fixed; `models/weights` moves weights from one size to another."""
 
     def __init__(self, cfg: BackboneConfig, *, num_frames: int, image_size: int) -> None:
@@ -131,6 +145,9 @@ class TimeSformer(nn.Module):
         self.num_frames = num_frames
         self.image_size = image_size
         self.embed_dim = cfg.embed_dim
+        self.num_heads = cfg.num_heads
+        self.has_class_token = True
+        self.clip_format = ClipFormat(num_frames, image_size)
         self.num_patches = (image_size // cfg.patch_size) ** 2
         stem = ConvStem if cfg.stem is StemKind.CONV else PatchEmbed
         self.patch_embed = stem(cfg.patch_size, cfg.embed_dim)
@@ -154,13 +171,13 @@ class TimeSformer(nn.Module):
         image_size: int | None = None,
         drop_path_rate: float = 0.0,
     ) -> TimeSformer:
-        """Build a backbone of the sizes that saved weights tell, and give it these weights. In evaluation mode.
+        """A backbone with saved weights, of the sizes that they have; in evaluation mode.
 
         source: a HuggingFace folder or hub id, one of FAIR's .pyth files, "timm/NAME" or an open timm image model, or
         what this project wrote; `read_source` in models/weights/sources.py lists them. Clips are normalised as in
         datasets/constants.py, whatever the source's were.
-        num_frames, image_size: other ones than the source's; its time and position embeddings are then resized, and
-        the log says so. A timm image model has no frame count, so that it must be given.
+        num_frames, image_size: others than the source's; its embeddings are then resized, which is logged. A timm image
+        model has no frame count, so that it must be given.
 
         Raises: ValueError naming the source if there is none, it is damaged, or listing what does not fit.
         """
@@ -195,39 +212,46 @@ class TimeSformer(nn.Module):
         for index, block in enumerate(self.blocks):
             block.requires_grad_(index >= num_blocks)
 
-    def forward(self, clips: Tensor) -> Tensor:
-        """The class token after the last norm, what a classifier reads.
+    def layers(self) -> list[list[nn.Parameter]]:
+        """Embeddings, then block by block, then the last norm."""
+        embeddings = [*self.patch_embed.parameters(), self.class_token, self.space_embed, self.time_embed]
+        return [embeddings, *(list(block.parameters()) for block in self.blocks), list(self.norm.parameters())]
 
-        clips: (batch, time, channel, height, width), normalised. Returns: (batch, embed_dim).
-        Raises: ValueError if the clips are not of the size this backbone was built for.
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The class token after the last norm, what a classifier reads; the last block computes it alone.
+
+        inputs: clips (batch, time, channel, height, width), normalised, or what `frozen_tokens` made of them.
+        Returns: (batch, embed_dim).
+        Raises: ValueError if the inputs are not of the size this backbone was built for.
         """
-        return self.class_feature(self.frozen_tokens(clips))
+        last = len(self.blocks) - 1
+        tokens = self.run_blocks(*self.begin(inputs), range(self.first_block_after_frozen, last))
+        return self.norm(self.run(last, cast(DividedBlock, self.blocks[last]).class_token, *tokens))
 
-    def tokens(self, clips: Tensor) -> Tensor:
+    def tokens(self, inputs: Tensor) -> Tensor:
         """Every token after the last norm: class token, then the patches frame by frame.
 
-        clips: as for `forward`. Returns: (batch, 1 + time * patches, embed_dim).
+        inputs: as for `forward`. Returns: (batch, 1 + time * patches, embed_dim).
         """
-        return self.token_features(self.frozen_tokens(clips))
+        blocks = range(self.first_block_after_frozen, len(self.blocks))
+        return self.norm(torch.cat(self.run_blocks(*self.begin(inputs), blocks), dim=1))
 
     def frozen_tokens(self, clips: Tensor) -> Tensor:
         """What the embeddings and the frozen blocks make of clips, which training does not change.
 
-        The last block is left out even where it is frozen, since what of it is needed depends on who goes on.
-        Returns: (batch, 1 + time * patches, embed_dim), for `class_feature` or `token_features` to go on with.
+        The last block is left out even where it is frozen: `forward` and `tokens` need different parts of it.
+        Returns: (batch, 1 + time * patches, embed_dim).
         """
         return torch.cat(self.run_blocks(*self.embed(clips), range(self.first_block_after_frozen)), dim=1)
 
-    def class_feature(self, frozen_tokens: Tensor) -> Tensor:
-        """The rest of `forward`: the other blocks, the last of them for the class token alone."""
-        last = len(self.blocks) - 1
-        tokens = self.run_blocks(*split_class_token(frozen_tokens), range(self.first_block_after_frozen, last))
-        return self.norm(self.run(last, cast(DividedBlock, self.blocks[last]).class_token, *tokens))
-
-    def token_features(self, frozen_tokens: Tensor) -> Tensor:
-        """The rest of `tokens`."""
-        blocks = range(self.first_block_after_frozen, len(self.blocks))
-        return self.norm(torch.cat(self.run_blocks(*split_class_token(frozen_tokens), blocks), dim=1))
+    def begin(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Class token and patches after the frozen blocks, of clips or of frozen tokens; as `embed` returns them."""
+        if inputs.ndim != 3:
+            return self.run_blocks(*self.embed(inputs), range(self.first_block_after_frozen))
+        expected = (1 + self.num_frames * self.num_patches, self.embed_dim)
+        if tuple(inputs.shape[1:]) != expected:
+            raise ValueError(f"frozen tokens must be (batch, {expected[0]}, {expected[1]}), got {tuple(inputs.shape)}")
+        return split_class_token(inputs)
 
     @property
     def first_block_after_frozen(self) -> int:
@@ -259,14 +283,14 @@ class TimeSformer(nn.Module):
     def run(
         self, index: int, block: Callable[[Tensor, Tensor, int], Result], class_token: Tensor, patches: Tensor
     ) -> Result:
-        """A block, or what of it is needed, with as much kept for the gradient as the config says."""
+        """A block, or the part of it that is needed, with activation checkpointing where the config asks for it."""
         with self.keep_activations_of(index):
-            recomputed = index < self.num_frozen_blocks + self.config.num_recomputed_blocks
-            if recomputed and torch.is_grad_enabled():
+            is_checkpointed = index < self.num_frozen_blocks + self.config.num_checkpointed_blocks
+            if is_checkpointed and torch.is_grad_enabled():
                 result: Result = checkpoint(block, class_token, patches, self.num_frames, use_reentrant=False)
                 return result
             return block(class_token, patches, self.num_frames)
 
     def keep_activations_of(self, block: int) -> AbstractContextManager[None]:
-        """Frozen blocks need no gradient, so that nothing is kept for one: less memory, less time."""
+        """Frozen blocks need no gradient, so that no activation is kept: less memory, less time."""
         return torch.set_grad_enabled(torch.is_grad_enabled() and block >= self.num_frozen_blocks)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TOPS = ("configs", "datasets", "engine", "heads", "models")
+TOPS = ("configs", "datasets", "heads", "models", "engine", "commands")
 # a room may import itself and what stands before it; of a folder without an entry here, its own name counts
 ROOMS = (
     "configs",
@@ -24,6 +24,7 @@ ROOMS = (
     "engine.training",
     "engine.evidence",
     "engine.benchmark",
+    "commands",
 )
 # rooms that stand before another and still must not be imported by it
 FORBIDDEN = {("heads", "models"), ("engine.benchmark", "engine.evidence")}
@@ -82,8 +83,17 @@ def test_setup_cfg_ships_every_data_file() -> None:
     globs = {name: each.split() for name, each in setup_cfg()["options.package_data"].items()}
     for package in setup_cfg()["options"]["packages"].split():
         folder = ROOT.joinpath(*package.split(".")[1:])
-        data = [path for path in folder.iterdir() if path.is_file() and path.suffix != ".py"]
-        assert all(any(path.match(glob) for glob in globs.get(package, [])) for path in data), package
+        shipped = {path for glob in globs.get(package, []) for path in folder.glob(glob)}
+        assert shipped >= set(data_files(folder)), package
+
+
+def data_files(package: Path) -> Iterator[Path]:
+    """All files but code of a package, with folders in it such as configs/experiments that are no packages."""
+    for path in package.iterdir():
+        if path.is_dir() and path.name != "__pycache__" and not (path / "__init__.py").exists():
+            yield from data_files(path)
+        elif path.is_file() and path.suffix != ".py":
+            yield path
 
 
 def test_imports_point_one_way() -> None:

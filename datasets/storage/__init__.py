@@ -1,1 +1,1 @@
-"""Files that survive a kill, worker processes, and random streams: what every other room uses."""
+"""Files that survive a kill, worker processes and random streams, for every other room."""

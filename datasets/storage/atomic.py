@@ -1,4 +1,4 @@
-"""Files that are either the old one or the whole new one, whenever the process dies."""
+"""Replacing a file as a whole: whenever the process dies, the old file or the new one is there."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ TEMPORARY_SUFFIX = ".partial"
 
 @contextmanager
 def written_atomically(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path` to write to; it takes the place of `path` once the block ends without error.
+    """Yield a temporary path beside `path` to write to. It replaces `path` once the block ends without an error.
 
-    The content reaches the disk before the name does, so a crash leaves the old file or the new one, never half of one.
-    A leftover `*.partial` from an earlier crash is overwritten.
+    The content reaches the disk before the name does, so a crash never leaves half a file. A `*.partial` that an
+    earlier crash left is overwritten.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
@@ -32,13 +32,13 @@ def written_atomically(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write plain values as indented JSON, all or nothing. Raises: ValueError for a nan or an infinity."""
+    """Write plain values as indented JSON, atomically. Raises: ValueError for a nan or an infinity."""
     with written_atomically(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def sync(path: Path) -> None:
-    """Push a file, or a folder's list of names, to the disk."""
+    """Flush a file, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""A record of what is done, a line of JSON an entry, which outlives a kill: what is in it need not be done again."""
+"""A log of finished jobs, one line of JSON each, that survives a kill: a job in it need not be done again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol, TextIO, TypeVar
 
 
 class Entry(Protocol):
-    """A dataclass of plain values with a name; of entries with the same name the last one counts."""
+    """A dataclass of plain values with a name. The last entry of a name replaces earlier ones."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
@@ -21,13 +21,13 @@ EntryKind = TypeVar("EntryKind", bound=Entry)
 
 
 def append(journal: TextIO, entry: Entry) -> None:
-    """Write an entry to a file that was opened for appending. A line that a kill cut short stays a line of its own."""
+    """Add an entry to a file opened for appending. It starts a new line, in case a kill cut the last line short."""
     journal.write("\n" + json.dumps(asdict(entry)))
     journal.flush()
 
 
 def read(path: Path, kind: type[EntryKind]) -> dict[str, EntryKind]:
-    """The newest entry of each name; none if there is no file. A line that is no such entry is left out."""
+    """The newest entry of each name; empty without a file. A line that is not an entry of this kind is skipped."""
     entries = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:

@@ -1,7 +1,7 @@
-"""Random streams that follow from whole numbers alone, each apart from every other.
+"""Independent random streams, each determined by a seed and a key of whole numbers.
 
-NumPy pads a plain tuple of seeds with zeros, so that (seed, 5) and (seed, 5, 0) would be one stream: a clip would draw
-the numbers of its source again. A spawn key is not padded.
+NumPy pads a plain tuple of seeds with zeros, so (seed, 5) and (seed, 5, 0) would give the same stream, and a clip would
+repeat the numbers of its source. A spawn key is not padded.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import numpy as np
 
 
 def stream(seed: int, *key: int) -> np.random.Generator:
-    """The generator of this key; keys of other lengths or other numbers have other streams."""
+    """The generator of this key. Keys that differ in a number or in length give independent streams."""
     return np.random.default_rng(_sequence(seed, *key))
 
 
 def stream_seed(seed: int, *key: int) -> int:
-    """A 64-bit seed for the same purpose, for generators that are not NumPy's."""
+    """A 64-bit seed for the same stream, for generators other than NumPy's."""
     return int(_sequence(seed, *key).generate_state(1, np.uint64)[0])
 
 

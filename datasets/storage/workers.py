@@ -1,4 +1,4 @@
-"""Worker processes that start quickly, cleanly and end with their main process."""
+"""Worker processes that start quickly and cleanly, and end when their main process ends."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Item = TypeVar("Item")
 
 
 def worker_context(module: str) -> ForkServerContext:
-    """The context to start workers with: copies of a clean server process that has `module` loaded already.
+    """The context to start workers with: forks of a clean server process that has already imported `module`.
 
-    Forking a process that already runs threads (torch's, TensorBoard's, CUDA's) can hang, and starting each worker from
-    nothing takes seconds. Workers ignore Ctrl-C, which reaches a whole terminal: the main process sees to their end.
+    Forking a process that runs threads (of torch, TensorBoard or CUDA) can hang, and starting each worker from nothing
+    takes seconds. Workers ignore Ctrl-C, which a terminal sends to every process: the main process ends them.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([module])
-    if threading.current_thread() is threading.main_thread():  # no other can change what a signal does
+    if threading.current_thread() is threading.main_thread():  # only this thread may set signal handlers
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             forkserver.ensure_running()
@@ -37,19 +37,19 @@ def worker_context(module: str) -> ForkServerContext:
 
 @contextmanager
 def worker_pool(num_workers: int, module: str) -> Iterator[ProcessPoolExecutor]:
-    """Workers that functions of `module` are mapped over. What is left to do when the body ends in an error is not."""
+    """A pool of workers for functions of `module`. If the body raises an error, jobs that wait are cancelled."""
     pool = ProcessPoolExecutor(num_workers, worker_context(module), end_with_main_process)
     try:
         yield pool
     except BaseException:
-        pool.shutdown(cancel_futures=True)  # by default an interrupted `map` may still wait for all that it was given
+        pool.shutdown(cancel_futures=True)  # else an interrupted `map` may still wait for all its jobs
         raise
     finally:
         pool.shutdown()
 
 
 def end_with_main_process(*_: object) -> None:
-    """In a worker: do not outlive a main process that was killed. The server, which forked the worker, does."""
+    """In a worker: exit when the main process dies, even if killed. The server that forked the worker would live on."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -58,17 +58,17 @@ def end_with_main_process(*_: object) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    sys.excepthook = _complain
+    sys.excepthook = _print_error
 
 
-def _complain(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """A main process that leaves while it is handed a batch breaks the connection; it says itself why it leaves."""
+def _print_error(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """Print an error, unless it is a broken connection: then the main process has ended, and has printed the reason."""
     if not issubclass(kind, ConnectionError):
         sys.__excepthook__(kind, error, traceback)
 
 
 def without_worker_traceback(batches: Iterator[Item]) -> Iterator[Item]:
-    """Give a worker's complaint about a file as it was raised: torch wraps it into the worker's whole traceback."""
+    """Raise a worker's ValueError with its own message alone, without the traceback that torch puts around it."""
     try:
         yield from batches
     except ValueError as error:

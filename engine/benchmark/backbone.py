@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import copy
-import ctypes
-import gc
 import importlib
-import importlib.metadata
 import math
-import multiprocessing
-import os
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,10 +17,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from diveparse.configs import BackboneConfig, OptimConfig, Precision
+from diveparse.datasets.constants import NUM_CHANNELS
+from diveparse.engine.benchmark.measure import (
+    give_back_what_is_freed,
+    in_a_fresh_process,
+    is_installed,
+    memory_kib,
+    one_core,
+    reset_peak,
+)
 from diveparse.engine.device import autocast
 from diveparse.engine.training.optim import build_optimizer
 from diveparse.models.linear import HAS_ONEDNN, product
-from diveparse.models.patch_embed import NUM_CHANNELS
 from diveparse.models.timesformer import DividedBlock, TimeSformer
 from diveparse.models.weights.huggingface import save_huggingface
 
@@ -42,7 +40,7 @@ MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}
 MATRIX_DTYPE = {"cpu": torch.float32, "cuda": torch.bfloat16}
 GPU_BATCH_SIZE = 16
 NUM_WARMUPS = 2
-TOLERANCE = 1e-3  # of features against HuggingFace's: enough to say that both compute the same
+TOLERANCE = 1e-3  # of features against HuggingFace's: small enough: both compute the same
 
 
 @dataclass(frozen=True)
@@ -138,14 +136,6 @@ BUILDERS: dict[str, tuple[Callable[[Setting], nn.Module], str]] = {  # each with
     "HuggingFace": (build_huggingface, "transformers"),
     "timesformer-pytorch": (build_timesformer_pytorch, "timesformer-pytorch"),
 }
-
-
-def is_installed(package: str) -> bool:
-    try:
-        importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def forward(model: nn.Module, clips: Tensor) -> None:
@@ -307,49 +297,3 @@ def _peak_of_update(setting: Setting, device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return 1024 * (memory_kib("VmHWM") - before)
-
-
-def reset_peak() -> None:
-    """Let the process's peak, VmHWM, count from here on, without what is free but not given back (Linux)."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-
-
-def give_back_what_is_freed() -> None:
-    """From now on a peak is that of tensors alive at once (Linux).
-
-    Left alone, glibc keeps what a process frees to use it again, in holes of which a fifth of the peak may be made; how
-    many differs from run to run by more than the models do.
-
-    Raises: ValueError if the C library does not take the setting.
-    """
-    m_mmap_threshold = -3  # malloc.h: whatever is larger gets pages of its own, which go when it is freed
-    if not ctypes.CDLL(None).mallopt(m_mmap_threshold, 2**18):
-        raise ValueError("measuring memory needs a C library whose mallopt takes M_MMAP_THRESHOLD")
-
-
-def memory_kib(field: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
-
-
-def in_a_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What the function gives in a process that has done nothing else."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
-
-
-@contextmanager
-def one_core() -> Iterator[None]:
-    """Keep to one core and one thread. Raises: ValueError where that cannot be done."""
-    if sys.platform != "linux":
-        raise ValueError("measuring on one core, and memory, needs Linux")
-    cores, num_threads = os.sched_getaffinity(0), torch.get_num_threads()
-    os.sched_setaffinity(0, {min(cores)})
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, cores)
-        torch.set_num_threads(num_threads)

@@ -1,8 +1,7 @@
-"""Temperature scaling: probabilities that mean what they say, by one number fitted on validation.
+"""Temperature scaling: calibrated probabilities, by one number fitted on validation.
 
-A model's log-probabilities are divided by a temperature and normalised again: above 1 it becomes less sure, below 1
-surer. The order within each distribution stays, so no dive and no attribute that is most probable changes. The
-distributions are tempered one by one, so those of the attributes need no longer be sums over that of the dives.
+The scores of the dives are divided by a temperature: above 1 the model becomes less sure, below 1 surer. The order of
+the dives stays. The attributes' probabilities are marginals of the tempered distribution.
 Source: Guo et al. 2017, On Calibration of Modern Neural Networks, section 4.2.
 """
 
@@ -15,31 +14,14 @@ import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-from diveparse.datasets.dives import ATTRIBUTES, DiveSet
-from diveparse.engine.evaluation.predictions import Predictions
-from diveparse.models.classifier import DIVE
-
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0
 
 
-def fit_temperatures(predictions: Predictions, dive_set: DiveSet) -> dict[str, float]:
-    """The temperature of the dives and of each attribute, as `DiveClassifier.temperatures` holds them.
-
-    predictions: of validation clips, over `dive_set`; the model must not have been trained on them.
-    """
-    slots = dive_set.slots()
-    targets = {attribute: np.asarray(slots[attribute])[predictions.labels] for attribute in ATTRIBUTES}
-    return {DIVE: fit_temperature(predictions.dive_log_probs, predictions.labels)} | {
-        attribute: fit_temperature(predictions.attribute_log_probs[attribute], targets[attribute])
-        for attribute in ATTRIBUTES
-    }
-
-
 def fit_temperature(log_probs: npt.NDArray[np.floating], targets: npt.NDArray[np.integer]) -> float:
-    """The temperature at which the truth is most likely: it minimises `mean_nll`, which has one minimum at most.
+    """The temperature at which the truth is most likely: it minimises `mean_nll`, which has at most one minimum.
 
-    1.0 where that is no worse, and where the truth is the most probable answer for every clip: no answer is wrong then,
-    and nothing in the clips says how sure is too sure.
+    It is 1.0 where that is no worse, and where the truth is the most probable answer for every clip: without a wrong
+    answer the clips do not determine a temperature.
     log_probs: (num_clips, num_answers); targets: (num_clips,) indices of the true answers.
     """
     of_truth = np.take_along_axis(log_probs, targets[:, None], axis=1)[:, 0]

@@ -1,23 +1,24 @@
-"""What a model says about every clip of a split."""
+"""A model's answers about every clip of a split."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from diveparse.configs import Precision
 from diveparse.datasets.dives import ATTRIBUTES, DiveSet
 from diveparse.datasets.records import ClipRecord
-from diveparse.engine.batches import INPUTS, features_of
+from diveparse.engine.device import autocast
 from diveparse.engine.evaluation.predictions import Predictions
 from diveparse.heads.recombine import INVALID
-from diveparse.models.classifier import ClassifierOutputs, DiveClassifier
+from diveparse.heads.scores import DiveScores
+from diveparse.models.classifier import DiveClassifier
 
 
 @torch.no_grad()
@@ -30,11 +31,11 @@ def evaluate(
 ) -> Predictions:
     """Collect a model's answers; nothing is written, and the model returns to the mode it was in.
 
-    batches: dicts of "clip" (batch, views, time, channel, height, width), or of "tokens" of clips that are stored, and
-    "index" (batch,), which points into `records`. The features of a clip's views are averaged before the head reads
-    them. Each clip counts once, in the order of `batches`, whatever the size of the last batch.
-    dive_set: what the labels count in and the model is read out over, by default its own; a dive of it that the model
-    cannot express has probability 0.
+    batches: dicts of "inputs" (batch, views, ...), clips or their frozen tokens, and "index" (batch,), which points
+    into `records`. The features of a clip's views are averaged before the head reads them. Each clip counts once, in
+    the order of `batches`, whatever the size of the last batch.
+    dive_set: what the labels count in and the answers range over, by default the model's own; a dive of it that the
+    model cannot express has probability 0.
     Raises: ValueError if there are no batches, or a clip's answer is not a number.
     """
     dive_set = dive_set or model.dive_set
@@ -42,15 +43,11 @@ def evaluate(
     was_training = model.training
     model.eval()
     indices: list[int] = []
-    answers: list[ClassifierOutputs] = []
+    answers: list[_Answers] = []
     try:
         for batch in batches:
-            num_clips = len(batch["index"])
-            one_by_one = {name: rearrange(batch[name], "b v ... -> (b v) ...") for name in INPUTS if name in batch}
-            features = features_of(model, one_by_one, precision)
-            features = rearrange(features, "(b v) ... -> b v ...", b=num_clips).mean(dim=1)
             indices += batch["index"].tolist()
-            answers.append(model.read_out(features, known))
+            answers.append(_answers(_scores(model, batch["inputs"], precision), known))
     finally:
         model.train(was_training)
     if not indices:
@@ -60,18 +57,38 @@ def evaluate(
     dive_log_probs = np.full((len(indices), len(dive_set)), -np.inf, np.float32)
     dive_log_probs[:, columns] = _joined(each.dive_log_probs for each in answers)
     _require_finite(dive_log_probs, clips_seen)
-    named, decoded = (
-        _joined(getattr(each, name) for each in answers) for name in ("named_labels", "decoded_labels")
-    )  # both (num_clips,), in `known`
+    spelt, decoded = (_joined(getattr(each, name) for each in answers) for name in ("spelt", "decoded"))
     return Predictions(
         clips=[record.name for record in clips_seen],
         sources=[record.source for record in clips_seen],
         labels=np.array([record.label for record in clips_seen]),
         dive_log_probs=dive_log_probs,
-        attribute_log_probs={name: _joined(each.attribute_log_probs[name] for each in answers) for name in ATTRIBUTES},
-        named_labels=np.where(named == INVALID, INVALID, columns[named]),
+        attribute_log_probs={name: _joined(each.marginals[name] for each in answers) for name in ATTRIBUTES},
+        spelt_labels=np.where(spelt == INVALID, INVALID, columns[spelt]),
         decoded_labels=np.where(decoded == INVALID, INVALID, columns[decoded]),
     )
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """The answers for one batch, over the dives that the model can express."""
+
+    dive_log_probs: Tensor  # (batch, num_dives)
+    marginals: dict[str, Tensor]  # attribute -> (batch, num_values)
+    spelt: Tensor  # (batch,)
+    decoded: Tensor  # (batch,)
+
+
+def _answers(scores: DiveScores, known: DiveSet) -> _Answers:
+    return _Answers(scores.log_probs(known), scores.marginals(known), scores.spelt(known), scores.argmax(known))
+
+
+def _scores(model: DiveClassifier, inputs: Tensor, precision: Precision) -> DiveScores:
+    """inputs: (batch, views, ...), on any device."""
+    device = next(model.parameters()).device
+    with autocast(precision, device):
+        scores: DiveScores = model(inputs.flatten(0, 1).to(device, non_blocking=True), num_views=inputs.shape[1])
+        return scores
 
 
 def _joined(batches: Iterable[Tensor]) -> npt.NDArray[Any]:

@@ -1,4 +1,4 @@
-"""Every number a report quotes, computed by one pure function from what a model predicted."""
+"""Every score of a report, computed by one pure function from a model's predictions."""
 
 from __future__ import annotations
 
@@ -14,37 +14,34 @@ from diveparse.heads.recombine import INVALID
 
 NUM_CALIBRATION_BINS = 15
 
-
-# names and least training clips of the groups that dives fall into, largest first; Liu et al., "Large-scale long-tailed
-# recognition in an open world", CVPR 2019, with a group of its own for dives that training never saw
+# groups of dives: name -> least number of training clips, largest first. Source: Liu et al., "Large-scale long-tailed
+# recognition in an open world", CVPR 2019; `unseen`, for dives without training clips, is added
 GROUPS = {"many": 101, "medium": 20, "few": 1, "unseen": 0}
 
 
 def compute_metrics(
     predictions: Predictions, dive_set: DiveSet, num_train_clips: npt.NDArray[np.int64] | None = None
 ) -> dict[str, Any]:
-    """Score one split's predictions over the `dive_set` that the model was read out over.
+    """Score one split's predictions, which are over `dive_set`.
 
     num_train_clips: (num_dives,), how many clips of each dive the model was trained on, for `groups`.
 
-    Returns, all but counts, the nll and the Brier score as fractions of 1:
+    Returns fractions of 1, apart from counts, the nll and the Brier score:
         num_clips: clips scored.
         top1: share of clips whose decoded number is the true one; a number that is no dive of the set is wrong.
         top5: share of clips whose true dive is among the five most probable (ties go to the lower label).
-        mean_class_accuracy: top1 within each dive, averaged over the dives that have clips, each counting the same.
-        num_classes_scored: the dives that have clips, over which that mean is taken.
-        attribute_accuracy: for each attribute, share of clips where its most probable value, taken by itself and
-            before any recombination, is the true one.
-        invalid_rate: share of clips for which the number named *before* decoding by validity is no dive of the set.
+        mean_class_accuracy: mean over the dives that have clips of top1 within each dive.
+        num_classes_scored: how many dives have clips.
+        attribute_accuracy: for each attribute, share of clips where its most probable value is the true one.
+        invalid_rate: share of clips where the four own argmaxes of the head spell no dive of the set, before decoding.
         nll: mean of -log p(true dive), in nats.
         brier: mean squared distance of the distribution over dives from the truth, between 0 and 2.
         ece: expected calibration error of the most probable dive, see `calibration_error`.
-        groups: for each of GROUPS the accuracy on clips of its dives (None where it has none), and how many clips and
-            dives these are. Empty without `num_train_clips`.
-        wrong_attributes: of the clips that are given a wrong dive, the share with a wrong value of each attribute;
-            and of how many attributes are wrong at once, "1" to "4". Answers that are no dive are left out.
+        groups: for each of GROUPS the accuracy on clips of its dives (None where it has no clips), and the numbers of
+            clips and dives. Empty without `num_train_clips`.
+        wrong_attributes: see `wrong_attributes`.
         attribute_confusions: for each attribute the counts of clips by true value (rows) and most probable value.
-    Raises: ValueError if there are no clips, or an attribute has other values than the set's.
+    Raises: ValueError if there are no clips, or an attribute has other values than in `dive_set`.
     """
     if len(predictions) == 0:
         raise ValueError("metrics need at least one clip, got none")
@@ -59,7 +56,7 @@ def compute_metrics(
         "mean_class_accuracy": float(np.nanmean(class_accuracy)),
         "num_classes_scored": int((~np.isnan(class_accuracy)).sum()),
         "attribute_accuracy": attribute_accuracy(predictions, dive_set),
-        "invalid_rate": float((predictions.named_labels == INVALID).mean()),
+        "invalid_rate": float((predictions.spelt_labels == INVALID).mean()),
         "nll": mean_nll(log_probs, labels),
         "brier": brier_score(log_probs, labels),
         "ece": calibration_error(np.exp(log_probs.max(axis=1)), most_probable[:, 0] == labels),
@@ -81,6 +78,7 @@ def group_of(num_train_clips: npt.NDArray[np.int64]) -> npt.NDArray[np.str_]:
 def group_accuracy(
     labels: npt.NDArray[np.int64], correct: npt.NDArray[np.bool_], num_train_clips: npt.NDArray[np.int64]
 ) -> dict[str, dict[str, float | int | None]]:
+    """The `groups` of `compute_metrics`. labels, correct: (num_clips,); num_train_clips: (num_dives,)."""
     groups = group_of(num_train_clips)
     scores: dict[str, dict[str, float | int | None]] = {}
     for name in GROUPS:
@@ -99,7 +97,12 @@ def brier_score(log_probs: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np
 
 
 def wrong_attributes(predictions: Predictions, dive_set: DiveSet) -> dict[str, float | None]:
-    """What was wrong where the number was, as `compute_metrics` says; None where no number was."""
+    """Which attributes of wrongly named dives are wrong.
+
+    Returns, as shares of the clips that are given a wrong dive (None where there are no such clips): for each attribute
+    those with a wrong value, and for "1" to "4" those with so many wrong values at once. Clips whose answer is no dive
+    are left out.
+    """
     rows = (predictions.decoded_labels != predictions.labels) & (predictions.decoded_labels != INVALID)
     slots = np.array([dive_set.slots()[attribute] for attribute in ATTRIBUTES])  # (num_attributes, num_dives)
     wrong = slots[:, predictions.labels[rows]] != slots[:, predictions.decoded_labels[rows]]
@@ -112,7 +115,7 @@ def wrong_attributes(predictions: Predictions, dive_set: DiveSet) -> dict[str, f
 def reliability(
     log_probs: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.int64], num_bins: int = NUM_CALIBRATION_BINS
 ) -> dict[str, npt.NDArray[np.float64]]:
-    """The bins of `calibration_error`. Returns: num_clips, confidence and accuracy of each, nan where it is empty."""
+    """The bins of `calibration_error`. Returns: num_clips, confidence and accuracy of each bin, nan where empty."""
     confidence, correct = np.exp(log_probs.max(axis=1)), log_probs.argmax(axis=1) == labels
     bins = calibration_bins(confidence, num_bins)
     num_clips = np.bincount(bins, minlength=num_bins).astype(np.float64)
@@ -129,9 +132,9 @@ def reliability(
 
 
 def calibrated_metrics(predictions: Predictions, temperature: float) -> dict[str, float]:
-    """The nll and ece of `compute_metrics` once the dives have their temperature, as nll_calibrated, ece_calibrated.
+    """nll_calibrated and ece_calibrated: the nll and ece of `compute_metrics` at the dives' temperature.
 
-    They say something on other clips than those of validation, which the temperature was fitted on.
+    The temperature was fitted on validation clips, so only other clips can judge it.
     """
     log_probs, labels = tempered(predictions.dive_log_probs, temperature), predictions.labels
     return {
@@ -184,7 +187,8 @@ def calibration_error(
 
 
 def calibration_bins(confidence: npt.NDArray[np.floating[Any]], num_bins: int) -> npt.NDArray[np.int64]:
-    # the edges are inner ones only, so that rounding to just above 1 stays in the last bin
+    """The bin of each confidence, as `calibration_error` describes them."""
+    # only inner edges, so that a confidence rounded to just above 1 stays in the last bin
     return np.digitize(confidence, np.linspace(0, 1, num_bins + 1)[1:-1], right=True)
 
 

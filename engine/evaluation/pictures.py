@@ -16,14 +16,14 @@ from torch import Tensor
 
 from diveparse.datasets.constants import PIXEL_MEAN, PIXEL_STD
 
-INK = "#1f4e79"
-NUM_COUNTED_CLASSES = 12  # a matrix up to this size has room for its counts as text
+INK = "#1f4e79"  # of plots with one colour
+NUM_COUNTED_CLASSES = 12  # a matrix of up to so many classes has room for its counts as text
 
 
 def confusion_figure(matrix: npt.NDArray[np.int64], names: Sequence[str], title: str = "") -> Figure:
-    """Draw a confusion matrix. A row is a true class and is coloured by its shares; one without clips stays grey.
+    """Draw a confusion matrix. A row is a true class, coloured by its shares; a row without clips stays grey.
 
-    matrix: (num_classes, num_classes) counts of clips, rows true, columns predicted; names: of the classes, in order.
+    matrix: (num_classes, num_classes) counts of clips, rows true, columns predicted; names: of classes, in order.
     """
     _require_one_name_each(matrix, names)
     num_clips = matrix.sum(axis=1, keepdims=True)  # (num_classes, 1)
@@ -52,7 +52,7 @@ def confusion_figure(matrix: npt.NDArray[np.int64], names: Sequence[str], title:
 def class_count_figure(counts: npt.NDArray[np.int64], names: Sequence[str], title: str = "") -> Figure:
     """Draw the number of clips of each class, the most frequent first, so that the long tail shows.
 
-    counts: (num_classes,); names: of the classes, in the same order.
+    counts: (num_classes,); names: of classes, in the same order.
     """
     _require_one_name_each(counts, names)
     order = np.argsort(-counts, kind="stable")

@@ -1,4 +1,4 @@
-"""What a model said about each clip of a split: in memory, whole in predictions.safetensors, and as a table."""
+"""A model's predictions for the clips of a split: in memory, whole in predictions.safetensors, and as a table."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from diveparse.datasets.dives import ATTRIBUTES, COUNTS, DiveSet
 from diveparse.datasets.storage.atomic import written_atomically
 from diveparse.heads.recombine import INVALID
 
-TEXT_COLUMNS = ("clip", "source", "true_number", "predicted_number", "top5", "takeoff", "position", "named_number")
 ATTRIBUTE_PREFIX = "attribute."
-VALIDATION_PREFIX = "validation_"  # of the names of files about the validation split
 FLOAT_COLUMNS = ("log_prob_true", "confidence")
 COLUMNS = (
     "clip",
@@ -30,28 +28,32 @@ COLUMNS = (
     "confidence",
     "top5",
     *ATTRIBUTES,
-    "named_number",
+    "spelt_number",
 )
+
+
+# names that older files have in place of `spelt_labels` and `spelt_number`
+OLDER_TENSOR, OLDER_COLUMN = "named_labels", "named_number"
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """One entry a clip; a label is an index into the DiveSet that the model was read out over."""
+    """One entry a clip; a label is an index into the DiveSet that the predictions are over."""
 
     clips: list[str]
     sources: list[str]
     labels: npt.NDArray[np.int64]  # (num_clips,) the truth
     dive_log_probs: npt.NDArray[np.float32]  # (num_clips, num_dives), every row's exp sums to 1
     attribute_log_probs: dict[str, npt.NDArray[np.float32]]  # attribute -> (num_clips, num_values)
-    named_labels: npt.NDArray[np.int64]  # (num_clips,) before any decoding by validity; INVALID where no such dive
-    decoded_labels: npt.NDArray[np.int64]  # (num_clips,) the model's answer; INVALID where no such dive
+    spelt_labels: npt.NDArray[np.int64]  # (num_clips,) the dive that the head's four own argmaxes spell, or INVALID
+    decoded_labels: npt.NDArray[np.int64]  # (num_clips,) the dive that the model names, or INVALID
 
     def __post_init__(self) -> None:
         columns: dict[str, Sized] = {
             "sources": self.sources,
             "labels": self.labels,
             "dive_log_probs": self.dive_log_probs,
-            "named_labels": self.named_labels,
+            "spelt_labels": self.spelt_labels,
             "decoded_labels": self.decoded_labels,
             **self.attribute_log_probs,
         }
@@ -63,24 +65,24 @@ class Predictions:
         return len(self.clips)
 
     def at(self, rows: npt.NDArray[np.integer] | npt.NDArray[np.bool_]) -> Predictions:
-        """Those of some clips only, or in another order. rows: indices, or a mask."""
+        """The predictions of some clips only, or in another order. rows: indices, or a mask."""
         return Predictions(
             clips=np.asarray(self.clips)[rows].tolist(),
             sources=np.asarray(self.sources)[rows].tolist(),
             labels=self.labels[rows],
             dive_log_probs=self.dive_log_probs[rows],
             attribute_log_probs={name: values[rows] for name, values in self.attribute_log_probs.items()},
-            named_labels=self.named_labels[rows],
+            spelt_labels=self.spelt_labels[rows],
             decoded_labels=self.decoded_labels[rows],
         )
 
 
 def save_predictions(path: Path, predictions: Predictions, dive_set: DiveSet) -> None:
-    """Write all of it as tensors, all or nothing; clips, sources and dives are JSON in the file's metadata."""
+    """Write everything as tensors, all or nothing. Clips, sources and dives are JSON in the file's metadata."""
     tensors = {
         "labels": predictions.labels,
         "dive_log_probs": predictions.dive_log_probs,
-        "named_labels": predictions.named_labels,
+        "spelt_labels": predictions.spelt_labels,
         "decoded_labels": predictions.decoded_labels,
         **{ATTRIBUTE_PREFIX + name: values for name, values in predictions.attribute_log_probs.items()},
     }
@@ -93,11 +95,13 @@ def save_predictions(path: Path, predictions: Predictions, dive_set: DiveSet) ->
 def load_predictions(path: Path) -> tuple[Predictions, DiveSet]:
     """Read what `save_predictions` wrote, sorted by clip. Raises: ValueError naming the file if it cannot be used."""
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; tools/test.py writes it into a run folder")
+        raise ValueError(f"{path}: no such file; `diveparse test` writes it into a run folder")
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # the file is no dict
+        if OLDER_TENSOR in tensors:
+            raise ValueError(_written_earlier(OLDER_TENSOR))
         clips, sources, numbers = (json.loads(metadata[name]) for name in ("clips", "sources", "dives"))
         predictions = Predictions(
             clips=clips,
@@ -113,9 +117,9 @@ def load_predictions(path: Path) -> tuple[Predictions, DiveSet]:
 def write_predictions(path: Path, predictions: Predictions, dive_set: DiveSet) -> None:
     """Write one row a clip, in the order of the split, all or nothing.
 
-    `confidence` is the probability of the predicted number: 0 where that is no dive of the set, since a distribution
-    over the set gives it none. Attributes are the argmax of each attribute's own probabilities, so they need not spell
-    the predicted number. An invalid number is an empty cell.
+    `confidence` is the probability of the predicted number, 0 where that is no dive of the set. Attributes are the most
+    probable value of each attribute by itself, so they need not spell the predicted number. An invalid number is an
+    empty cell.
     """
     labels, log_probs = predictions.labels, predictions.dive_log_probs
     decoded = predictions.decoded_labels
@@ -135,22 +139,24 @@ def write_predictions(path: Path, predictions: Predictions, dive_set: DiveSet) -
     for attribute in ATTRIBUTES:
         values = dive_set.values[attribute]
         table[attribute] = [values[slot] for slot in predictions.attribute_log_probs[attribute].argmax(axis=1)]
-    table["named_number"] = _numbers(predictions.named_labels, dive_set)
+    table["spelt_number"] = _numbers(predictions.spelt_labels, dive_set)
     with written_atomically(path) as temporary:
         table.to_csv(temporary, index=False, columns=list(COLUMNS), float_format="%.9g")
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
-    """Read predictions.csv: COLUMNS, one row a clip, numbers as text ("" where invalid), half turns as integers.
+    """Read predictions.csv: COLUMNS, one row a clip, dive numbers as text ("" where invalid), half turns as integers.
 
     Raises: ValueError naming the file and what is wrong with it.
     """
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; tools/test.py writes it into a run folder")
+        raise ValueError(f"{path}: no such file; `diveparse test` writes it into a run folder")
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (ValueError, UnicodeDecodeError) as error:  # pandas' own parser errors are ValueErrors
         raise ValueError(f"{path}: not a CSV table: {error}") from error
+    if OLDER_COLUMN in table.columns:
+        raise ValueError(f"{path}: {_written_earlier(OLDER_COLUMN)}")
     missing = [column for column in COLUMNS if column not in table.columns]
     if missing:
         raise ValueError(f"{path}: lacks the columns {', '.join(missing)}")
@@ -167,13 +173,18 @@ def read_predictions(path: Path) -> pd.DataFrame:
     return table[list(COLUMNS)]
 
 
+def _written_earlier(name: str) -> str:
+    """Attributes meant something else then, so these predictions cannot stand beside newer ones."""
+    return f"{name} marks a file of an earlier version; test the run again with --again to replace it"
+
+
 def _numbers(labels: npt.NDArray[np.int64], dive_set: DiveSet) -> list[str]:
     return ["" if label == INVALID else dive_set[int(label)].number for label in labels]
 
 
 def _as_numbers(path: Path, column: pd.Series[str], *, integer: bool) -> pd.Series[float] | pd.Series[int]:
     numbers = pd.to_numeric(column, errors="coerce")
-    numbers = numbers.where(column != "-inf", -np.inf)  # of a dive that a model cannot name
+    numbers = numbers.where(column != "-inf", -np.inf)  # the dive is one that the model cannot name
     wrong = numbers.isna() | (numbers == np.inf) | (integer & (numbers % 1 != 0))
     if wrong.any():
         row = int(wrong.argmax())

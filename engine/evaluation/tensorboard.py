@@ -2,41 +2,48 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from diveparse.configs import Config, options
+from diveparse.configs import Config, flat_options
 from diveparse.datasets.dives import DiveSet
 from diveparse.engine.evaluation.metrics import confusion_matrix
 from diveparse.engine.evaluation.pictures import confusion_figure
 from diveparse.engine.evaluation.predictions import Predictions
+from diveparse.engine.run import RunFolder
 
 
-def log_confusion(writer: SummaryWriter, split: str, predictions: Predictions, dive_set: DiveSet, step: int) -> None:
-    """Show which dives are taken for which."""
+def log_confusion(
+    writer: SummaryWriter, split: str, predictions: Predictions, dive_set: DiveSet, num_updates: int
+) -> None:
+    """Show which dives the model confuses."""
     matrix = confusion_matrix(predictions.labels, predictions.decoded_labels, len(dive_set))
-    figure = confusion_figure(matrix, dive_set.numbers, title=f"{split}, after {step} updates")
-    writer.add_figure(f"{split}/confusion", figure, step)
+    figure = confusion_figure(matrix, dive_set.numbers, title=f"{split}, after {num_updates} updates")
+    writer.add_figure(f"{split}/confusion", figure, num_updates)
 
 
 def log_test(
-    run: Path, cfg: Config, metrics: dict[str, Any], predictions: Predictions, dive_set: DiveSet, step: int
+    run: RunFolder,
+    cfg: Config,
+    metrics: dict[str, Any],
+    predictions: Predictions,
+    dive_set: DiveSet,
+    num_updates: int,
 ) -> None:
-    """Show the confusions of the test split, and its metrics, also on the HPARAMS page beside the options."""
+    """Show the confusions and metrics of the test split, the latter also on the HPARAMS page beside the options."""
     with SummaryWriter(str(run)) as writer:
-        log_confusion(writer, "test", predictions, dive_set, step)
+        log_confusion(writer, "test", predictions, dive_set, num_updates)
         scores = {f"test/{name}": value for name, value in flat_metrics(metrics).items()}
         # a run name of "." keeps this record in the run's own folder; the default adds a run named after the time
         hparams = {
-            name: str(value) if isinstance(value, dict | list) else value for name, value in options(cfg).items()
+            name: str(value) if isinstance(value, dict | list) else value for name, value in flat_options(cfg).items()
         }
-        writer.add_hparams(hparams, scores, run_name=".", global_step=step)
+        writer.add_hparams(hparams, scores, run_name=".", global_step=num_updates)
 
 
 def flat_metrics(metrics: dict[str, Any]) -> dict[str, float]:
-    """The numbers of metrics.json by tag: the accuracies of attributes and groups as accuracy_twist, accuracy_few."""
+    """The numbers of metrics.json by tag. Attributes and groups become accuracy_twist, accuracy_few and so on."""
     attributes = {f"accuracy_{name}": value for name, value in metrics["attribute_accuracy"].items()}
     numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
     groups = {f"accuracy_{name}": group["accuracy"] for name, group in metrics["groups"].items() if group["num_clips"]}

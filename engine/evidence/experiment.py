@@ -1,4 +1,4 @@
-"""An experiment: every arm trained and tested with every seed, side by side, going on where it was stopped."""
+"""An experiment: every arm trained and tested with every seed, in processes side by side."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from pathlib import Path
 
 import torch
 
-from diveparse.configs import Config, ExperimentConfig, differing_options, load_config, run_folder
+from diveparse.configs import Config, ExperimentConfig, differing_options, load_config
 from diveparse.datasets.splits import evaluation_clips, scored_dives, training_clips
 from diveparse.datasets.storage.workers import end_with_main_process, worker_context
-from diveparse.engine.batches import build_clips, stored
+from diveparse.engine.batches import build_clips, cached_or_read
 from diveparse.engine.device import seed_everything
-from diveparse.engine.evaluation.predictions import VALIDATION_PREFIX
 from diveparse.engine.evaluation.testing import evaluate_run
-from diveparse.engine.run import CONFIG
+from diveparse.engine.run import RunFolder
 from diveparse.engine.training.loop import train
 from diveparse.models.classifier import build_classifier
 
@@ -37,27 +36,30 @@ class Cell:
     split: str
 
     @property
-    def run(self) -> Path:
-        return run_folder(self.config)
+    def run(self) -> RunFolder:
+        return RunFolder.of(self.config)
 
     @property
     def log(self) -> Path:
-        """Not in the run folder, which holds nothing before it is begun, nor beside it, where runs are looked for."""
-        return self.run.parent.with_name(f"{self.run.parent.name}-{self.run.name}.log")
+        """It lies beside the arm's folder: a run's folder is empty before the run, and beside it only runs may lie."""
+        arm = self.run.path.parent
+        return arm.with_name(f"{arm.name}-{self.run.path.name}.log")
 
     @property
     def splits(self) -> list[str]:
-        """What it is scored on; the last one says that it is done. A model that is to name dives that it never saw has
-        its share of seen ones looked up on validation, see engine/unseen.py."""
+        """The splits to evaluate on; the cell is done after the last one.
+
+        A model with unseen dives is evaluated on validation too, where its penalty is chosen, see unseen.py.
+        """
         return list(dict.fromkeys((["val"] if self.config.data.unseen_dives else []) + [self.split]))
 
     @property
     def metrics(self) -> Path:
-        return self.run / ("metrics.json" if self.split == "test" else f"{VALIDATION_PREFIX}metrics.json")
+        return self.run.evaluation(self.split).metrics
 
 
 def read_cells(path: Path) -> tuple[ExperimentConfig, list[Cell]]:
-    """Read an experiment and what it consists of, arm by arm.
+    """Read an experiment and its cells, seed by seed.
 
     Raises: ValueError naming the file and what is wrong with it.
     """
@@ -66,12 +68,12 @@ def read_cells(path: Path) -> tuple[ExperimentConfig, list[Cell]]:
 
 
 def cell_elsewhere(path: Path, name: str, seed: int) -> Cell:
-    """The cell that an experiment, of `path`, names as EXPERIMENT/ARM.
+    """The cell that the experiment of `path` names as EXPERIMENT/ARM.
 
-    Raises: ValueError if there is no such experiment beside it, or no such cell in that.
+    Raises: ValueError if no such experiment lies beside it, or that one has no such cell.
     """
     experiment, _, arm = name.partition("/")
-    other_path = path.with_name(f"{experiment}.yaml")
+    other_path = path.with_stem(experiment)  # a file beside it, or a name as it is one
     others = load_config(other_path, [], ExperimentConfig)
     if arm not in others.arms or seed not in others.seeds:
         raise ValueError(f"{path} names {name}, but {other_path} has no arm {arm!r} of seed {seed}")
@@ -80,23 +82,23 @@ def cell_elsewhere(path: Path, name: str, seed: int) -> Cell:
 
 def _cell(path: Path, experiment: ExperimentConfig, arm: str, seed: int) -> Cell:
     options = experiment.arms[arm].split()
-    if len(options) == 1 and "=" not in options[0]:  # trained in another experiment, beside this one
+    if len(options) == 1 and "=" not in options[0]:  # the arm is trained in another experiment
         return replace(cell_elsewhere(path, options[0], seed), arm=arm, split=experiment.split)
     overrides = [*experiment.common.split(), *options, f"name={path.stem}", f"arm={arm}", f"seed={seed}"]
     return Cell(arm, load_config(Path(experiment.config), overrides), experiment.split)
 
 
 def development_cells(path: Path, experiment: ExperimentConfig) -> list[Cell]:
-    """The cells of other experiments that say how much of the seen dives this one's arms are to give up."""
+    """The cells of other experiments on which the shares of `experiment.stacking` are chosen."""
     return [cell_elsewhere(path, name, seed) for name in experiment.stacking.values() for seed in experiment.seeds]
 
 
 def missing_cells(cells: list[Cell]) -> list[Cell]:
-    """Those that have not been tested. Raises: ValueError if one has been, with other options than it has now."""
+    """The cells that have not been tested. Raises: ValueError if one was trained with other options than it has now."""
     missing = []
     for cell in cells:
-        if (cell.run / CONFIG).is_file():
-            differing = differing_options(load_config(cell.run / CONFIG, []), cell.config)
+        if cell.run.config.is_file():
+            differing = differing_options(load_config(cell.run.config, []), cell.config)
             if differing:
                 raise ValueError(
                     f"{cell.run} was trained with other options: {'; '.join(differing)}; remove it to train it anew"
@@ -107,10 +109,10 @@ def missing_cells(cells: list[Cell]) -> list[Cell]:
 
 
 def store_inputs(cells: list[Cell]) -> None:
-    """Store what cells have in common before they run side by side, since two of them must not write one file."""
+    """Fill the feature caches of all cells before they run side by side, since two cells must not write one file."""
     for cell in cells:
         cfg = cell.config
-        if cfg.train.num_stored_views:
+        if cfg.train.num_cached_views:
             seed_everything(cfg.seed, torch.device("cpu"))
             train_records, val_records, dive_set = training_clips(cfg.data, cfg.seed)
             splits = [(train_records, True), (val_records, False)]
@@ -118,13 +120,13 @@ def store_inputs(cells: list[Cell]) -> None:
             splits += [(evaluation_clips(cfg.data, split, cfg.seed, scored), False) for split in cell.splits]
             model = build_classifier(cfg, dive_set)
             for records, training in splits:
-                stored(build_clips(cfg, records, training=training), model, cfg)
+                cached_or_read(build_clips(cfg, records, training=training), model, cfg)
 
 
 def run_cells(cells: list[Cell], num_jobs: int) -> Iterator[tuple[Cell, bool]]:
-    """Train and test cells in processes of their own, `num_jobs` at a time; yields each as it ends, and whether well.
+    """Train and test cells in processes of their own, `num_jobs` at a time. The output of a cell goes to its log.
 
-    What a cell says goes to its log. All processes end with this one.
+    Yields each cell when it ends, and whether it succeeded. All processes end with this one.
     """
     context = worker_context(__name__)
     waiting, running = list(reversed(cells)), dict[int, tuple[ForkServerProcess, Cell]]()
@@ -137,7 +139,7 @@ def run_cells(cells: list[Cell], num_jobs: int) -> Iterator[tuple[Cell, bool]]:
                 process.start()
                 running[process.sentinel] = (process, cell)
             for sentinel in wait(list(running)):
-                assert isinstance(sentinel, int)  # not one of the other things that can be waited for
+                assert isinstance(sentinel, int)  # for mypy: `wait` takes connections and sockets too
                 process, cell = running.pop(sentinel)
                 process.join()
                 yield cell, process.exitcode == 0
@@ -149,7 +151,7 @@ def run_cells(cells: list[Cell], num_jobs: int) -> Iterator[tuple[Cell, bool]]:
 
 def _run_cell(cell: Cell, num_threads: int) -> None:
     end_with_main_process()
-    os.environ["OMP_NUM_THREADS"] = str(num_threads)  # as `choose_device` takes it
+    os.environ["OMP_NUM_THREADS"] = str(num_threads)  # read by `choose_device`
     torch.set_num_threads(num_threads)
     log = cell.log
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Figures of a report: arms side by side, with their intervals."""
+"""Figures of arms side by side, with their intervals."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 from diveparse.engine.evaluation.pictures import INK, clear_spines
 from diveparse.engine.evidence.statistics import Estimate
 
-ARM_COLORS = colormaps["tab10"].colors  # type: ignore[attr-defined]  # a ListedColormap, which the stubs do not say
+ARM_COLORS = colormaps["tab10"].colors  # type: ignore[attr-defined]  # the stubs lack ListedColormap.colors
 
 
 def figure_image(figure: Figure) -> npt.NDArray[np.uint8]:
-    """Draw a figure once, for a file and for TensorBoard alike. Returns: uint8 (height, width, 3)."""
+    """The pixels of a figure, for a file and for TensorBoard alike. Returns: uint8 (height, width, 3)."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3]
@@ -33,7 +33,7 @@ def accuracy_figure(
 ) -> Figure:
     """Draw each arm's top-1 with its interval and its seeds as dots, and below the paired differences against zero.
 
-    accuracies and seed_accuracies are keyed by arm, differences by what is compared.
+    accuracies, seed_accuracies: by arm; differences: by the name of the pair.
     """
     num_rows = [len(rows) for rows in (accuracies, differences) if rows]
     figure = Figure(figsize=(7.0, 0.4 + 0.75 * len(num_rows) + 0.45 * sum(num_rows)), dpi=130, layout="constrained")
@@ -80,11 +80,11 @@ def attribute_figure(accuracies: Mapping[str, Mapping[str, float]], caption: str
 
 
 def effect_figure(training_clips: Sequence[int], differences: Sequence[float], versus: str, caption: str) -> Figure:
-    """Draw what one arm gains on each dive over how many clips of it training had. differences: of accuracy."""
+    """Draw the gain of one arm on each dive over the dive's training clips. differences: of accuracy, one a dive."""
     figure = Figure(figsize=(7.0, 3.6), dpi=130, layout="constrained")
     axes = figure.add_subplot()
     axes.axhline(0, color="0.6", linewidth=1, linestyle="--")
-    axes.plot(np.maximum(training_clips, 0.5), differences, "o", color=INK, alpha=0.7)  # 0 has no place on the axis
+    axes.plot(np.maximum(training_clips, 0.5), differences, "o", color=INK, alpha=0.7)  # a logarithmic axis has no 0
     axes.set_xscale("log")
     axes.set(xlabel="training clips of the dive (none at the left edge)", ylabel=f"accuracy, {versus}")
     axes.set_title(caption, fontsize=9, loc="left", color="0.3")
@@ -93,9 +93,9 @@ def effect_figure(training_clips: Sequence[int], differences: Sequence[float], v
 
 
 def reliability_figure(arms: Mapping[str, Sequence[Mapping[str, npt.NDArray[np.float64]]]], caption: str) -> Figure:
-    """Draw accuracy over confidence, bin by bin, a panel an arm and a line a seed, and how many clips each bin has.
+    """Draw accuracy over confidence and the clips of each bin: a panel an arm, a line a seed.
 
-    arms: for each arm what `metrics.reliability` gives, for each seed.
+    arms: by arm, the `metrics.reliability` of each seed.
     """
     figure = Figure(figsize=(max(4.6, 2.6 * len(arms)), 4.2), dpi=110, layout="constrained")
     panels = figure.subplots(2, len(arms), height_ratios=[3, 1], sharex=True, sharey="row", squeeze=False)
@@ -117,7 +117,7 @@ def reliability_figure(arms: Mapping[str, Sequence[Mapping[str, npt.NDArray[np.f
 
 
 def curve_figure(axis: str, values: Sequence[float], series: Mapping[str, Sequence[Estimate]], caption: str) -> Figure:
-    """Draw top-1 along an axis, a line with its interval for each of `series`, which have an estimate a value."""
+    """Draw top-1 along an axis: a line with its interval for each of `series`, which hold one estimate a value."""
     figure = Figure(figsize=(6.4, 3.8), dpi=130, layout="constrained")
     axes = figure.add_subplot()
     for color, (name, estimates) in zip(ARM_COLORS, series.items(), strict=False):
@@ -140,7 +140,7 @@ def _draw_interval(axes: Axes, row: int, estimate: Estimate, *, color: Any, text
 
 def _list_rows(axes: Axes, names: Sequence[str]) -> None:
     axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.4, -0.6)  # the first on top
+    axes.set_ylim(len(names) - 0.4, -0.6)  # the first row on top
     axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)
     clear_spines(axes)

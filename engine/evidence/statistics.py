@@ -1,12 +1,13 @@
-"""How sure a difference between arms is: paired on the same clips, with sources as the unit of chance.
+"""Intervals and tests of a difference between arms: paired on the same clips, with sources as the unit of chance.
 
-Clips of one source share their venue, camera and divers, so they are not independent draws: an interval that resamples
-clips is too narrow.
+The clips of a source share their venue, camera and divers, so they are not independent draws, and an interval that
+resamples clips is too narrow. All of it holds the trained models fixed: how much another seed changes them is a
+separate number, the spread over seeds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +19,12 @@ from statsmodels.stats.multitest import multipletests
 NUM_RESAMPLES = 10_000
 CONFIDENCE_LEVEL = 0.95
 DECISIVE_P_VALUE = 0.01
-MARGIN = 0.02  # of accuracy: differences below it do not matter
+MARGIN = 0.02  # of equivalence: of accuracy, or of nats
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over clips, and the ends of its interval."""
+    """A statistic over clips, and the ends of its interval."""
 
     value: float
     low: float
@@ -32,7 +33,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class McNemar:
-    """The clips on which two arms disagree, and the exact two-sided p-value of so uneven a split by chance."""
+    """The clips on which two arms disagree, and the exact two-sided p-value of the split between them."""
 
     num_clips: int
     num_only_first: int  # clips that only the first arm has right
@@ -47,12 +48,12 @@ class McNemar:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The second arm against the first: a positive difference says that the second is better."""
+    """The second arm against the first. The difference is positive where the second is better."""
 
     difference: Estimate
     tests: tuple[McNemar, ...]  # one a seed
     mcnemar_p_value: float  # over all seeds, see `combined_p_value`
-    p_value: float  # over all seeds and with sources as the unit of chance, see `sign_flip_p_value`
+    p_value: float  # over all seeds and over sources, see `sign_flip_p_value`
 
     @property
     def num_clips(self) -> int:
@@ -60,7 +61,7 @@ class Comparison:
 
 
 def accuracy_over_sources(correct: npt.NDArray[np.bool_], sources: Sequence[str], *, seed: int = 0) -> Estimate:
-    """Share of correct answers of one arm, and its interval. correct: (num_seeds, num_clips), sources: of each clip."""
+    """Share of correct answers of one arm. correct: (num_seeds, num_clips); sources: the source of each clip."""
     return mean_over_sources(correct.mean(axis=0), sources, seed=seed)
 
 
@@ -85,16 +86,16 @@ def compare_arms(
 
 
 def verdict(difference: Estimate, p_value: float, margin: float = MARGIN) -> str:
-    """What may be said of a difference, once its p-value is corrected for how many were looked at."""
+    """higher, lower, equivalent or inconclusive. p_value: corrected for the number of comparisons."""
     if p_value < DECISIVE_P_VALUE:
         return "higher" if difference.value > 0 else "lower"
     if -margin < difference.low and difference.high < margin:
-        return "no difference that matters"
-    return "undecided"
+        return "equivalent"
+    return "inconclusive"
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values of several comparisons, each raised so that one false alarm among all of them is as rare as it says.
+    """p-values of several comparisons, each raised so that it bounds the chance of any false alarm among all of them.
 
     Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
     """
@@ -112,21 +113,39 @@ def mean_over_sources(
     level: float = CONFIDENCE_LEVEL,
     seed: int = 0,
 ) -> Estimate:
-    """Mean of one value a clip, with the percentile interval of a bootstrap that draws whole sources.
+    """Mean of one value a clip, with an interval that resamples whole sources, see `interval_over_sources`.
 
-    Each resample draws as many sources as there are, with replacement, and takes the mean over all their clips. For a
-    difference between arms the values are each clip's own differences, so both arms meet the same resampled clips.
-    The trained models are held fixed: how much another seed changes them is a separate number, the spread over seeds.
-    values: (num_clips,); sources: each clip's source.
+    For a difference between arms, give each clip's difference: both arms then meet the same resampled clips.
+    values: (num_clips,); sources: the source of each clip.
     Raises: ValueError if there are fewer than two sources.
     """
     names, source_of_clip, num_clips = np.unique(np.asarray(sources), return_inverse=True, return_counts=True)
     if len(names) < 2:
         raise ValueError(f"an interval over sources needs at least two sources, got {len(names)}: {', '.join(names)}")
     totals = np.bincount(source_of_clip, weights=values)  # (num_sources,)
-    resampled = stats.bootstrap(
-        (totals, num_clips),
-        _mean_of_sums,
+    low, high = interval_over_sources(
+        _mean_of_sums, (totals, num_clips), num_resamples=num_resamples, level=level, seed=seed
+    )
+    return Estimate(float(np.mean(values)), low, high)
+
+
+def interval_over_sources(
+    statistic: Callable[..., Any],
+    totals: Sequence[npt.NDArray[Any]],
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+    level: float = CONFIDENCE_LEVEL,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """The ends of the percentile interval of a bootstrap that draws whole sources.
+
+    Each resample draws as many sources as there are, with replacement, the same for all totals.
+    statistic: takes the drawn totals, (…, num_sources) each, and `axis`, the axis of the sources.
+    totals: one or more of (num_sources,), such as the number of clips of each source.
+    """
+    interval = stats.bootstrap(
+        tuple(totals),
+        statistic,
         paired=True,
         vectorized=True,
         method="percentile",
@@ -134,16 +153,15 @@ def mean_over_sources(
         confidence_level=level,
         batch=1000,  # bounds the memory to 1000 * num_sources
         rng=np.random.default_rng(seed),
-    )
-    interval = resampled.confidence_interval
-    return Estimate(value=float(np.mean(values)), low=float(interval.low), high=float(interval.high))
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
 
 
 def mcnemar(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> McNemar:
     """McNemar's exact test of two arms on the same clips. first, second: (num_clips,).
 
-    Under "neither is better" each clip that only one of them has right is a fair coin. Clips count as independent
-    here, which the interval over sources does not assume: report both.
+    If neither arm is better, each clip that only one of them has right is a fair coin. The test takes clips as
+    independent, which the interval over sources does not: report both.
     """
     only_first = int((first & ~second).sum())
     only_second = int((second & ~first).sum())
@@ -153,10 +171,10 @@ def mcnemar(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> McNe
 
 
 def combined_p_value(p_values: Sequence[float]) -> float:
-    """One p-value over several seeds: twice their mean, and a single one as it is.
+    """One p-value over several seeds: twice the mean of their p-values. A single p-value stays as it is.
 
-    Seeds are tested on the same clips, so their tests depend on each other and their clips must not be pooled; twice
-    the mean is valid however they depend. Source: Vovk and Wang 2020, Combining p-values via averaging.
+    Seeds are tested on the same clips, so their tests depend on each other and their clips must not be pooled. Twice
+    the mean is valid under any dependence. Source: Vovk and Wang 2020, Combining p-values via averaging.
     """
     return float(p_values[0]) if len(p_values) == 1 else min(1.0, 2 * float(np.mean(p_values)))
 
@@ -168,11 +186,11 @@ def sign_flip_p_value(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> float:
-    """Two-sided p-value of "neither arm is better", from differences between them, (num_clips,), and their sources.
+    """Two-sided p-value of "neither arm is better": how often random signs, one a source, give as large a mean.
 
-    If neither is, all differences of a source might as well have the other sign; how often random signs, one a source,
-    give as large a mean. Clips of one source may depend on each other in any way. With few sources every choice of
-    signs is taken once.
+    If neither arm is better, all differences of a source might as well have the other sign. The clips of a source may
+    depend on each other in any way. With few sources every choice of signs is taken once.
+    values: (num_clips,) differences between the arms; sources: the source of each clip.
     """
     _, source_of_clip = np.unique(np.asarray(sources), return_inverse=True)
     totals = np.bincount(source_of_clip, weights=values)  # (num_sources,)
@@ -189,7 +207,7 @@ def sign_flip_p_value(
 
 
 def spread_over_seeds(values: Sequence[float]) -> float | None:
-    """Sample standard deviation over seeds, or None where one seed cannot tell or a loss is infinite."""
+    """Sample standard deviation over seeds, or None where there is one seed or a value is infinite."""
     return float(np.std(values, ddof=1)) if len(values) > 1 and np.isfinite(values).all() else None
 
 

@@ -1,6 +1,6 @@
 """Checkpoints that a kill cannot break, and the run folder that holds them.
 
-A checkpoint is a folder `checkpoints/step-00000100/` with `model.safetensors`, `state.pt` and, where the weights are
+A checkpoint is a folder `checkpoints/update-00000100/` with `model.safetensors`, `state.pt` and, where the weights are
 averaged, `average.safetensors`. It is written under another name and renamed once it is on the disk, so a folder with
 that name is always whole. Only the newest is kept.
 """
@@ -11,22 +11,20 @@ import pickle
 import random
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from timm.utils import ModelEmaV3
-from torch import nn
-from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from diveparse.datasets.storage.atomic import TEMPORARY_SUFFIX, sync
-from diveparse.engine.run import newest_checkpoint
+from diveparse.engine.run import CHECKPOINT_NAME, RunFolder
 from diveparse.engine.training.progress import Progress
+from diveparse.models.classifier import DiveClassifier
 
 WEIGHTS, AVERAGE, STATE = "model.safetensors", "average.safetensors", "state.pt"
 # what safetensors, torch.load and the load_state_dict of each part raise about files that they cannot use
@@ -46,18 +44,21 @@ UNREADABLE = (
 class Learner:
     """Everything that an update changes, apart from the random generators."""
 
-    model: nn.Module
+    model: DiveClassifier
     optimizer: Optimizer
     schedule: LRScheduler
-    scaler: GradScaler
     progress: Progress
     average: ModelEmaV3 | None = None  # of the weights, where the config asks for it
 
+    @property
+    def kept_model(self) -> DiveClassifier:
+        """The model that is validated and saved: the average of the weights, where there is one."""
+        return self.model if self.average is None else cast(DiveClassifier, self.average.module)
 
-def save_checkpoint(run: Path, learner: Learner) -> None:
-    """Write the whole state after `learner.progress.step` updates, then drop what is older."""
-    checkpoints = run / "checkpoints"
-    folder = checkpoints / f"step-{learner.progress.step:08d}"
+
+def save_checkpoint(run: RunFolder, learner: Learner) -> None:
+    """Write the whole state after `learner.progress.num_updates` updates, then drop what is older."""
+    folder = run.checkpoint(learner.progress.num_updates)
     partial = folder.with_name(folder.name + TEMPORARY_SUFFIX)
     shutil.rmtree(partial, ignore_errors=True)  # of an earlier kill
     partial.mkdir(parents=True)
@@ -68,7 +69,6 @@ def save_checkpoint(run: Path, learner: Learner) -> None:
         {
             "optimizer": learner.optimizer.state_dict(),
             "schedule": learner.schedule.state_dict(),
-            "scaler": learner.scaler.state_dict(),
             "progress": learner.progress.state_dict(),
             "random": random_state(),
         },
@@ -77,18 +77,18 @@ def save_checkpoint(run: Path, learner: Learner) -> None:
     for path in (*(partial / name for name in weights), partial / STATE, partial):
         sync(path)
     partial.rename(folder)
-    sync(checkpoints)
-    for other in checkpoints.iterdir():
-        if other != folder:
+    sync(run.checkpoints)
+    for other in run.checkpoints.iterdir():
+        if other != folder and CHECKPOINT_NAME.match(other.name):  # whatever else lies there is not ours
             shutil.rmtree(other)
 
 
-def resume_from_checkpoint(run: Path, learner: Learner) -> None:
+def resume_from_checkpoint(run: RunFolder, learner: Learner) -> None:
     """Put every part of `learner`, and the random generators, to where the newest checkpoint, if any, left them.
 
     Raises: ValueError naming the folder if a file of it is missing, damaged or of another model.
     """
-    folder = newest_checkpoint(run)
+    folder = run.newest_checkpoint()
     if folder is None:
         return
     device = next(learner.model.parameters()).device
@@ -99,7 +99,6 @@ def resume_from_checkpoint(run: Path, learner: Learner) -> None:
         state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
         learner.optimizer.load_state_dict(state["optimizer"])
         learner.schedule.load_state_dict(state["schedule"])
-        learner.scaler.load_state_dict(state["scaler"])
         learner.progress = Progress.from_state_dict(state["progress"])
         restore_random_state(state["random"])
     except UNREADABLE as error:

@@ -5,41 +5,42 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.amp import GradScaler
+from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from diveparse.configs import Config, Precision, TrainConfig, run_folder
+from diveparse.configs import Config, Precision, TrainConfig
+from diveparse.datasets.clip_dataset import ClipDataset
+from diveparse.datasets.dives import DiveSet
 from diveparse.datasets.records import ClipRecord
 from diveparse.datasets.splits import training_clips
 from diveparse.datasets.storage.atomic import write_json
 from diveparse.engine.batches import (
     Batch,
+    ClipLoader,
     build_clips,
+    cached_or_read,
     evaluation_batches,
-    features_of,
-    stored,
     training_batches,
 )
-from diveparse.engine.device import choose_device, require_trainable, seed_everything
-from diveparse.engine.evaluation.calibration import fit_temperatures
+from diveparse.engine.device import autocast, choose_device, require_trainable, seed_everything
+from diveparse.engine.evaluation.calibration import fit_temperature
 from diveparse.engine.evaluation.evaluate import evaluate
 from diveparse.engine.evaluation.metrics import compute_metrics
 from diveparse.engine.evaluation.tensorboard import flat_metrics, log_confusion
-from diveparse.engine.run import ENVIRONMENT, MODEL_UPDATE, TRAINED, open_run, record_environment, splits_from_cache
+from diveparse.engine.run import RunFolder, open_run, record_environment
 from diveparse.engine.training.checkpoint import Learner, resume_from_checkpoint, save_checkpoint
 from diveparse.engine.training.mixing import Mixing, build_mixing
 from diveparse.engine.training.optim import build_optimizer, build_schedule
 from diveparse.engine.training.progress import Progress, Totals
 from diveparse.engine.training.tensorboard import flush, log_scalars, log_start, open_writer
 from diveparse.models.classifier import DiveClassifier, build_classifier
-
-SMALLEST_LOSS_SCALE = 1.0  # fp16 gradients that overflow even at this scale do not overflow because of it
 
 logger = logging.getLogger(__name__)
 
@@ -48,94 +49,144 @@ class NonFiniteError(ValueError):
     """A loss or a gradient is infinite or not a number."""
 
 
+@dataclass(frozen=True)
+class TrainingData:
+    """The clips of a training, and the dives that their labels count in."""
+
+    records: list[ClipRecord]
+    val_records: list[ClipRecord]
+    dive_set: DiveSet
+    clips: ClipDataset
+    val_clips: ClipDataset
+    num_train_clips: Tensor  # (num_dives,)
+
+    @property
+    def splits_from_cache(self) -> list[str]:
+        return [name for name, clips in (("train", self.clips), ("val", self.val_clips)) if clips.cache is not None]
+
+
 def train(cfg: Config, *, resume: bool = False) -> Path:
-    """Train one arm into its run folder, and return the folder. With `resume`, go on after the newest checkpoint: the
-    weights, the metrics and the TensorBoard series come out, to the bit, as if the run had never stopped.
+    """Train one arm into its run folder, and return the folder. With `resume`, go on after the newest checkpoint:
+    weights, metrics and TensorBoard series are then, to the bit, those of a run that never stopped.
 
     Raises: ValueError for what a user can get wrong; NonFiniteError, before the weights change, naming the clips.
     """
     device = choose_device()
     require_trainable(cfg.train, device)
-    records, val_records, dive_set = training_clips(cfg.data, cfg.seed)
-    steps_per_epoch = count_updates(len(records), cfg.train)
-    num_steps = steps_per_epoch * cfg.train.num_epochs
+    data = open_training_data(cfg, RunFolder.of(cfg).splits_from_cache() if resume else None)
+    updates_per_epoch = count_updates(len(data.records), cfg.train)
+    num_updates = updates_per_epoch * cfg.train.num_epochs
     seed_everything(cfg.seed, device)
-    model = build_classifier(cfg, dive_set).to(device)
-    num_clips = torch.bincount(torch.tensor([record.label for record in records]), minlength=len(dive_set))
-    model.head.set_class_counts(num_clips)
+    model = build_classifier(cfg, data.dive_set).to(device)
+    model.head.set_class_counts(data.num_train_clips)
+    learner = build_learner(model, cfg.train, num_updates)
     trained = {
-        "num_updates": num_steps,
-        "num_train_clips": dict(zip(dive_set.numbers, num_clips.tolist(), strict=True)),
+        "num_updates": num_updates,
+        "num_train_clips": dict(zip(data.dive_set.numbers, data.num_train_clips.tolist(), strict=True)),
     }
-    learner = build_learner(model, cfg.train, num_steps, device)
-    kept = model if learner.average is None else learner.average.module
-    # a run goes on reading what it began with, cache or videos
-    begun = splits_from_cache(run_folder(cfg)) if resume and (run_folder(cfg) / ENVIRONMENT).is_file() else None
-    clips, val_clips = (
-        build_clips(cfg, split_records, training=split == "train", from_cache=None if begun is None else split in begun)
-        for split, split_records in (("train", records), ("val", val_records))
-    )
 
     run = open_run(cfg, resume=resume)  # not before: a config that cannot be trained leaves no folder behind
     resume_from_checkpoint(run, learner)
-    progress = learner.progress
-    logger.info("%s: %d of %d updates done, on %s", run, progress.step, num_steps, device.type)
-    if progress.step == num_steps:
-        write_json(run / TRAINED, trained)  # a kill may have come just before it
-        return run
-    (run / TRAINED).unlink(missing_ok=True)  # there where the run had ended and now has more epochs
-    cached = [split for split, read in (("train", clips), ("val", val_clips)) if read.cache is not None]
-    record_environment(run, cfg.seed, cached)
-    inputs, val_inputs = stored(clips, model, cfg), stored(val_clips, model, cfg)
-    mix = build_mixing(cfg.train, len(dive_set))
-    batches = training_batches(inputs, cfg.train, cfg.seed, start_step=progress.step, num_workers=cfg.data.num_workers)
-    val_batches = evaluation_batches(val_inputs, batch_size=cfg.test.batch_size, num_workers=cfg.data.num_workers)
+    logger.info("%s: %d of %d updates done, on %s", run, learner.progress.num_updates, num_updates, device.type)
+    if learner.progress.num_updates == num_updates:
+        write_json(run.trained, trained)  # a kill may have come just before it
+        return run.path
+    run.trained.unlink(missing_ok=True)  # there where the run had ended and now has more epochs
+    record_environment(run, cfg.seed, data.splits_from_cache)
+    with open_writer(run.path, learner.progress.num_updates) as writer:
+        train_epochs(cfg, run, learner, data, updates_per_epoch, writer)
+    write_json(run.trained, trained)
+    return run.path
 
-    with open_writer(run, progress.step) as writer:
-        if progress.step == 0:
-            log_start(writer, cfg, dive_set, {"train": records, "val": val_records}, clips)
-        for epoch in range(progress.step // steps_per_epoch, cfg.train.num_epochs):
-            last_step = steps_per_epoch * (epoch + 1)
-            bar = tqdm(
-                range(progress.step, last_step),
-                desc=f"epoch {epoch + 1}/{cfg.train.num_epochs}",
-                initial=progress.step % steps_per_epoch,
-                total=steps_per_epoch,
-                unit="update",
-                leave=False,
-                mininterval=1,
-            )
-            for _ in bar:
-                state = update(model, learner, batches, records, cfg.train, mix)
-                if progress.step % cfg.train.log_every == 0:
-                    log_scalars(writer, "train", progress.window.scalars() | state, progress.step)
-                    progress.window = Totals()
-                if progress.step % cfg.train.checkpoint_every == 0 and progress.step < last_step:
-                    flush(writer)  # before the checkpoint: nothing up to here will be logged again
-                    save_checkpoint(run, learner)
 
-            start = time.perf_counter()
-            predictions = evaluate(
-                kept, tqdm(val_batches, desc="validation", leave=False), val_records, cfg.train.precision
-            )
-            metrics = compute_metrics(predictions, dive_set, num_clips.numpy())
-            log_scalars(writer, "val", flat_metrics(metrics), progress.step)
-            log_scalars(writer, "train_epoch", progress.epoch.scalars(), progress.step)
-            log_epoch(epoch, cfg, progress.epoch, metrics, time.perf_counter() - start)
-            if progress.is_best(metrics):
-                kept.temperatures = fit_temperatures(predictions, dive_set)
-                kept.save(run / "model")
-                write_json(run / MODEL_UPDATE, {"update": progress.step})
-                log_confusion(writer, "val", predictions, dive_set, progress.step)
-            progress.epoch = Totals()
-            flush(writer)
-            save_checkpoint(run, learner)
-    write_json(run / TRAINED, trained)
-    return run
+def open_training_data(cfg: Config, begun_from_cache: Sequence[str] | None) -> TrainingData:
+    """begun_from_cache: the splits that a run read from the cache when it began; it goes on reading what it began with.
+
+    None for a new run.
+    """
+    records, val_records, dive_set = training_clips(cfg.data, cfg.seed)
+    clips, val_clips = (
+        build_clips(
+            cfg,
+            split_records,
+            training=split == "train",
+            from_cache=None if begun_from_cache is None else split in begun_from_cache,
+        )
+        for split, split_records in (("train", records), ("val", val_records))
+    )
+    labels = torch.tensor([record.label for record in records])
+    return TrainingData(
+        records, val_records, dive_set, clips, val_clips, torch.bincount(labels, minlength=len(dive_set))
+    )
+
+
+def train_epochs(
+    cfg: Config, run: RunFolder, learner: Learner, data: TrainingData, updates_per_epoch: int, writer: SummaryWriter
+) -> None:
+    """From where `learner` stands to the last epoch: update, log, evaluate, save."""
+    progress, num_workers = learner.progress, cfg.data.num_workers
+    inputs, val_inputs = (cached_or_read(clips, learner.model, cfg) for clips in (data.clips, data.val_clips))
+    mix = build_mixing(cfg.train, len(data.dive_set))
+    batches = training_batches(inputs, cfg.train, cfg.seed, first_update=progress.num_updates, num_workers=num_workers)
+    val_batches = evaluation_batches(val_inputs, batch_size=cfg.test.batch_size, num_workers=num_workers)
+    if progress.num_updates == 0:
+        log_start(writer, cfg, data.dive_set, {"train": data.records, "val": data.val_records}, data.clips)
+    for epoch in range(progress.num_updates // updates_per_epoch, cfg.train.num_epochs):
+        last_update = updates_per_epoch * (epoch + 1)
+        for _ in update_bar(epoch, cfg.train.num_epochs, progress.num_updates, updates_per_epoch):
+            state = update(learner, batches, data.records, cfg.train, mix)
+            if progress.num_updates % cfg.train.log_every == 0:
+                log_scalars(writer, "train", progress.window.scalars() | state, progress.num_updates)
+                progress.window = Totals()
+            if progress.num_updates % cfg.train.checkpoint_every == 0 and progress.num_updates < last_update:
+                flush(writer)  # before the checkpoint: nothing up to here will be logged again
+                save_checkpoint(run, learner)
+        validate(epoch, cfg, run, learner, val_batches, data, writer)
+        progress.epoch = Totals()
+        flush(writer)
+        save_checkpoint(run, learner)
+
+
+def update_bar(epoch: int, num_epochs: int, num_updates: int, updates_per_epoch: int) -> Iterator[int]:
+    """A progress bar over the updates of an epoch that are left."""
+    return iter(
+        tqdm(
+            range(num_updates, updates_per_epoch * (epoch + 1)),
+            desc=f"epoch {epoch + 1}/{num_epochs}",
+            initial=num_updates % updates_per_epoch,
+            total=updates_per_epoch,
+            unit="update",
+            leave=False,
+            mininterval=1,
+        )
+    )
+
+
+def validate(
+    epoch: int,
+    cfg: Config,
+    run: RunFolder,
+    learner: Learner,
+    val_batches: ClipLoader,
+    data: TrainingData,
+    writer: SummaryWriter,
+) -> None:
+    """Evaluate on validation, and keep the model, with its temperature, if it is the best so far."""
+    start, progress, kept = time.perf_counter(), learner.progress, learner.kept_model
+    bar = tqdm(val_batches, desc="validation", leave=False)
+    predictions = evaluate(kept, bar, data.val_records, cfg.train.precision)
+    metrics = compute_metrics(predictions, data.dive_set, data.num_train_clips.numpy())
+    log_scalars(writer, "val", flat_metrics(metrics), progress.num_updates)
+    log_scalars(writer, "train_epoch", progress.epoch.scalars(), progress.num_updates)
+    log_epoch(epoch, cfg, progress.epoch, metrics, time.perf_counter() - start)
+    if progress.is_best(metrics):
+        kept.temperature = fit_temperature(predictions.dive_log_probs, predictions.labels)
+        kept.save(run.model)
+        write_json(run.best_update, {"update": progress.num_updates})
+        log_confusion(writer, "val", predictions, data.dive_set, progress.num_updates)
 
 
 def update(
-    model: DiveClassifier,
     learner: Learner,
     batches: Iterator[Batch],
     records: Sequence[ClipRecord],
@@ -146,7 +197,7 @@ def update(
 
     Returns: the learning rate that it used and the norm of the gradient before clipping.
     """
-    scaler, progress = learner.scaler, learner.progress
+    model, progress = learner.model, learner.progress
     start, wait_s, names = time.perf_counter(), 0.0, []
     for _ in range(cfg.accumulation_steps):
         asked = time.perf_counter()
@@ -155,22 +206,20 @@ def update(
         names += [records[index].name for index in batch["index"]]
         loss, terms, num_correct = compute_loss(model, batch, cfg.precision, mix)
         if not torch.isfinite(loss):  # before the update, so that the weights stay usable
-            raise NonFiniteError(complaint("loss", loss, progress.step + 1, names[-len(batch["index"]) :]))
-        scaler.scale(loss / cfg.accumulation_steps).backward()
+            raise NonFiniteError(non_finite("loss", loss, progress.num_updates + 1, names[-len(batch["index"]) :]))
+        (loss / cfg.accumulation_steps).backward()
         for totals in (progress.window, progress.epoch):
             totals.add_clips(len(batch["index"]), num_correct, int(batch["num_damaged"]), terms)
-    scaler.unscale_(learner.optimizer)
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), cfg.max_grad_norm)
-    if not torch.isfinite(grad_norm) and scaler.get_scale() <= SMALLEST_LOSS_SCALE:
-        raise NonFiniteError(complaint("gradient's norm", grad_norm, progress.step + 1, names))
+    if not torch.isfinite(grad_norm):
+        raise NonFiniteError(non_finite("gradient's norm", grad_norm, progress.num_updates + 1, names))
     learning_rate = float(learner.schedule.get_last_lr()[0])
-    scaler.step(learner.optimizer)  # in fp16, leaves out an update whose scaled gradient overflowed
-    scaler.update()
+    learner.optimizer.step()
     learner.optimizer.zero_grad(set_to_none=True)
     learner.schedule.step()
-    progress.step += 1
+    progress.num_updates += 1
     if learner.average is not None:
-        learner.average.update(model, step=progress.step)
+        learner.average.update(model, step=progress.num_updates)
     for totals in (progress.window, progress.epoch):
         totals.add_time(wait_s, time.perf_counter() - start)
     return {"learning_rate": learning_rate, "grad_norm": grad_norm.item()}
@@ -179,31 +228,31 @@ def update(
 def compute_loss(
     model: DiveClassifier, batch: Batch, precision: Precision, mix: Mixing | None = None
 ) -> tuple[Tensor, dict[str, float], int]:
-    """One pass over a batch. Returns: the loss; it and its terms as numbers, named for TensorBoard; the clips right,
-    where a clip that was mixed of two is right with the one that it shows more of."""
+    """One pass over a batch. Returns: the loss; it and its terms as numbers, named for TensorBoard; the number of clips
+    that are right, where a mixed clip is right with the dive that it shows more of."""
     device = next(model.parameters()).device
-    labels = batch["label"].to(device, non_blocking=True)
-    if mix is None:
-        features, targets = features_of(model, batch, precision), labels
-    else:
-        clips, targets = mix(batch["clip"].to(device, non_blocking=True), labels)
-        features, labels = features_of(model, {"clip": clips}, precision), targets.argmax(dim=-1)
-    loss, terms = model.head.loss(features, targets)
+    inputs, labels = (batch[name].to(device, non_blocking=True) for name in ("inputs", "label"))
+    targets = labels
+    if mix is not None:
+        inputs, targets = mix(inputs, labels)
+        labels = targets.argmax(dim=-1)
+    with autocast(precision, device):
+        scores = model(inputs)
+    loss, terms = model.head.loss(scores, targets)
     with torch.no_grad():
-        num_correct = int((model.head.decode(features) == labels).sum())
+        num_correct = int((scores.argmax() == labels).sum())
     return loss, {"loss": loss.item(), **{f"loss_{name}": term.item() for name, term in terms.items()}}, num_correct
 
 
-def build_learner(model: DiveClassifier, cfg: TrainConfig, num_steps: int, device: torch.device) -> Learner:
+def build_learner(model: DiveClassifier, cfg: TrainConfig, num_updates: int) -> Learner:
     head = model.head if model.pooling is None else nn.ModuleList([model.pooling, model.head])
-    optimizer = build_optimizer(model, head, cfg)
-    schedule = build_schedule(optimizer, cfg, num_steps)
-    scaler = GradScaler(device.type, enabled=cfg.precision is Precision.FP16)
+    optimizer = build_optimizer(model.backbone, head, cfg)
+    schedule = build_schedule(optimizer, cfg, num_updates)
     # its warm-up lets the average of a short training forget where it began; 0.999 is reached after 10,000 updates
     average = ModelEmaV3(model, decay=cfg.ema_decay, use_warmup=True, warmup_power=3 / 4) if cfg.ema_decay else None
     if cfg.compile:  # as a whole: blocks differ in how many paths they drop, and too many kinds are not compiled
         model.features = torch.compile(model.features)  # type: ignore[method-assign]
-    return Learner(model, optimizer, schedule, scaler, Progress(), average)
+    return Learner(model, optimizer, schedule, Progress(), average)
 
 
 def count_updates(num_clips: int, cfg: TrainConfig) -> int:
@@ -217,9 +266,9 @@ def count_updates(num_clips: int, cfg: TrainConfig) -> int:
     return num_clips // clips_per_update
 
 
-def complaint(what: str, value: Tensor, step: int, names: Sequence[str]) -> str:
+def non_finite(what: str, value: Tensor, update: int, names: Sequence[str]) -> str:
     return (
-        f"the {what} is {value.item()} in update {step}; the weights are as the update before left them. "
+        f"the {what} is {value.item()} in update {update}; the weights are as the update before left them. "
         f"Clips: {', '.join(names)}. A lower train.learning_rate or another train.precision may help"
     )
 

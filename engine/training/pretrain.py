@@ -1,4 +1,4 @@
-"""Pretraining: a small backbone learns how bodies move, from rendered clips and what their renderer knows."""
+"""Pretraining: a small backbone learns how bodies move, from rendered clips with the renderer's truth."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,15 +15,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from diveparse.configs import PretrainConfig, run_folder
+from diveparse.configs import PretrainConfig
 from diveparse.datasets.constants import PIXEL_MEAN, PIXEL_STD
 from diveparse.datasets.rendered.motion import JOINTS, PHASES
 from diveparse.datasets.rendered.pretraining_clips import MotionClips
 from diveparse.datasets.storage.atomic import written_atomically
 from diveparse.engine.device import choose_device
-from diveparse.engine.run import open_run, record_environment
+from diveparse.engine.run import RunFolder, open_run, record_environment
 from diveparse.engine.training.checkpoint import UNREADABLE
 from diveparse.engine.training.loop import NonFiniteError
 from diveparse.engine.training.optim import build_optimizer, build_schedule
@@ -32,11 +34,23 @@ from diveparse.models.build import build_backbone, load_backbone
 from diveparse.models.timesformer import TimeSformer
 from diveparse.models.weights.sources import save_backbone
 
-MOMENTS_PER_FRAME = 3  # the axes half a step before a frame, at it and half a step after
+MOMENTS_PER_FRAME = 3  # the axes half an interval before a frame, at it and half an interval after
 MOMENTS_PER_CLIP_FRAME = 2  # the class token recalls the whole clip, twice as finely as it saw it
-CHECKPOINT = "checkpoint.pt"
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """Everything that an update changes, and this process's place among all."""
+
+    backbone: TimeSformer
+    head: KinematicsHead
+    model: nn.ModuleDict  # both
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LambdaLR
+    rank: int
+    world_size: int
 
 
 def pretrain(cfg: PretrainConfig, *, resume: bool) -> Path:
@@ -52,59 +66,90 @@ def pretrain(cfg: PretrainConfig, *, resume: bool) -> Path:
         rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         torch.set_num_threads(1)
     if rank > 0:
-        dist.init_process_group()  # waits for the first process, which alone complains of what all would find wrong
+        dist.init_process_group()  # waits for the first process, which alone reports what all would find wrong
     torch.manual_seed(cfg.seed)
+    updates_per_epoch = count_updates(cfg, world_size)
+    state = build_pretraining(cfg, updates_per_epoch * cfg.train.num_epochs, device, rank, world_size)
+    run = open_run(cfg, resume=resume) if rank == 0 else RunFolder.of(cfg)
+    first_update = load_checkpoint(run.pretraining_checkpoint, state) if resume else 0
+    if rank == 0:
+        record_environment(run, cfg.seed)
+        if dist.is_torchelastic_launched():
+            dist.init_process_group()
+    with open_writer(run.path, first_update) if rank == 0 else nullcontext() as writer:
+        run_updates(cfg, run, state, first_update, updates_per_epoch, device, writer)
+    if rank == 0:
+        save_backbone(run.backbone, state.backbone, dtype=torch.float16)  # small enough to ship
+    return run.backbone
+
+
+def build_pretraining(
+    cfg: PretrainConfig, num_updates: int, device: torch.device, rank: int, world_size: int
+) -> Pretraining:
     backbone = start_backbone(cfg)
     head = build_readout(backbone)
     model = nn.ModuleDict({"backbone": backbone, "head": head}).to(device)
-    optimizer = build_optimizer(model, head, cfg.train)
-    clips_per_step = cfg.train.batch_size * world_size
-    steps_per_epoch = count_steps(cfg, world_size)
-    num_steps = steps_per_epoch * cfg.train.num_epochs
-    schedule = build_schedule(optimizer, cfg.train, num_steps)
-    folder = open_run(cfg, resume=resume) if rank == 0 else run_folder(cfg)
-    start_step = load_checkpoint(folder, model, optimizer, schedule, world_size) if resume else 0
-    if rank == 0:
-        record_environment(folder, cfg.seed)
-        if dist.is_torchelastic_launched():
-            dist.init_process_group()
+    optimizer = build_optimizer(backbone, head, cfg.train)
+    schedule = build_schedule(optimizer, cfg.train, num_updates)
+    return Pretraining(backbone, head, model, optimizer, schedule, rank, world_size)
 
-    indices = range(start_step * clips_per_step, num_steps * clips_per_step)
-    batches = motion_batches(cfg, indices[rank::world_size], device)
-    steps = tqdm(
-        range(start_step, num_steps), initial=start_step, total=num_steps, unit="step", mininterval=5, disable=rank > 0
+
+def run_updates(
+    cfg: PretrainConfig,
+    run: RunFolder,
+    state: Pretraining,
+    first_update: int,
+    updates_per_epoch: int,
+    device: torch.device,
+    writer: SummaryWriter | None,
+) -> None:
+    """From `first_update` to the last: batch, loss, check, update, log, save. writer: of the first process alone."""
+    clips_per_update = cfg.train.batch_size * state.world_size
+    num_updates = updates_per_epoch * cfg.train.num_epochs
+    indices = range(first_update * clips_per_update, num_updates * clips_per_update)
+    batches = motion_batches(cfg, indices[state.rank :: state.world_size], device)
+    bar = tqdm(
+        range(first_update, num_updates),
+        initial=first_update,
+        total=num_updates,
+        unit="update",
+        mininterval=5,
+        disable=state.rank > 0,
     )
     started = time.monotonic()
-    with open_writer(folder, start_step) if rank == 0 else nullcontext() as writer:
-        for step in steps:
-            clips, truth = next(batches)
-            loss, terms = kinematics_loss(head(backbone.tokens(clips)), truth)
-            items = range(step * clips_per_step, (step + 1) * clips_per_step)
-            require_finite({"loss": loss.detach(), **terms}, step, items, world_size)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            if world_size > 1:
-                average_gradients(model, world_size)
-            grad_norm = nn.utils.clip_grad_norm_(model.parameters(), cfg.train.max_grad_norm)
-            if not torch.isfinite(grad_norm):
-                raise NonFiniteError(complaint(f"the gradient's norm is {grad_norm.item()}", step, items))
-            optimizer.step()
-            schedule.step()
-            if writer is None:
-                continue
-            clips_per_second = (step + 1 - start_step) * clips_per_step / (time.monotonic() - started)
-            if (step + 1) % cfg.train.log_every == 0:
-                losses = {f"loss_{name}": term.item() for name, term in terms.items()}
-                log_scalars(writer, "pretrain", losses | {"clips_per_second": clips_per_second}, step + 1)
-            if (step + 1) % steps_per_epoch == 0:
-                summary = " ".join(f"{name} {term.item():.3f}" for name, term in terms.items())
-                logger.info("step %d of %d: %s (%.0f clips/s)", step + 1, num_steps, summary, clips_per_second)
-                flush(writer)
-                save_checkpoint(folder, step + 1, model, optimizer, schedule, world_size)
-    path = folder / "backbone.safetensors"
-    if rank == 0:
-        save_backbone(path, backbone, dtype=torch.float16)  # small enough to ship
-    return path
+    for number in bar:
+        terms = update(state, next(batches), cfg.train.max_grad_norm, number, clips_per_update)
+        if writer is None:
+            continue
+        clips_per_second = (number + 1 - first_update) * clips_per_update / (time.monotonic() - started)
+        if (number + 1) % cfg.train.log_every == 0:
+            losses = {f"loss_{name}": term.item() for name, term in terms.items()}
+            log_scalars(writer, "pretrain", losses | {"clips_per_second": clips_per_second}, number + 1)
+        if (number + 1) % updates_per_epoch == 0:
+            summary = " ".join(f"{name} {term.item():.3f}" for name, term in terms.items())
+            logger.info("update %d of %d: %s (%.0f clips/s)", number + 1, num_updates, summary, clips_per_second)
+            flush(writer)
+            save_checkpoint(run.pretraining_checkpoint, number + 1, state)
+
+
+def update(
+    state: Pretraining, batch: tuple[Tensor, Motion], max_grad_norm: float, number: int, clips_per_update: int
+) -> dict[str, Tensor]:
+    """One update of the weights. Returns: the terms of the loss. Raises: NonFiniteError before the weights change."""
+    clips, truth = batch
+    loss, terms = kinematics_loss(state.head(state.backbone.tokens(clips)), truth)
+    items = range(number * clips_per_update, (number + 1) * clips_per_update)
+    require_finite({"loss": loss.detach(), **terms}, number, items, state.world_size)
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if state.world_size > 1:
+        average_gradients(state.model, state.world_size)
+    grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), max_grad_norm)
+    if not torch.isfinite(grad_norm):
+        raise NonFiniteError(non_finite(f"the gradient's norm is {grad_norm.item()}", number, items))
+    state.optimizer.step()
+    state.schedule.step()
+    return terms
 
 
 def build_readout(backbone: TimeSformer) -> KinematicsHead:
@@ -119,15 +164,15 @@ def build_readout(backbone: TimeSformer) -> KinematicsHead:
     )
 
 
-def count_steps(cfg: PretrainConfig, world_size: int) -> int:
-    """Steps in an epoch. Raises: ValueError if the clips do not fill one."""
-    clips_per_step = cfg.train.batch_size * world_size
-    if cfg.clips_per_epoch < clips_per_step:
+def count_updates(cfg: PretrainConfig, world_size: int) -> int:
+    """Updates in an epoch. Raises: ValueError if the clips do not fill one."""
+    clips_per_update = cfg.train.batch_size * world_size
+    if cfg.clips_per_epoch < clips_per_update:
         raise ValueError(
-            f"clips_per_epoch must be at least train.batch_size x processes = {clips_per_step}, "
+            f"clips_per_epoch must be at least train.batch_size x processes = {clips_per_update}, "
             f"got {cfg.clips_per_epoch}"
         )
-    return cfg.clips_per_epoch // clips_per_step
+    return cfg.clips_per_epoch // clips_per_update
 
 
 def start_backbone(cfg: PretrainConfig) -> TimeSformer:
@@ -136,16 +181,16 @@ def start_backbone(cfg: PretrainConfig) -> TimeSformer:
     if cfg.backbone.weights is not None:
         return load_backbone(cfg.backbone.weights, cfg.backbone, **sizes)
     backbone = build_backbone(cfg.backbone, **sizes)
-    # from nothing and in so few steps, the network must be told from the start where and when a patch is
+    # from nothing and in so few updates, places in space and time must differ from the start
     for places in (backbone.space_embed, backbone.time_embed):
         nn.init.trunc_normal_(places, std=0.3)
     return backbone
 
 
-def require_finite(terms: dict[str, Tensor], step: int, items: range, world_size: int) -> None:
+def require_finite(terms: dict[str, Tensor], update: int, items: range, world_size: int) -> None:
     """Stop all processes together. Raises: NonFiniteError if a term is not finite in any of them.
 
-    items: the clips of the step, dealt out to the processes in turn.
+    items: the clips of the update; process k takes every world_size-th from the k-th on.
     """
     own = torch.stack(list(terms.values()))
     of_process = [own]
@@ -158,12 +203,12 @@ def require_finite(terms: dict[str, Tensor], step: int, items: range, world_size
         columns = zip(terms, values.T, broken.T, strict=True)
         what = ", ".join(f"{name} is {column[wrong][0].item()}" for name, column, wrong in columns if wrong.any())
         suspects = [item for item in items if broken[(item - items.start) % world_size].any()]
-        raise NonFiniteError(complaint(what, step, suspects))
+        raise NonFiniteError(non_finite(what, update, suspects))
 
 
-def complaint(what: str, step: int, items: Sequence[int]) -> str:
+def non_finite(what: str, update: int, items: Sequence[int]) -> str:
     return (
-        f"{what} in update {step + 1}; the weights are as the update before left them. "
+        f"{what} in update {update + 1}; the weights are as the update before left them. "
         f"Clips: items {', '.join(map(str, items))} of MotionClips. A lower train.learning_rate may help"
     )
 
@@ -212,51 +257,37 @@ def normalise(clips: Tensor) -> Tensor:
     return (clips - mean) / std
 
 
-def save_checkpoint(
-    folder: Path,
-    step: int,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LambdaLR,
-    world_size: int,
-) -> None:
-    state = {
-        "step": step,
-        "world_size": world_size,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "schedule": schedule.state_dict(),
+def save_checkpoint(path: Path, num_updates: int, state: Pretraining) -> None:
+    content = {
+        "num_updates": num_updates,
+        "world_size": state.world_size,
+        "model": state.model.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "schedule": state.schedule.state_dict(),
     }
-    with written_atomically(folder / CHECKPOINT) as path:
-        torch.save(state, path)
+    with written_atomically(path) as temporary:
+        torch.save(content, temporary)
 
 
-def load_checkpoint(
-    folder: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LambdaLR,
-    world_size: int,
-) -> int:
-    """Put everything back and return the number of steps done, 0 where there is no checkpoint yet.
+def load_checkpoint(path: Path, state: Pretraining) -> int:
+    """Put everything back. Returns: the number of updates done, 0 where there is no checkpoint yet.
 
-    Raises: ValueError naming the file if it is damaged, of another model or of another number of processes.
+    Raises: ValueError if the file is damaged, of another model or of another number of processes.
     """
-    path = folder / CHECKPOINT
     if not path.is_file():
         return 0
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        step, processes = int(state["step"]), int(state["world_size"])
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        state.model.load_state_dict(content["model"])
+        state.optimizer.load_state_dict(content["optimizer"])
+        state.schedule.load_state_dict(content["schedule"])
+        num_updates, processes = int(content["num_updates"]), int(content["world_size"])
     except UNREADABLE as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{path}: not a checkpoint that this run can go on from: {reason}") from error
-    if processes != world_size:
+    if processes != state.world_size:
         raise ValueError(
-            f"{path}: begun by {processes} process(es) and must go on with as many, got {world_size}: "
+            f"{path}: written by {processes} process(es) and needs as many to go on, got {state.world_size}; "
             "an update takes train.batch_size clips from each"
         )
-    return step
+    return num_updates

@@ -42,7 +42,7 @@ class Totals:
 
 @dataclass
 class Progress:
-    step: int = 0  # updates done
+    num_updates: int = 0  # done
     window: Totals = field(default_factory=Totals)  # since the last TensorBoard point
     epoch: Totals = field(default_factory=Totals)  # since the epoch began
     best_top1: float = -1.0  # on validation

@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from torch.utils.tensorboard import SummaryWriter
 
-from diveparse.configs import Config, options
+from diveparse.configs import Config, flat_options
 from diveparse.datasets.clip_dataset import ClipDataset
 from diveparse.datasets.dives import DiveSet
 from diveparse.datasets.records import ClipRecord
@@ -40,7 +40,7 @@ def log_start(
     writer: SummaryWriter, cfg: Config, dive_set: DiveSet, splits: dict[str, list[ClipRecord]], clips: ClipDataset
 ) -> None:
     """Show the resolved config, how many clips each dive has in each split, and some clips as training sees them."""
-    lines = OmegaConf.to_yaml(OmegaConf.create(options(cfg))).splitlines()
+    lines = OmegaConf.to_yaml(OmegaConf.create(flat_options(cfg))).splitlines()
     writer.add_text("config", "\n".join(f"    {line}" for line in lines), 0)  # four spaces: verbatim in Markdown
     for split, records in splits.items():
         counts = np.bincount([record.label for record in records], minlength=len(dive_set))

@@ -16,8 +16,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 
 from diveparse.configs import BackboneConfig, StemKind
+from diveparse.datasets.constants import NUM_CHANNELS
 from diveparse.datasets.storage.atomic import write_json
-from diveparse.models.patch_embed import NUM_CHANNELS
 from diveparse.models.weights.files import MODEL_FILE, read_checkpoint, read_weights, write_weights
 from diveparse.models.weights.published import (
     KERNEL,
@@ -39,7 +39,7 @@ PREPROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.jso
 MODEL_TYPE = "model_type"
 PIXEL_SCALE = 1 / 255
 
-# what this backbone is, in the words of TimesformerConfig; its defaults too, so that a missing word says the same
+# what this backbone is, in the words of TimesformerConfig; these are its defaults too, for words that are missing
 FIXED = {
     MODEL_TYPE: "timesformer",
     "attention_type": "divided_space_time",
@@ -114,7 +114,7 @@ def read_hub(repo_id: str) -> SavedBackbone:
 def read_config(folder: Path) -> dict[str, Any]:
     """The configuration of a model that computes what this backbone does.
 
-    Raises: ValueError naming the file if there is none, or listing its options that say otherwise.
+    Raises: ValueError naming the file if there is none, or listing its options that differ.
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
@@ -132,7 +132,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def save_huggingface(folder: Path | str, backbone: SizedBackbone) -> None:
     """Write a backbone so that `TimesformerModel.from_pretrained(folder)` gives the same features of the same clips.
 
-    preprocessor_config.json says how to normalise them. Stochastic depth, which acts in training only, is not written.
+    preprocessor_config.json holds how to normalise them. Stochastic depth, which acts in training only, is not written.
     Raises: ValueError if the backbone has a stem that the format cannot hold.
     """
     folder = Path(folder)
@@ -195,14 +195,14 @@ def _require_sizes_of(saved: SavedBackbone, config: dict[str, Any]) -> None:
 
 
 def _read_pixels(folder: Path) -> PixelStatistics | None:
-    """What the folder says its pixels are normalised with; None if it says nothing."""
+    """The pixel statistics of the folder; None where it has none."""
     path = next((folder / name for name in PREPROCESSOR_FILES if (folder / name).is_file()), None)
     if path is None:
         return None
-    said = {"do_rescale": True, "rescale_factor": PIXEL_SCALE, "do_normalize": True} | _read_json(path)
+    steps = {"do_rescale": True, "rescale_factor": PIXEL_SCALE, "do_normalize": True} | _read_json(path)
     try:
-        if said["do_rescale"] and said["do_normalize"] and math.isclose(said["rescale_factor"], PIXEL_SCALE):
-            mean, std = (tuple(float(value) for value in said[name]) for name in ("image_mean", "image_std"))
+        if steps["do_rescale"] and steps["do_normalize"] and math.isclose(steps["rescale_factor"], PIXEL_SCALE):
+            mean, std = (tuple(float(value) for value in steps[name]) for name in ("image_mean", "image_std"))
             return PixelStatistics(mean, std)
         problem = "other steps"
     except (KeyError, TypeError, ValueError) as error:

@@ -43,10 +43,10 @@ def open_timm(name: str) -> nn.Module:
 
 
 def inflate_timm(model: nn.Module, num_frames: int | None, origin: str | None = None) -> SavedBackbone:
-    """Turn an image transformer into a backbone that, of a still clip, says what the image transformer said of it.
+    """Turn an image transformer into a backbone with the same features of a still clip.
 
     Time attention and its norm start as copies of those of space; the temporal projection and the time embeddings
-    start at zero. The head is left out. Pixels were normalised as `model.pretrained_cfg` says, if it does.
+    start at zero. The head is left out. Pixel statistics are those of `model.pretrained_cfg`, where it has some.
 
     Raises: ValueError if `num_frames` is None, or listing the layers that this backbone does not have.
     Source: `load_pretrained` in timesformer/models/helpers.py of FAIR's code.
@@ -54,7 +54,7 @@ def inflate_timm(model: nn.Module, num_frames: int | None, origin: str | None = 
     cfg = getattr(model, "pretrained_cfg", None) or {}
     origin = origin or f"timm {cfg.get('architecture', type(model).__name__)}"
     if num_frames is None:
-        raise ValueError(f"{origin}: an image model knows no frame count; give num_frames")
+        raise ValueError(f"{origin}: an image model has no frame count; give num_frames")
     vit = _with_same_layers(model, origin)
     state = in_own_names(vit.state_dict(), IMAGE_NAMES, "", "head.", origin)
     for name, tensor in list(state.items()):

@@ -18,8 +18,7 @@ from einops import einsum, rearrange, reduce
 from torch import Tensor
 
 from diveparse.configs import BackboneConfig, StemKind
-from diveparse.datasets.constants import PIXEL_MEAN, PIXEL_STD
-from diveparse.models.patch_embed import NUM_CHANNELS
+from diveparse.datasets.constants import NUM_CHANNELS, PIXEL_MEAN, PIXEL_STD
 from diveparse.models.weights.files import described, read_checkpoint
 
 # d embed_dim, c channel, p and q rows and columns of a patch, pq both in one axis
@@ -59,7 +58,7 @@ class SavedBackbone:
 
     origin: str  # the path, hub id or model that they come from, for messages
     state: dict[str, Tensor]
-    num_heads: int | None  # the one size that no shape shows; None where the source does not say it
+    num_heads: int | None  # the one size that no shape shows; None where the source lacks it
 
 
 class SizedBackbone(Protocol):
@@ -101,7 +100,7 @@ def read_fair(path: Path) -> SavedBackbone:
 def in_own_names(
     state: Mapping[str, Tensor], names: Mapping[str, str], prefix: str, head: str, origin: str
 ) -> dict[str, Tensor]:
-    """Rename every tensor that `names` knows; the rest keeps its name, so that it is refused by it later.
+    """Rename every tensor in `names`; the rest keeps its name, under which it is refused later.
 
     The kernel of the patch embedding becomes the matrix it is, and what starts with `head` is left out, which is
     logged. Raises: ValueError if two tensors would get the same name.
@@ -141,7 +140,7 @@ def in_own_pixels(state: Mapping[str, Tensor], pixels: PixelStatistics | None, o
     """
     state = dict(state)
     if pixels is None:
-        logger.info("%s: says no pixel statistics; pixels are taken as normalised as here, with %s", origin, OWN_PIXELS)
+        logger.info("%s: no pixel statistics; pixels are taken as normalised as here, with %s", origin, OWN_PIXELS)
         return state
     if not len(pixels.mean) == len(pixels.std) == NUM_CHANNELS or min(pixels.std) <= 0:
         raise ValueError(f"{origin}: expected {NUM_CHANNELS} means and positive standard deviations, got {pixels}")
@@ -212,8 +211,8 @@ def _num_heads(saved: SavedBackbone, embed_dim: int) -> int:
         return saved.num_heads
     if embed_dim % FAIR_HEAD_DIM != 0:
         raise ValueError(
-            f"does not say its num_heads, and embed_dim={embed_dim} is no multiple of {FAIR_HEAD_DIM}, the width of "
-            "every head in FAIR's code; name it in the backbone.weights of a config, which says num_heads"
+            f"has no num_heads, and embed_dim={embed_dim} is no multiple of {FAIR_HEAD_DIM}, the width of "
+            "every head in FAIR's code; name it in backbone.weights of a config, and set backbone.num_heads there"
         )
     num_heads = embed_dim // FAIR_HEAD_DIM
     logger.info("%s: num_heads=%d, as every head of FAIR's code is %d wide", saved.origin, num_heads, FAIR_HEAD_DIM)

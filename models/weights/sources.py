@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from diveparse.models.patch_embed import resize_space_embed, resize_time_embed
 from diveparse.models.weights.files import MODEL_FILE, described, read_weights, shape_of, shortened, write_weights
 from diveparse.models.weights.huggingface import is_huggingface, read_hub, read_huggingface
 from diveparse.models.weights.inflate import inflate_timm, open_timm
 from diveparse.models.weights.published import SavedBackbone, SizedBackbone, read_fair
+from diveparse.models.weights.resize import resize_space_embed, resize_time_embed
 
 KINEMATICS = "kinematics"  # weights that ship with the package, pretrained on the joints of rendered divers
 PACKAGED_KINEMATICS = Path(__file__).parent / "kinematics.safetensors"
@@ -31,7 +31,7 @@ def read_source(source: str | Path | nn.Module, num_frames: int | None) -> Saved
     """Read the weights that `source` means, the first of these that it is:
 
     an open timm image model; "kinematics", which ships with the package; a folder, HuggingFace's if its config.json
-    says a model_type and else a run or model folder of this project; a file of `save_backbone` (.safetensors) or of
+    has a model_type and else a run or model folder of this project; a file of `save_backbone` (.safetensors) or of
     FAIR's code (.pyth); "timm/NAME" for a timm image model, inflated to `num_frames`; "OWNER/NAME" on the HuggingFace
     hub. A path that exists is a path, whatever else its name could mean.
 
@@ -67,7 +67,7 @@ def read_own(path: Path) -> SavedBackbone:
     state, metadata = read_weights(path)
     if not metadata.get(NUM_HEADS, "").isdecimal():
         raise ValueError(
-            f"{path}: not written by this project: its metadata do not say {NUM_HEADS}; "
+            f"{path}: not written by this project: its metadata lack {NUM_HEADS}; "
             "of a HuggingFace model, give the folder with its config.json"
         )
     left_out = {name: tensor for name, tensor in state.items() if not name.startswith(BACKBONE_PREFIX)}

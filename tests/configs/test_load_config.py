@@ -14,14 +14,14 @@ from diveparse.configs import (
     Pooling,
     Precision,
     differing_options,
+    flat_options,
     load_config,
-    options,
     run_folder,
     save_config,
 )
 
 MINIMAL = "name: demo\narm: flat\ndata: {root: some/where}\n"
-STORED = ["backbone.num_frozen_blocks=10", "backbone.weights=kinematics", "train.num_stored_views=4"]
+STORED = ["backbone.num_frozen_blocks=10", "backbone.weights=kinematics", "train.num_cached_views=4"]
 EXPERIMENT = """\
 question: Does it help?
 config: configs/study.yaml
@@ -84,8 +84,8 @@ def test_every_choice_is_written_as_its_own_word(tmp_path, override, section, op
         ("head.ordinal_weight=-1", "head.ordinal_weight must be >= 0, got -1.0"),
         ("head.logit_adjustment=nan", "head.logit_adjustment must be >= 0, got nan"),
         ("head.pooling=max", r"head.pooling: .*'max'.*QUERIES"),
-        ("train.num_stored_views=-1", "train.num_stored_views must be >= 0, got -1"),
-        ("train.num_stored_views=4", "train.num_stored_views must be 0 without backbone.num_frozen_blocks, got 4"),
+        ("train.num_cached_views=-1", "train.num_cached_views must be >= 0, got -1"),
+        ("train.num_cached_views=4", "train.num_cached_views must be 0 without backbone.num_frozen_blocks, got 4"),
         ("backbone.num_frozen_blocks=13", "backbone.num_frozen_blocks must be between 0 and backbone.depth=12, got 13"),
         ("clip.image_size=100", "clip.image_size must be a multiple of backbone.patch_size=16, got 100"),
         ("backbone={stem: conv, patch_size: 12}", "backbone.patch_size must be 4, 8, 16, ... for .*stem=conv, got 12"),
@@ -105,8 +105,60 @@ def test_a_wrong_option_is_one_line_that_names_it(tmp_path, override, complaint)
     assert "\n" not in str(caught.value)
 
 
-def test_views_can_be_stored_where_frozen_blocks_begin_with_weights(tmp_path):
-    assert load_config(written(tmp_path), STORED).train.num_stored_views == 4
+@pytest.mark.parametrize(
+    ("overrides", "refused"),
+    [
+        (["head.kind=flat", "head.auxiliary_weight=1"], "head.auxiliary_weight=1.0 has no effect with head.kind=flat"),
+        (
+            ["head.kind=constrained", "head.auxiliary_weight=1"],
+            "head.auxiliary_weight=1.0 has no effect with head.k",
+        ),
+        (["head.kind=flat", "head.ordinal_weight=4"], "head.ordinal_weight=4.0 has no effect with head.kind=flat"),
+        (["head.kind=flat", "head.uncertainty_weighting=true"], "head.uncertainty_weighting=True has no effect with"),
+        (
+            ["head.kind=joint", "head.correction_penalty=1"],
+            "head.correction_penalty=1.0 has no effect with head.kind=joint",
+        ),
+        (
+            ["head.ordinal_weight=4"],
+            "head.ordinal_weight=4.0 has no effect with head.kind=joint and head.auxiliary_weight=0",
+        ),
+        (["head.uncertainty_weighting=true"], "has no effect with head.kind=joint and head.auxiliary_weight=0"),
+        (["train.mixup_alpha=1", *STORED], "train.mixup_alpha must be 0 with train.num_cached_views, got 1.0"),
+        (["train.cutmix_alpha=1", *STORED], "train.cutmix_alpha must be 0 with train.num_cached_views, got 1.0"),
+        (["train.precision=fp16"], "train.precision: .*'fp16'.*BF16"),
+    ],
+)
+def test_an_option_that_does_nothing_is_refused_in_one_line(tmp_path, overrides, refused):
+    with pytest.raises(ValueError, match=refused) as caught:
+        load_config(written(tmp_path), overrides)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["joint", "pairwise", "residual"])
+def test_the_default_structured_arm_is_the_joint_likelihood_alone(tmp_path, kind):
+    assert load_config(written(tmp_path), []).head.kind is HeadKind.JOINT
+    assert load_config(written(tmp_path), [f"head.kind={kind}"]).head.auxiliary_weight == 0
+    own = ["head.ordinal_weight=4", "head.uncertainty_weighting=true"]
+    assert (
+        load_config(written(tmp_path), [f"head.kind={kind}", "head.auxiliary_weight=1", *own]).head.ordinal_weight == 4
+    )
+
+
+def test_a_config_of_an_earlier_version_is_refused_with_what_to_rename(tmp_path):
+    path = written(tmp_path)
+    path.write_text(path.read_text() + "head: {learned_weights: true}\ntrain: {num_stored_views: 4}\n")
+    with pytest.raises(ValueError, match="earlier version") as caught:
+        load_config(path, [])
+    expected = (
+        "rename head.learned_weights to head.uncertainty_weighting, train.num_stored_views to train.num_cached_views"
+    )
+    assert str(caught.value).endswith(expected)
+    assert "\n" not in str(caught.value)
+
+
+def test_views_can_be_cached_where_frozen_blocks_begin_with_weights(tmp_path):
+    assert load_config(written(tmp_path), STORED).train.num_cached_views == 4
 
 
 @pytest.mark.parametrize(
@@ -116,13 +168,14 @@ def test_views_can_be_stored_where_frozen_blocks_begin_with_weights(tmp_path):
         ("backbone.weights=null", "0 without backbone.weights"),
         ("backbone.drop_path_rate=0.1", "0 with backbone.drop_path_rate"),
         ("data.damaged=skip", "0 with data.damaged=skip"),
+        ("test.num_spatial_views=3", "0 with more than one test view"),
     ],
 )
 def test_stored_views_are_refused_where_a_frozen_block_would_not_answer_alike(tmp_path, override, complaint):
-    with pytest.raises(ValueError, match=f"train.num_stored_views must be {complaint}, got 4") as caught:
+    with pytest.raises(ValueError, match=f"train.num_cached_views must be {complaint}, got 4") as caught:
         load_config(written(tmp_path), [*STORED, override])
     assert "\n" not in str(caught.value)
-    load_config(written(tmp_path), [*STORED, override, "train.num_stored_views=0"])
+    load_config(written(tmp_path), [*STORED, override, "train.num_cached_views=0"])
 
 
 def test_shots_are_of_unseen_dives(tmp_path):
@@ -205,7 +258,7 @@ def test_a_saved_config_loads_as_the_same_config(tmp_path):
 
 
 def test_options_are_plain_values_by_dotted_names(tmp_path):
-    flat = options(load_config(written(tmp_path), []))
+    flat = flat_options(load_config(written(tmp_path), []))
     assert (flat["name"], flat["head.kind"], flat["train.precision"], flat["backbone.weights"]) == (
         "demo",
         "joint",
@@ -224,3 +277,25 @@ def test_differing_options_names_each_difference_and_nothing_else(tmp_path):
 def test_the_run_folder_is_name_arm_seed(tmp_path):
     cfg = load_config(written(tmp_path), ["runs_dir=/there", "seed=2"])
     assert run_folder(cfg) == Path("/there/demo/flat/seed-2")
+
+
+def test_a_config_that_ships_with_the_package_has_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config(Path("demo"), ["seed=3"]).name == "demo"
+    assert load_config(Path("ladder"), [], ExperimentConfig).config == "study"
+    assert load_config(Path(load_config(Path("ladder"), [], ExperimentConfig).config), []).name == "study"
+
+
+def test_a_file_comes_before_a_name_and_a_folder_does_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("demo").write_text(MINIMAL + "seed: 7\n", encoding="utf-8")
+    Path("study").mkdir()
+    assert load_config(Path("demo"), []).seed == 7
+    assert load_config(Path("study"), []).name == "study"
+
+
+@pytest.mark.parametrize("path", ["ladder", "demo.yaml", "configs/demo.yaml", "../configs/demo", ""])
+def test_what_is_neither_a_file_nor_a_name_is_refused_with_the_names(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"no such config file; expected the path of one, or a name: .*demo, .*study$"):
+        load_config(Path(path), [])

@@ -1,9 +1,10 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
-from diveparse.configs import Config, PretrainConfig, load_config, options, run_folder, save_config
+from diveparse.configs import Config, PretrainConfig, flat_options, load_config, run_folder, save_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 KINEMATICS = CONFIGS / "kinematics.yaml"
@@ -11,7 +12,8 @@ KINEMATICS = CONFIGS / "kinematics.yaml"
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_file_loads_with_its_schema(path):
-    cfg = load_config(path, [], PretrainConfig if path == KINEMATICS else Config)
+    schema: Any = PretrainConfig if path == KINEMATICS else Config
+    cfg = load_config(path, [], schema)
     # an experiment with a file for each arm has a name that its files share
     assert cfg.name == path.stem or cfg.name in ("diving48_original", "diving48_modern")
 
@@ -75,7 +77,7 @@ def test_the_kinematics_config_holds_only_what_differs_from_the_defaults():
     sections = {name: values for name, values in written.items() if isinstance(values, dict)}
     flat = {name: value for name, value in written.items() if name not in sections}
     flat |= {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
-    defaults = options(PretrainConfig())
+    defaults = flat_options(PretrainConfig())
     assert [name for name, value in flat.items() if defaults[name] == value] == []
 
 

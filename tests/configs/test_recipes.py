@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from torch.utils.flop_counter import FlopCounterMode
 
-from diveparse.configs import Config, HeadKind, differing_options, load_config, options, run_folder
+from diveparse.configs import Config, HeadKind, differing_options, flat_options, load_config, run_folder
 from diveparse.datasets.clip_dataset import ClipDataset
 from diveparse.datasets.dives import DIVING48, DIVING48_TRAIN_COUNTS
 from diveparse.datasets.records import ClipRecord
@@ -71,15 +71,15 @@ def test_a_recipe_fits_together_at_its_own_shapes_and_takes_as_long_as_its_heade
     shape = (cfg.train.batch_size, cfg.clip.num_frames, 3, cfg.clip.image_size, cfg.clip.image_size)
     clips, labels = torch.empty(shape, device="meta"), torch.zeros(shape[0], dtype=torch.long, device="meta")
     with FlopCounterMode(display=False) as counter:
-        loss, _ = model.loss(clips, labels)
+        loss, _ = model.head.loss(model(clips), labels)
     loss.backward()
     assert loss.shape == ()
     assert all(parameter.grad is not None for parameter in model.parameters())
-    build_learner(model, replace(cfg.train, ema_decay=0), 100, torch.device("cpu"))  # an average needs numbers
+    build_learner(model, replace(cfg.train, ema_decay=0), 100)  # an average needs numbers
 
     # an epoch: three forward passes' worth for a training clip, the backward pass costing two, and one more of blocks
     # that are recomputed; and one for the other clips
-    for_training = 3 + cfg.backbone.num_recomputed_blocks / cfg.backbone.depth
+    for_training = 3 + cfg.backbone.num_checkpointed_blocks / cfg.backbone.depth
     num_passes = sum(DIVING48_TRAIN_COUNTS) * (for_training * (1 - cfg.data.val_fraction) + cfg.data.val_fraction)
     found = ESTIMATE.search(header(name))
     hours, flops_per_hour = float(found[1]), float(found[2]) * 1e12 * 3600
@@ -92,10 +92,10 @@ def test_a_recipe_fits_together_at_its_own_shapes_and_takes_as_long_as_its_heade
 def test_a_recipe_reads_batches_of_its_shape(name, records):
     cfg = recipe(name)
     clips = ClipDataset(records, cfg.clip, training=True, seed=0)
-    batch = next(training_batches(clips, cfg.train, 0, start_step=0, num_workers=0))
+    batch = next(training_batches(clips, cfg.train, 0, first_update=0, num_workers=0))
     size = cfg.clip.image_size
-    assert batch["clip"].shape == (cfg.train.batch_size, cfg.clip.num_frames, 3, size, size)
-    assert batch["clip"].isfinite().all()
+    assert batch["inputs"].shape == (cfg.train.batch_size, cfg.clip.num_frames, 3, size, size)
+    assert batch["inputs"].isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -111,10 +111,10 @@ def test_a_recipe_updates_a_network_of_its_width_with_clips_of_its_shape(name, o
     torch.manual_seed(0)
     model = build_classifier(cfg, DIVING48)
     before = {parameter: value.detach().clone() for parameter, value in model.named_parameters()}
-    learner = build_learner(model, cfg.train, 2, torch.device("cpu"))
+    learner = build_learner(model, cfg.train, 2)
     clips = ClipDataset(records, cfg.clip, training=True, seed=0)
-    batches = training_batches(clips, cfg.train, 0, start_step=0, num_workers=0)
-    state = update(model, learner, batches, records, cfg.train, build_mixing(cfg.train, len(DIVING48)))
+    batches = training_batches(clips, cfg.train, 0, first_update=0, num_workers=0)
+    state = update(learner, batches, records, cfg.train, build_mixing(cfg.train, len(DIVING48)))
     assert 0 < state["grad_norm"] < float("inf")
     assert all(parameter.isfinite().all() for parameter in model.parameters())
     still = {parameter for parameter, value in model.named_parameters() if torch.equal(value, before[parameter])}
@@ -128,7 +128,7 @@ def test_a_recipe_holds_only_what_differs_from_the_defaults(name):
     sections = {section: values for section, values in written.items() if isinstance(values, dict)}
     flat = {option: value for option, value in written.items() if option not in sections}
     flat |= {f"{section}.{option}": value for section, values in sections.items() for option, value in values.items()}
-    defaults = options(Config())
+    defaults = flat_options(Config())
     assert [option for option, value in flat.items() if defaults[option] == value] == []
 
 
@@ -157,7 +157,7 @@ def test_the_recipes_of_other_frame_counts_differ_from_the_original_in_nothing_e
     ("name", "num_frames", "image_size", "other"),
     [
         ("diving48_hr", 16, 448, {"backbone.weights", "clip.image_size"}),
-        ("diving48_long", 96, 224, {"backbone.num_recomputed_blocks", "train.compile"}),
+        ("diving48_long", 96, 224, {"backbone.num_checkpointed_blocks", "train.compile"}),
     ],
 )
 def test_the_variants_of_the_paper_take_as_many_clips_an_update_as_the_modern_recipe(
@@ -179,7 +179,7 @@ def test_the_variants_of_the_paper_take_as_many_clips_an_update_as_the_modern_re
         ("clip.erasing_probability=nan", r"clip.erasing_probability must be in \[0, 1\], got nan"),
         ("train.mixup_alpha=-1", "train.mixup_alpha must be >= 0, got -1.0"),
         ("train.ema_decay=1", r"train.ema_decay must be in \[0, 1\), got 1.0"),
-        ("backbone.num_recomputed_blocks=13", "between 0 and the 12 blocks that are trained, got 13"),
+        ("backbone.num_checkpointed_blocks=13", "between 0 and the 12 blocks that are trained, got 13"),
         ("train.layer_decay=0", r"train.layer_decay must be in \(0, 1\], got 0.0"),
         ("train.layer_decay=1.1", r"train.layer_decay must be in \(0, 1\], got 1.1"),
     ],

@@ -13,9 +13,10 @@ from diveparse.datasets.cache import (
     CacheSettings,
     build_cache,
     cache_folder,
+    chosen_settings,
     encode,
+    estimated_bytes,
     file_name,
-    foretold_bytes,
     open_cache,
     read_index,
 )
@@ -213,12 +214,23 @@ def test_settings_that_are_no_settings_are_named(root: Path, caplog: pytest.LogC
         CacheSettings(CacheKind.TRAINING, 0, 256)
 
 
-def test_the_foretold_size_is_that_of_the_files(root: Path) -> None:
+def test_the_estimated_size_of_a_finished_cache_is_that_of_its_files(root: Path) -> None:
     records = records_of(root)
     build(root, TRAINING, records)
     folder = cache_folder(root, CacheKind.TRAINING)
-    assert foretold_bytes(folder, records) == sum(path.stat().st_size for path in folder.glob("*.mp4"))
+    assert estimated_bytes(folder, records) == sum(path.stat().st_size for path in folder.glob("*.mp4"))
     assert len(read_index(folder)) == 3
+
+
+def test_a_cache_keeps_the_numbers_it_was_made_with_unless_others_are_given(root: Path) -> None:
+    usual = chosen_settings(root, CacheKind.TRAINING, None, None)
+    assert (usual.num_frames, usual.short_side) == (48, 256)
+    build(root, TRAINING, records_of(root)[:1])
+    assert chosen_settings(root, CacheKind.TRAINING, None, None) == TRAINING
+    assert chosen_settings(root, CacheKind.TRAINING, 24, None) == replace(TRAINING, num_frames=24)
+    assert chosen_settings(root, CacheKind.TRAINING, None, 64) == replace(TRAINING, short_side=64)
+    with pytest.raises(ValueError, match="short_side of a cache must be at least 16, got 0"):
+        chosen_settings(root, CacheKind.TRAINING, None, 0)
 
 
 def test_a_small_video_is_not_enlarged(root: Path) -> None:

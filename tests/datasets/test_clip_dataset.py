@@ -129,19 +129,19 @@ def test_batches_are_the_same_with_and_without_workers(records: list[ClipRecord]
 
 
 @pytest.mark.parametrize(("num_clips", "batch_size"), [(7, 2), (6, 3), (5, 5), (4, 1)])
-def test_sampling_goes_on_from_any_step_as_if_it_had_never_stopped(num_clips: int, batch_size: int) -> None:
+def test_sampling_goes_on_from_any_batch_as_if_it_had_never_stopped(num_clips: int, batch_size: int) -> None:
     whole = list(islice(EpochSampler(num_clips, batch_size, seed=1), 20))
-    for start_step in range(15):
-        rest = islice(EpochSampler(num_clips, batch_size, seed=1, start_step=start_step), 20 - start_step)
-        assert list(rest) == whole[start_step:]
+    for start_batch in range(15):
+        rest = islice(EpochSampler(num_clips, batch_size, seed=1, start_batch=start_batch), 20 - start_batch)
+        assert list(rest) == whole[start_batch:]
 
 
 def test_an_epoch_visits_clips_once_and_drops_the_short_batch() -> None:
     sampler = EpochSampler(7, 2, seed=0)
-    assert sampler.steps_per_epoch == 3
+    assert sampler.batches_per_epoch == 3
     orders = []
     for epoch in range(50):
-        batches = list(islice(EpochSampler(7, 2, seed=0, start_step=3 * epoch), 3))
+        batches = list(islice(EpochSampler(7, 2, seed=0, start_batch=3 * epoch), 3))
         assert {len(batch) for batch in batches} == {2}
         assert {key[0] for batch in batches for key in batch} == {epoch}
         orders.append(tuple(key[1] for batch in batches for key in batch))
@@ -183,18 +183,18 @@ def test_without_labels_every_clip_is_drawn_as_often_whatever_its_dive() -> None
 @pytest.mark.parametrize("batch_size", [7, 10, 100])
 def test_batches_of_balanced_epochs_are_full_and_know_their_epoch(batch_size: int) -> None:
     sampler = EpochSampler(100, batch_size, seed=0, labels=UNEVEN_LABELS)
-    assert sampler.steps_per_epoch == 100 // batch_size
-    for step, batch in enumerate(islice(sampler, 3 * sampler.steps_per_epoch)):
+    assert sampler.batches_per_epoch == 100 // batch_size
+    for step, batch in enumerate(islice(sampler, 3 * sampler.batches_per_epoch)):
         assert len(batch) == batch_size
-        assert {epoch for epoch, _ in batch} == {step // sampler.steps_per_epoch}
+        assert {epoch for epoch, _ in batch} == {step // sampler.batches_per_epoch}
         assert all(0 <= index < 100 for _, index in batch)
 
 
 def test_balanced_sampling_goes_on_from_any_step_and_depends_on_the_seed() -> None:
     whole = list(islice(EpochSampler(100, 30, seed=1, labels=UNEVEN_LABELS), 12))
-    for start_step in range(10):
-        rest = islice(EpochSampler(100, 30, seed=1, start_step=start_step, labels=UNEVEN_LABELS), 12 - start_step)
-        assert list(rest) == whole[start_step:]
+    for start_batch in range(10):
+        rest = islice(EpochSampler(100, 30, seed=1, start_batch=start_batch, labels=UNEVEN_LABELS), 12 - start_batch)
+        assert list(rest) == whole[start_batch:]
     assert list(islice(EpochSampler(100, 30, seed=2, labels=UNEVEN_LABELS), 12)) != whole
     assert [index for _, index in whole[0]] != [index for _, index in whole[3]]  # each epoch draws anew
 

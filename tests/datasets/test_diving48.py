@@ -52,7 +52,7 @@ def test_read_split_gives_one_record_an_entry(root: Path) -> None:
     assert len(read_split(root, "test")) == 1
 
 
-def test_read_split_knows_only_its_splits(root: Path) -> None:
+def test_read_split_refuses_a_split_that_diving48_does_not_have(root: Path) -> None:
     with pytest.raises(ValueError, match="split must be one of train, test, got 'val'"):
         read_split(root, "val")
 
@@ -144,7 +144,7 @@ def test_read_split_counts_all_missing_videos_and_names_ten(copied_root: Path) -
     assert str(caught.value).endswith(", ".join(listed) + ", …")
 
 
-def test_read_split_says_so_if_there_is_no_video_folder(copied_root: Path) -> None:
+def test_read_split_counts_every_video_as_missing_without_a_video_folder(copied_root: Path) -> None:
     for path in (copied_root / "rgb").iterdir():
         path.unlink()
     (copied_root / "rgb").rmdir()

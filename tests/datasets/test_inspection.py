@@ -131,15 +131,15 @@ def test_short_clips_are_named(root: Path, write_video: WriteVideo) -> None:
 
 
 @pytest.mark.parametrize("share", [1.0, 0.2])
-def test_labels_of_v1_are_told_from_those_of_v2_by_their_counts(share: float, root: Path) -> None:
+def test_labels_of_v1_are_recognised_by_their_counts(share: float, root: Path) -> None:
     def labels(counts: tuple[int, ...]) -> dict[str, int]:
         drawn = random.Random(0).choices(range(48), [0 if k == 30 else n for k, n in enumerate(counts)], k=12_000)
         return {f"source_{k % 40:04d}_{k:05d}": label for k, label in enumerate(drawn[: round(share * 12_000)])}
 
     for counts, is_v1 in ((DIVING48_V1_TRAIN_COUNTS, True), (DIVING48_TRAIN_COUNTS, False)):
         write_split(root, "train", labels(counts))
-        told = any("V1" in error for error in report(root, read_splits(root))["errors"])
-        assert told == (is_v1 and share == 1.0)  # 2,400 clips do not tell; V2 is never taken for V1
+        recognised = any("V1" in error for error in report(root, read_splits(root))["errors"])
+        assert recognised == (is_v1 and share == 1.0)  # 2,400 clips are too few; V2 is never taken for V1
 
 
 def test_a_folder_with_the_files_of_v1_is_refused_with_the_reason(root: Path) -> None:

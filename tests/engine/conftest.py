@@ -14,15 +14,15 @@ def assert_same_run() -> Callable[[Path, Path], None]:
     """Two run folders hold the same to the bit, apart from how long things took: checkpoint, model, TensorBoard."""
 
     def check(run: Path, other: Path) -> None:
-        for path in ("checkpoints", "model"):
-            names = [sorted(p.relative_to(r).as_posix() for p in (r / path).rglob("*")) for r in (run, other)]
+        for folder in ("checkpoints", "model"):
+            names = [sorted(p.relative_to(r).as_posix() for p in (r / folder).rglob("*")) for r in (run, other)]
             assert names[0] == names[1]
         for path in (run / "model").iterdir():
             assert path.read_bytes() == (other / "model" / path.name).read_bytes(), path
         (checkpoint,) = (run / "checkpoints").iterdir()
         same = other / "checkpoints" / checkpoint.name
         assert (checkpoint / "model.safetensors").read_bytes() == (same / "model.safetensors").read_bytes()
-        states = [untimed(torch.load(folder / "state.pt", weights_only=True)) for folder in (checkpoint, same)]
+        states = [untimed(torch.load(whole / "state.pt", weights_only=True)) for whole in (checkpoint, same)]
         torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
         assert logged(run) == logged(other)
 

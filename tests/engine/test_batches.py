@@ -33,19 +33,21 @@ def test_an_epoch_is_a_whole_number_of_updates():
     assert epochs == [0] * 16 + [1] * 16  # 22 clips make two updates of eight
 
 
-@pytest.mark.parametrize("start_step", [1, 2, 3])
-def test_starting_later_gives_the_rest_of_the_same_batches(clips, start_step):
+@pytest.mark.parametrize("first_update", [1, 2, 3])
+def test_starting_later_gives_the_rest_of_the_same_batches(clips, first_update):
     cfg = TrainConfig(batch_size=4, accumulation_steps=2)
-    whole = list(islice(training_batches(clips, cfg, 0, start_step=0, num_workers=0), 10))
-    rest = list(islice(training_batches(clips, cfg, 0, start_step=start_step, num_workers=0), 10 - 2 * start_step))
-    for expected, got in zip(whole[2 * start_step :], rest, strict=True):
+    whole = list(islice(training_batches(clips, cfg, 0, first_update=0, num_workers=0), 10))
+    rest = list(
+        islice(training_batches(clips, cfg, 0, first_update=first_update, num_workers=0), 10 - 2 * first_update)
+    )
+    for expected, got in zip(whole[2 * first_update :], rest, strict=True):
         assert got["index"].tolist() == expected["index"].tolist()
-        assert torch.equal(got["clip"], expected["clip"])
+        assert torch.equal(got["inputs"], expected["inputs"])
 
 
 def test_loading_draws_on_no_random_numbers_of_the_model(clips):
     state = torch.get_rng_state()
-    list(islice(training_batches(clips, TrainConfig(batch_size=4), 0, start_step=0, num_workers=0), 2))
+    list(islice(training_batches(clips, TrainConfig(batch_size=4), 0, first_update=0, num_workers=0), 2))
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -90,7 +92,7 @@ def test_a_damaged_clip_is_named_once_counted_and_left_out(tiny_experiment, tiny
     damaged.write_bytes(records[2].path.read_bytes()[:700])
     records[2] = replace(records[2], path=damaged)
     batches = training_batches(
-        build_clips(cfg, records, training=True), TrainConfig(batch_size=3), 0, start_step=0, num_workers=num_workers
+        build_clips(cfg, records, training=True), TrainConfig(batch_size=3), 0, first_update=0, num_workers=num_workers
     )
     two_epochs = list(islice(batches, 4))
     assert [len(batch["label"]) for batch in two_epochs] == [3] * 4

@@ -10,10 +10,9 @@ from diveparse.engine.device import autocast, require_trainable, seed_everything
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("precision", [Precision.BF16, Precision.FP16])
-def test_training_in_half_precision_is_refused_on_the_cpu(precision):
-    with pytest.raises(ValueError, match=f"train.precision={precision.value} needs a GPU"):
-        require_trainable(TrainConfig(precision=precision), CPU)
+def test_training_in_half_precision_is_refused_on_the_cpu():
+    with pytest.raises(ValueError, match=r"train.precision=bf16 needs a GPU, and this machine has none; use fp32"):
+        require_trainable(TrainConfig(precision=Precision.BF16), CPU)
 
 
 def test_compiling_is_refused_on_the_cpu():
@@ -42,8 +41,7 @@ def test_one_seed_gives_one_stream_from_every_generator():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize(("precision", "dtype"), [(Precision.BF16, torch.bfloat16), (Precision.FP16, torch.float16)])
-def test_a_forward_pass_on_a_gpu_is_in_the_precision_asked_for(precision, dtype):
+def test_a_forward_pass_on_a_gpu_is_in_the_precision_asked_for():
     ones = torch.ones(2, 2, device="cuda")
-    with autocast(precision, ones.device):
-        assert (ones @ ones).dtype is dtype
+    with autocast(Precision.BF16, ones.device):
+        assert (ones @ ones).dtype is torch.bfloat16

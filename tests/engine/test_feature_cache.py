@@ -10,18 +10,19 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from diveparse.configs import Config, Precision, load_config
+from diveparse.configs import Config, load_config
 from diveparse.datasets.clip_dataset import ClipDataset
+from diveparse.datasets.data_set import open_data_set
 from diveparse.datasets.dives import DIVING48
 from diveparse.datasets.diving48 import read_split
 from diveparse.datasets.records import ClipRecord
 from diveparse.datasets.splits import evaluation_clips, training_clips
 from diveparse.datasets.video import VideoError
-from diveparse.engine.batches import build_clips, evaluation_batches, features_of, stored, training_batches
+from diveparse.engine.batches import build_clips, cached_or_read, evaluation_batches, training_batches
 from diveparse.engine.evaluation.evaluate import evaluate
 from diveparse.engine.evaluation.predictions import load_predictions
 from diveparse.engine.evaluation.testing import evaluate_run
-from diveparse.engine.feature_cache import StoredClips, store_clips, stored_folder, stored_path
+from diveparse.engine.feature_cache import CachedFeatures, features_folder, features_path, fill_feature_cache
 from diveparse.engine.training import loop
 from diveparse.engine.training.loop import train
 from diveparse.models import TimeSformer, build_classifier, load_backbone, save_backbone
@@ -49,7 +50,7 @@ def options(tiny_experiment: Path, tiny_root: Path, tmp_path: Path) -> list[str]
             parameter.add_(0.1 * torch.randn_like(parameter))
     save_backbone(weights, backbone)
     frozen = ["backbone.num_frozen_blocks=1", "backbone.drop_path_rate=0", f"backbone.weights={weights}"]
-    return [f"data.root={root}", *frozen, f"train.num_stored_views={NUM_VIEWS}"]
+    return [f"data.root={root}", *frozen, f"train.num_cached_views={NUM_VIEWS}"]
 
 
 @pytest.fixture
@@ -69,9 +70,9 @@ def some_records(cfg: Config, split: str = "train", num_clips: int = 4) -> list[
 
 def store(
     cfg: Config, records: list[ClipRecord], *, training: bool, num_views: int = NUM_VIEWS, num_workers: int = 0
-) -> StoredClips:
-    clips, root = build_clips(cfg, records, training=training), Path(cfg.data.root)
-    return store_clips(backbone_of(cfg), clips, root, num_views=num_views, num_workers=num_workers)
+) -> CachedFeatures:
+    clips, root = build_clips(cfg, records, training=training), open_data_set(cfg.data).cache_root
+    return fill_feature_cache(backbone_of(cfg), clips, root, num_views=num_views, num_workers=num_workers)
 
 
 def own_views(cfg: Config, record: ClipRecord) -> list[torch.Tensor]:
@@ -95,7 +96,7 @@ def replace_video(record: ClipRecord, content: bytes) -> None:
     record.path.write_bytes(content)
 
 
-def test_stored_evaluation_clips_are_what_the_frozen_blocks_make_of_them(cfg):
+def test_cached_evaluation_features_are_what_the_frozen_blocks_make_of_them(cfg):
     records = some_records(cfg, "test", 5)
     kept, clips = store(cfg, records, training=False), build_clips(cfg, records, training=False)
     assert len(kept) == 5
@@ -103,7 +104,6 @@ def test_stored_evaluation_clips_are_what_the_frozen_blocks_make_of_them(cfg):
         item = kept[index]
         with torch.no_grad():
             expected = backbone_of(cfg).frozen_tokens(clips[index]["clip"])
-        assert item["tokens"].dtype is torch.float32
         torch.testing.assert_close(item["tokens"], expected, **FP16)  # (views, tokens, embed_dim), of one view
         assert {name: item[name] for name in ("label", "index", "problem")} == {
             name: clips[index][name] for name in ("label", "index", "problem")
@@ -111,7 +111,7 @@ def test_stored_evaluation_clips_are_what_the_frozen_blocks_make_of_them(cfg):
         assert (item["label"], item["index"]) == (record.label, index)
 
 
-def test_stored_training_views_are_those_of_the_clips_own_random_stream_and_differ(cfg):
+def test_cached_training_views_are_those_of_the_clips_own_random_stream_and_differ(cfg):
     records = some_records(cfg, num_clips=3)
     kept = store(cfg, records, training=True)
     for index, record in enumerate(records):
@@ -135,18 +135,18 @@ def test_each_epoch_takes_the_next_view_and_meets_all_before_one_comes_again(cfg
 def test_clips_begin_with_different_views_and_another_seed_with_others(cfg, tmp_path):
     records = [replace(record, name=f"clip{k}") for k, record in enumerate(some_records(cfg, num_clips=20))]
     for record in records:
-        np.save(stored_path(tmp_path, record), np.arange(NUM_VIEWS, dtype=np.float16)[:, None, None])
+        np.save(features_path(tmp_path, record), np.arange(NUM_VIEWS, dtype=np.float16)[:, None, None])
 
     def first_views(seed: int) -> list[int]:
-        kept = StoredClips(records, tmp_path, training=True, num_views=NUM_VIEWS, seed=seed)
-        return [int(kept[0, index]["tokens"].item()) for index in range(len(records))]
+        kept = CachedFeatures(records, tmp_path, training=True, num_views=NUM_VIEWS, seed=seed)
+        return [int(np.asarray(kept[0, index]["tokens"]).item()) for index in range(len(records))]
 
     assert set(first_views(0)) == set(range(NUM_VIEWS))
     assert first_views(0) == first_views(0)
     assert first_views(0) != first_views(1)
 
 
-def test_what_is_stored_is_the_same_whichever_seed_and_share_of_the_clips_asks_for_it(cfg, tmp_path):
+def test_the_cache_is_the_same_whichever_seed_and_share_of_the_clips_asks_for_it(cfg, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(cfg.data.root, elsewhere, symlinks=True)
     other = replace(cfg, seed=7, data=replace(cfg.data, root=str(elsewhere)))
@@ -165,7 +165,7 @@ def test_worker_processes_store_the_same(cfg, tmp_path):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_what_is_stored_is_not_computed_again(cfg, monkeypatch, training):
+def test_cached_features_are_not_computed_again(cfg, monkeypatch, training):
     records = some_records(cfg)
     folder = store(cfg, records[:3], training=training).folder
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
@@ -184,14 +184,14 @@ def test_what_is_stored_is_not_computed_again(cfg, monkeypatch, training):
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_a_video_that_was_replaced_since_is_stored_again(cfg):
+def test_a_video_that_was_replaced_since_is_computed_again(cfg):
     records = some_records(cfg)
     folder = store(cfg, records, training=False).folder
     before = files(folder)
     replace_video(records[1], records[2].path.read_bytes())
     kept = store(cfg, records, training=False)
     assert kept.folder == folder
-    name = stored_path(folder, records[1]).name
+    name = features_path(folder, records[1]).name
     assert {changed for changed, content in files(folder).items() if content != before[changed]} == {name}
     torch.testing.assert_close(kept[1]["tokens"], kept[2]["tokens"])
 
@@ -212,12 +212,12 @@ def change(parameter: torch.nn.Parameter) -> None:
         "backbone.num_heads=4",
     ],
 )
-def test_other_clips_or_frozen_blocks_are_stored_in_another_folder(tiny_experiment, options, cfg, override):
+def test_other_clips_or_frozen_blocks_are_cached_in_another_folder(tiny_experiment, options, cfg, override):
     other, root, folders = load_config(tiny_experiment, [*options, override]), Path(cfg.data.root), set()
     for each in (cfg, other):
         torch.manual_seed(0)  # the same weights, as far as the sizes are
         backbone = build_backbone(each.backbone, num_frames=each.clip.num_frames, image_size=each.clip.image_size)
-        folders.add(stored_folder(backbone, build_clips(each, some_records(cfg), training=True), root, NUM_VIEWS))
+        folders.add(features_folder(backbone, build_clips(each, some_records(cfg), training=True), root, NUM_VIEWS))
     assert len(folders) == 2
 
 
@@ -228,10 +228,10 @@ def test_other_frozen_weights_views_and_purposes_have_another_folder(cfg):
     for backbone, name in zip(changed, ("blocks.0.mlp.fc1.weight", "patch_embed.proj.bias", "time_embed"), strict=True):
         change(backbone.get_parameter(name))
     folders = [
-        stored_folder(backbone_of(cfg), clips, root, NUM_VIEWS),
-        stored_folder(backbone_of(cfg), clips, root, NUM_VIEWS + 1),
-        stored_folder(backbone_of(cfg), tested, root, 1),
-        *(stored_folder(backbone, clips, root, NUM_VIEWS) for backbone in changed),
+        features_folder(backbone_of(cfg), clips, root, NUM_VIEWS),
+        features_folder(backbone_of(cfg), clips, root, NUM_VIEWS + 1),
+        features_folder(backbone_of(cfg), tested, root, 1),
+        *(features_folder(backbone, clips, root, NUM_VIEWS) for backbone in changed),
     ]
     assert len(set(folders)) == len(folders)
 
@@ -243,7 +243,7 @@ def test_what_is_trained_and_which_clips_there_are_leave_the_folder_as_it_is(tin
         change(trained.get_parameter(name))
     other = load_config(tiny_experiment, [*options, "seed=3", "head.kind=flat", "train.learning_rate=0.1"])
     folders = {
-        stored_folder(backbone, build_clips(each, kept, training=True), root, NUM_VIEWS)
+        features_folder(backbone, build_clips(each, kept, training=True), root, NUM_VIEWS)
         for backbone, each, kept in (
             (backbone_of(cfg), cfg, records),
             (trained, cfg, records),
@@ -253,7 +253,7 @@ def test_what_is_trained_and_which_clips_there_are_leave_the_folder_as_it_is(tin
     assert len(folders) == 1
 
 
-def test_clips_of_a_csv_are_stored_beside_it_each_window_of_a_video_by_itself(tiny_experiment, tiny_root, options):
+def test_clips_of_a_csv_are_cached_beside_it_each_window_of_a_video_by_itself(tiny_experiment, tiny_root, options):
     first, second = read_split(tiny_root, "train")[:2]
     table = Path(options[0].partition("=")[2]).with_name("club.csv")
     rows = [f"{first.path},101B,0,0.16", f"{first.path},101B,0.16,0.32", f"{second.path},103B,,"]
@@ -274,8 +274,8 @@ def test_clips_of_a_csv_are_stored_beside_it_each_window_of_a_video_by_itself(ti
 @pytest.mark.parametrize("views", [(2, 1), (1, 3)])
 def test_more_than_one_view_of_an_evaluation_is_refused(cfg, views):
     clips = build_clips(cfg, some_records(cfg, "test"), training=False, views=views)
-    with pytest.raises(ValueError, match=r"one view for evaluation, got test views \(\d, \d\)"):
-        store_clips(backbone_of(cfg), clips, Path(cfg.data.root), num_views=1, num_workers=0)
+    with pytest.raises(ValueError, match=r"one view of an evaluation clip, got test views \(\d, \d\)"):
+        fill_feature_cache(backbone_of(cfg), clips, open_data_set(cfg.data).cache_root, num_views=1, num_workers=0)
     assert not (Path(cfg.data.root) / "cache").exists()
 
 
@@ -286,13 +286,13 @@ def test_a_damaged_video_is_named_and_what_came_before_it_is_kept(cfg, training,
     kind = ValueError if num_workers else VideoError  # a worker's complaint comes as what all of them are
     with pytest.raises(kind, match=f"^{records[2].path}: "):
         store(cfg, records, training=training, num_workers=num_workers)
-    folder = stored_folder(
+    folder = features_folder(
         backbone_of(cfg),
         build_clips(cfg, records, training=training),
-        Path(cfg.data.root),
+        open_data_set(cfg.data).cache_root,
         NUM_VIEWS if training else 1,
     )
-    assert set(files(folder)) == {stored_path(folder, record).name for record in records[:2]}
+    assert set(files(folder)) == {features_path(folder, record).name for record in records[:2]}
 
 
 def test_numbers_that_half_precision_cannot_hold_are_refused_naming_the_video(cfg):
@@ -300,8 +300,8 @@ def test_numbers_that_half_precision_cannot_hold_are_refused_naming_the_video(cf
     with torch.no_grad():
         backbone.class_token.fill_(1e6)
     clips = build_clips(cfg, records, training=False)
-    with pytest.raises(ValueError, match=f"^{records[0].path}: .* too large to store"):
-        store_clips(backbone, clips, Path(cfg.data.root), num_views=1, num_workers=0)
+    with pytest.raises(ValueError, match=f"^{records[0].path}: .* too large for fp16"):
+        fill_feature_cache(backbone, clips, open_data_set(cfg.data).cache_root, num_views=1, num_workers=0)
     assert not list(Path(cfg.data.root).rglob("*.npy"))
 
 
@@ -310,40 +310,39 @@ def test_storing_leaves_the_backbones_mode_and_the_models_random_numbers_as_they
     backbone = backbone_of(cfg).train(training)
     state = torch.get_rng_state()
     clips = build_clips(cfg, some_records(cfg, num_clips=1), training=True)
-    store_clips(backbone, clips, Path(cfg.data.root), num_views=NUM_VIEWS, num_workers=0)
+    fill_feature_cache(backbone, clips, open_data_set(cfg.data).cache_root, num_views=NUM_VIEWS, num_workers=0)
     assert backbone.training is training
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_without_stored_views_the_clips_are_read_as_they_are(tiny_experiment, options):
-    cfg = load_config(tiny_experiment, [*options, "train.num_stored_views=0"])
+def test_without_cached_views_the_clips_are_read_as_they_are(tiny_experiment, options):
+    cfg = load_config(tiny_experiment, [*options, "train.num_cached_views=0"])
     clips = build_clips(cfg, some_records(cfg), training=True)
-    assert stored(clips, build_classifier(cfg, DIVING48), cfg) is clips
+    assert cached_or_read(clips, build_classifier(cfg, DIVING48), cfg) is clips
     assert not (Path(cfg.data.root) / "cache").exists()
 
 
 @pytest.mark.parametrize("pooling", ["class_token", "mean", "queries"])
-def test_a_head_reads_the_same_features_of_stored_clips_as_of_the_clips_themselves(tiny_experiment, options, pooling):
+def test_a_head_reads_the_same_features_of_cached_clips_as_of_the_clips_themselves(tiny_experiment, options, pooling):
     cfg = load_config(tiny_experiment, [*options, f"head.pooling={pooling}"])
     model = build_classifier(cfg, DIVING48).eval()
     records = some_records(cfg)
     clips = build_clips(cfg, records, training=False)
-    inputs = stored(clips, model, cfg)
-    assert isinstance(inputs, StoredClips)
+    inputs = cached_or_read(clips, model, cfg)
+    assert isinstance(inputs, CachedFeatures)
     (batch,) = evaluation_batches(inputs, batch_size=4, num_workers=0)
-    (unstored,) = evaluation_batches(clips, batch_size=4, num_workers=0)
+    (uncached,) = evaluation_batches(clips, batch_size=4, num_workers=0)
     with torch.no_grad():
-        got = features_of(model, {"tokens": batch["tokens"][:, 0]}, Precision.FP32)
-        expected = features_of(model, {"clip": unstored["clip"][:, 0]}, Precision.FP32)
+        got, expected = model.features(batch["inputs"][:, 0]), model.features(uncached["inputs"][:, 0])
     torch.testing.assert_close(got, expected, rtol=0.01, atol=0.01)
-    assert batch["index"].tolist() == unstored["index"].tolist()
+    assert batch["index"].tolist() == uncached["index"].tolist()
 
 
-def test_batches_of_stored_clips_come_in_the_order_of_those_that_are_not(cfg):
+def test_batches_of_cached_clips_come_in_the_order_of_those_that_are_not(cfg):
     records = some_records(cfg, num_clips=8)
     clips, inputs = build_clips(cfg, records, training=True), store(cfg, records, training=True)
     batches, others = (
-        list(islice(training_batches(each, cfg.train, cfg.seed, start_step=1, num_workers=0), 4))
+        list(islice(training_batches(each, cfg.train, cfg.seed, first_update=1, num_workers=0), 4))
         for each in (inputs, clips)
     )
     assert [batch["index"].tolist() for batch in batches] == [batch["index"].tolist() for batch in others]
@@ -351,10 +350,10 @@ def test_batches_of_stored_clips_come_in_the_order_of_those_that_are_not(cfg):
     assert all(batch["num_damaged"] == 0 for batch in batches)
     for number, batch in enumerate(batches):  # of epochs 1, 1, 2 and 2
         for row, index in enumerate(batch["index"].tolist()):
-            assert torch.equal(batch["tokens"][row], inputs[1 + number // 2, index]["tokens"])
+            assert torch.equal(batch["inputs"][row], inputs[1 + number // 2, index]["tokens"])
 
 
-def test_training_on_stored_clips_learns_a_handful_of_them_by_heart(tiny_experiment, options):
+def test_training_on_cached_clips_learns_a_handful_of_them_by_heart(tiny_experiment, options):
     sizes = ["train.num_epochs=12", "train.batch_size=8", "train.accumulation_steps=1", "train.checkpoint_every=99"]
     run = train(load_config(tiny_experiment, [*options, *sizes, "train.learning_rate=0.01"]))
     events = EventAccumulator(str(run)).Reload()
@@ -364,7 +363,7 @@ def test_training_on_stored_clips_learns_a_handful_of_them_by_heart(tiny_experim
     assert max(point.value for point in events.Scalars("val/top1")) == 1.0  # the colour tells the dive
 
 
-def test_training_reads_no_video_once_its_clips_are_stored(tiny_experiment, options, monkeypatch):
+def test_training_reads_no_video_once_its_clips_are_cached(tiny_experiment, options, monkeypatch):
     cfg = load_config(tiny_experiment, [*options, "train.num_epochs=1"])
     whole = train(cfg)
 
@@ -392,7 +391,7 @@ def stop_in_update(step: int) -> Callable[..., object]:
 
 
 @pytest.mark.parametrize("step", [1, 4, 7])  # before any checkpoint, in the first epoch, in the second
-def test_resuming_on_stored_clips_after_a_stop_equals_not_stopping(cfg, monkeypatch, step, assert_same_run):
+def test_resuming_on_cached_clips_after_a_stop_equals_not_stopping(cfg, monkeypatch, step, assert_same_run):
     whole = train(replace(cfg, name="whole"))
     with monkeypatch.context() as patch:
         patch.setattr(loop, "compute_loss", stop_in_update(step))
@@ -409,7 +408,7 @@ def run(tiny_experiment: Path, options: list[str]) -> Path:
 
 
 @pytest.mark.parametrize(("split", "prefix"), [("val", "validation_"), ("test", "")])
-def test_a_test_on_stored_clips_predicts_what_the_model_predicts_of_the_clips_themselves(run, split, prefix):
+def test_a_test_on_cached_clips_predicts_what_the_model_predicts_of_the_clips_themselves(run, split, prefix):
     metrics = evaluate_run(run, [], split=split)
     got, dive_set = load_predictions(run / f"{prefix}predictions.safetensors")
     model, cfg = DiveClassifier.load(run), load_config(run / "config.yaml", [])
@@ -427,8 +426,8 @@ def test_a_test_on_stored_clips_predicts_what_the_model_predicts_of_the_clips_th
     assert metrics["nll"] == pytest.approx(-expected.dive_log_probs[rows, expected.labels].mean(), abs=1e-2)
 
 
-def test_a_test_of_more_views_of_a_run_on_stored_clips_is_refused_and_writes_nothing(run):
+def test_a_test_of_more_views_of_a_run_on_cached_clips_is_refused_and_writes_nothing(run):
     before = {path.name for path in run.iterdir()}
-    with pytest.raises(ValueError, match=r"one view for evaluation, got test views \(2, 1\)"):
+    with pytest.raises(ValueError, match=r"train.num_cached_views must be 0 with more than one test view"):
         evaluate_run(run, ["test.num_temporal_views=2"], split="test")
     assert {path.name for path in run.iterdir()} == before

@@ -14,9 +14,9 @@ def cfg(tiny_experiment):
 
 
 def test_a_new_run_begins_with_its_config(cfg):
-    folder = open_run(cfg, resume=False)
-    assert folder == run_folder(cfg)
-    assert load_config(folder / "config.yaml", []) == cfg
+    run = open_run(cfg, resume=False)
+    assert run.path == run_folder(cfg)
+    assert load_config(run.config, []) == cfg
 
 
 def test_a_config_that_a_kill_cut_short_does_not_keep_the_run_from_beginning(cfg):
@@ -28,22 +28,22 @@ def test_a_config_that_a_kill_cut_short_does_not_keep_the_run_from_beginning(cfg
 
 
 def test_a_damaged_config_is_refused_by_name(cfg):
-    folder = open_run(cfg, resume=False)
-    (folder / "config.yaml").write_text("name: [")
+    run = open_run(cfg, resume=False)
+    run.config.write_text("name: [")
     with pytest.raises(ValueError, match=r"config\.yaml"):
         open_run(cfg, resume=True)
 
 
 def test_each_session_of_a_run_is_recorded(cfg, monkeypatch, caplog):
-    folder = open_run(cfg, resume=False)
-    record_environment(folder, cfg.seed)
-    begun = json.loads((folder / "environment.json").read_text())
-    record_environment(folder, cfg.seed)
+    run = open_run(cfg, resume=False)
+    record_environment(run, cfg.seed)
+    begun = json.loads(run.environment.read_text())
+    record_environment(run, cfg.seed)
     assert "may not repeat to the bit" not in caplog.text
-    assert json.loads((folder / "environment.json").read_text()) == {**begun, "resumed": [begun]}
+    assert json.loads(run.environment.read_text()) == {**begun, "resumed": [begun]}
 
     monkeypatch.setattr(engine_run, "describe_environment", lambda seed: {**begun, "python": "2.7"})
     with caplog.at_level(logging.WARNING):
-        record_environment(folder, cfg.seed)
-    assert "not what the run began with: python; it may not repeat to the bit" in caplog.text
-    assert len(json.loads((folder / "environment.json").read_text())["resumed"]) == 2
+        record_environment(run, cfg.seed)
+    assert "changed since the run began: python; it may not repeat to the bit" in caplog.text
+    assert len(json.loads(run.environment.read_text())["resumed"]) == 2

@@ -29,6 +29,10 @@ def make_head(kind: HeadKind, dive_set: DiveSet = DIVING48, **options: float) ->
     return head
 
 
+def loss_of(head: Head, features: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    return head.loss(head(features), targets)
+
+
 @pytest.fixture
 def features() -> Tensor:
     return torch.randn(16, EMBED_DIM, generator=torch.Generator().manual_seed(1))
@@ -42,33 +46,39 @@ def labels() -> Tensor:
 @pytest.mark.parametrize("kind", HeadKind)
 def test_every_distribution_sums_to_one(kind: HeadKind, features: Tensor) -> None:
     head = make_head(kind)
-    dive_log_probs = head.dive_log_probs(features)
+    dive_log_probs = head(features).log_probs()
     assert dive_log_probs.shape == (16, 48)
     torch.testing.assert_close(dive_log_probs.exp().sum(-1), torch.ones(16))
-    attribute_log_probs = head.attribute_log_probs(features)
-    assert list(attribute_log_probs) == list(ATTRIBUTES)
-    for name, log_probs in attribute_log_probs.items():
-        assert log_probs.shape == (16, len(DIVING48.values[name]))
-        torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(16))
+    for attribute_log_probs in (head(features).own_log_probs(), head(features).marginals()):
+        assert list(attribute_log_probs) == list(ATTRIBUTES)
+        for name, log_probs in attribute_log_probs.items():
+            assert log_probs.shape == (16, len(DIVING48.values[name]))
+            torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(16))
 
 
 @pytest.mark.parametrize("kind", HeadKind)
 def test_every_parameter_gets_a_gradient(kind: HeadKind, features: Tensor, labels: Tensor) -> None:
     head = make_head(kind)
-    loss, _ = head.loss(features, labels)
+    loss, _ = loss_of(head, features, labels)
     loss.backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in head.parameters())
 
 
-@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"ordinal_weight": 2.0}, {"logit_adjustment": 1.0}])
-@pytest.mark.parametrize("kind", HeadKind)
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [(kind, options) for kind in HeadKind for options in ({}, {"label_smoothing": 0.1}, {"logit_adjustment": 1.0})]
+    + [
+        (HeadKind.CONSTRAINED, {"ordinal_weight": 2.0}),
+        (HeadKind.JOINT, {"ordinal_weight": 2.0, "auxiliary_weight": 1.0}),
+    ],
+)
 def test_certain_probabilities_are_labels(
     kind: HeadKind, options: dict[str, float], features: Tensor, labels: Tensor
 ) -> None:
     head = make_head(kind, **options)
     head.set_class_counts(torch.arange(len(DIVING48)))
-    loss, terms = head.loss(features, labels)
-    soft_loss, soft_terms = head.loss(features, F.one_hot(labels, len(DIVING48)).float())
+    loss, terms = loss_of(head, features, labels)
+    soft_loss, soft_terms = loss_of(head, features, F.one_hot(labels, len(DIVING48)).float())
     torch.testing.assert_close(soft_loss, loss)
     torch.testing.assert_close(soft_terms, terms)
 
@@ -80,8 +90,8 @@ def test_the_loss_of_mixed_labels_is_the_mixture_of_their_losses(
     head = make_head(kind, label_smoothing=0.1)
     others = labels.roll(1)
     shares = 0.3 * F.one_hot(labels, len(DIVING48)) + 0.7 * F.one_hot(others, len(DIVING48))
-    expected = 0.3 * head.loss(features, labels)[0] + 0.7 * head.loss(features, others)[0]
-    torch.testing.assert_close(head.loss(features, shares)[0], expected)
+    expected = 0.3 * loss_of(head, features, labels)[0] + 0.7 * loss_of(head, features, others)[0]
+    torch.testing.assert_close(loss_of(head, features, shares)[0], expected)
 
 
 @pytest.mark.parametrize("kind", HeadKind)
@@ -91,24 +101,26 @@ def test_descending_the_loss_teaches_a_handful_of_clips(kind: HeadKind, features
     optimizer = torch.optim.Adam(head.parameters(), lr=0.1)
     for _ in range(100):
         optimizer.zero_grad()
-        head.loss(features, labels)[0].backward()
+        loss_of(head, features, labels)[0].backward()
         optimizer.step()
-    assert torch.equal(head.decode(features), labels)
-    assert torch.equal(head.named_labels(features), labels)
+    scores = head(features)
+    assert torch.equal(scores.argmax(), labels)
+    for name, row in zip(ATTRIBUTES, slot_table(DIVING48), strict=True):
+        assert torch.equal(scores.marginals()[name].argmax(-1), row[labels])
 
 
 def test_flat_loss_is_minus_the_log_probability_of_the_label(features: Tensor, labels: Tensor) -> None:
     head = make_head(HeadKind.FLAT)
-    loss, terms = head.loss(features, labels)
-    torch.testing.assert_close(loss, F.nll_loss(head.dive_log_probs(features), labels))
+    loss, terms = loss_of(head, features, labels)
+    torch.testing.assert_close(loss, F.nll_loss(head(features).log_probs(), labels))
     assert terms == {"flat": loss.detach()}
 
 
 @pytest.mark.parametrize("kind", [HeadKind.INDEPENDENT, HeadKind.CONSTRAINED])
 def test_loss_without_a_joint_term_is_the_score_of_the_label(kind: HeadKind, features: Tensor, labels: Tensor) -> None:
     head = make_head(kind)
-    loss, terms = head.loss(features, labels)
-    independent = score(head.attribute_log_probs(features), slot_table(DIVING48))  # (batch, num_dives)
+    loss, terms = loss_of(head, features, labels)
+    independent = score(head(features).own_log_probs(), slot_table(DIVING48))  # (batch, num_dives)
     torch.testing.assert_close(loss, F.nll_loss(independent, labels))
     assert tuple(terms) == ATTRIBUTES
     torch.testing.assert_close(sum(terms.values()), loss.detach())
@@ -119,49 +131,49 @@ def test_joint_loss_is_the_likelihood_over_the_set_plus_the_weighted_cross_entro
     auxiliary_weight: float, features: Tensor, labels: Tensor
 ) -> None:
     head = make_head(HeadKind.JOINT, auxiliary_weight=auxiliary_weight)
-    loss, terms = head.loss(features, labels)
-    joint = F.nll_loss(head.dive_log_probs(features), labels)
-    independent = score(head.attribute_log_probs(features), slot_table(DIVING48))
+    loss, terms = loss_of(head, features, labels)
+    joint = F.nll_loss(head(features).log_probs(), labels)
+    independent = score(head(features).own_log_probs(), slot_table(DIVING48))
     torch.testing.assert_close(loss, joint + auxiliary_weight * F.nll_loss(independent, labels))
-    assert set(terms) == {"joint", *ATTRIBUTES}
+    assert set(terms) == {"joint"} | (set(ATTRIBUTES) if auxiliary_weight else set())
     assert not any(term.requires_grad for term in terms.values())
     # the two likelihoods differ by the probability that the heads leave on dives that exist
     log_mass = independent.logsumexp(-1).mean()
-    torch.testing.assert_close(terms["joint"], (sum(terms[name] for name in ATTRIBUTES) + log_mass).detach())
+    torch.testing.assert_close(terms["joint"], (F.nll_loss(independent, labels) + log_mass).detach())
 
 
 def test_only_the_independent_heads_may_answer_with_no_dive(features: Tensor) -> None:
     heads = {kind: make_head(kind) for kind in STRUCTURED}
-    named = heads[HeadKind.INDEPENDENT].named_labels(features)
+    named = heads[HeadKind.INDEPENDENT](features).spelt()
     assert (named == -1).any()
     assert (named != -1).any()
-    assert torch.equal(heads[HeadKind.INDEPENDENT].decode(features), named)
+    assert torch.equal(heads[HeadKind.INDEPENDENT](features).argmax(), named)
     for kind in (HeadKind.CONSTRAINED, HeadKind.JOINT):
-        assert torch.equal(heads[kind].named_labels(features), named)
-        decoded = heads[kind].decode(features)
+        assert torch.equal(heads[kind](features).spelt(), named)
+        decoded = heads[kind](features).argmax()
         assert (decoded != -1).all()
         assert torch.equal(decoded[named != -1], named[named != -1])  # where the argmaxes spell a dive it is the best
 
 
 def test_a_flat_head_names_what_it_decodes(features: Tensor) -> None:
     head = make_head(HeadKind.FLAT)
-    assert torch.equal(head.named_labels(features), head.decode(features))
+    assert torch.equal(head(features).spelt(), head(features).argmax())
 
 
 @pytest.mark.parametrize("kind", HeadKind)
 def test_reading_out_over_a_subset_renormalises_its_classes(kind: HeadKind, features: Tensor) -> None:
     head = make_head(kind)
     columns = [DIVING48.label_of(dive) for dive in SUBSET]
-    expected = head.dive_log_probs(features)[:, columns].log_softmax(-1)
-    torch.testing.assert_close(head.dive_log_probs(features, SUBSET), expected)
+    expected = head(features).log_probs()[:, columns].log_softmax(-1)
+    torch.testing.assert_close(head(features).log_probs(SUBSET), expected)
 
 
 @pytest.mark.parametrize("kind", STRUCTURED)
 def test_structured_heads_read_out_over_dives_they_never_saw(kind: HeadKind, features: Tensor) -> None:
     head = make_head(kind)
     assert not any(dive in DIVING48 for dive in UNSEEN)
-    dive_log_probs = head.dive_log_probs(features, UNSEEN)
-    attributes = head.attribute_log_probs(features)
+    dive_log_probs = head(features).log_probs(UNSEEN)
+    attributes = head(features).own_log_probs()
     for clip in range(len(features)):
         scores = [
             sum(
@@ -177,25 +189,25 @@ def test_structured_heads_read_out_over_dives_they_never_saw(kind: HeadKind, fea
 def test_structured_heads_read_out_over_every_dive_that_their_values_express(features: Tensor) -> None:
     dives = WORLD_AQUATICS.expressible(DIVING48.values)
     assert len(dives) > len(DIVING48)
-    dive_log_probs = make_head(HeadKind.JOINT).dive_log_probs(features, dives)
+    dive_log_probs = make_head(HeadKind.JOINT)(features).log_probs(dives)
     torch.testing.assert_close(dive_log_probs.exp().sum(-1), torch.ones(16))
 
 
 def test_a_flat_head_refuses_dives_that_are_not_its_classes(features: Tensor) -> None:
     with pytest.raises(ValueError, match=r"3 of unseen are not among them: 5251B, 104C, 105A"):
-        make_head(HeadKind.FLAT).dive_log_probs(features, UNSEEN)
+        make_head(HeadKind.FLAT)(features).log_probs(UNSEEN)
 
 
 def test_structured_heads_refuse_a_dive_that_needs_an_unknown_value(features: Tensor) -> None:
     with pytest.raises(ValueError, match="612B needs the takeoff 'armstand forward'"):
-        make_head(HeadKind.JOINT).dive_log_probs(features, DiveSet.from_numbers(["612B"]))
+        make_head(HeadKind.JOINT)(features).log_probs(DiveSet.from_numbers(["612B"]))
 
 
 @pytest.mark.parametrize("kind", HeadKind)
 def test_permuting_the_batch_permutes_the_answers(kind: HeadKind, features: Tensor) -> None:
     head, order = make_head(kind), torch.randperm(16, generator=torch.Generator().manual_seed(3))
-    torch.testing.assert_close(head.dive_log_probs(features[order]), head.dive_log_probs(features)[order])
-    assert torch.equal(head.decode(features[order]), head.decode(features)[order])
+    torch.testing.assert_close(head(features[order]).log_probs(), head(features).log_probs()[order])
+    assert torch.equal(head(features[order]).argmax(), head(features).argmax()[order])
 
 
 def test_a_head_saves_its_weights_and_not_what_follows_from_its_set() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diveparse.configs import HeadConfig, HeadKind
 from diveparse.datasets.dives import ATTRIBUTES, DIVING48, WORLD_AQUATICS, DiveSet
-from diveparse.heads import FlatHead, JointHeads, PairwiseHeads, ResidualHeads, build_head
+from diveparse.heads import FlatHead, Head, JointHeads, PairwiseHeads, ResidualHeads, build_head
 from diveparse.heads.recombine import score, slot_table
 
 EMBED_DIM = 12
@@ -48,7 +48,7 @@ def zero(*modules: torch.nn.Module) -> None:
 
 def scores_by_hand(head: PairwiseHeads, features: Tensor, dive_set: DiveSet) -> list[list[float]]:
     """What each clip gives each dive: four log-probabilities, six pairs, and the dive's own score if it has one."""
-    attributes = {name: log_probs.tolist() for name, log_probs in head.attribute_log_probs(features).items()}
+    attributes = {name: log_probs.tolist() for name, log_probs in head(features).own_log_probs().items()}
     pairs = [linear(features).tolist() for linear in head.pairs]
     residuals = head.residual(features).tolist() if isinstance(head, ResidualHeads) else None
     values = [head.dive_set.values[name] for name in ATTRIBUTES]
@@ -67,6 +67,10 @@ def scores_by_hand(head: PairwiseHeads, features: Tensor, dive_set: DiveSet) -> 
     return rows
 
 
+def loss_of(head: Head, features: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    return head.loss(head(features), targets)
+
+
 @pytest.fixture
 def features() -> Tensor:
     return torch.randn(6, EMBED_DIM, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -82,38 +86,38 @@ def labels() -> Tensor:
 def test_a_new_head_is_exactly_the_joint_one(kind: HeadKind, dive_set: DiveSet, features: Tensor) -> None:
     head = build_head(HeadConfig(kind=kind), EMBED_DIM, DIVING48).double()
     assert isinstance(head, PairwiseHeads)
-    answers = head.dive_log_probs(features, dive_set)
-    assert torch.equal(answers, joint_beside(head).dive_log_probs(features, dive_set))
+    answers = head(features).log_probs(dive_set)
+    assert torch.equal(answers, joint_beside(head)(features).log_probs(dive_set))
     assert answers.std() > 0
-    assert not head.corrections(features).any()
+    assert not head(features).corrections().any()
 
 
 @pytest.mark.parametrize("kind", CORRECTED)
 @pytest.mark.parametrize("dive_set", [DIVING48, SUBSET, UNSEEN, EXPRESSIBLE], ids=lambda dive_set: dive_set.name)
 def test_scores_equal_adding_up_every_dive_by_hand(kind: HeadKind, dive_set: DiveSet, features: Tensor) -> None:
     head = make_head(kind)
-    scores, dive_log_probs = head.scores(features, dive_set), head.dive_log_probs(features, dive_set)
+    scores, dive_log_probs = head(features).scores(dive_set), head(features).log_probs(dive_set)
     for clip, expected in enumerate(scores_by_hand(head, features, dive_set)):
         assert scores[clip].tolist() == pytest.approx(expected, abs=1e-9)
         log_normaliser = math.log(sum(map(math.exp, expected)))
         assert dive_log_probs[clip].tolist() == pytest.approx([s - log_normaliser for s in expected], abs=1e-9)
         best = max(range(len(dive_set)), key=expected.__getitem__)
-        assert head.decode(features, dive_set)[clip] == best
+        assert head(features).argmax(dive_set)[clip] == best
 
 
 @pytest.mark.parametrize("kind", CORRECTED)
 def test_asking_for_the_own_set_by_name_changes_nothing(kind: HeadKind, features: Tensor) -> None:
     head = make_head(kind)
-    assert torch.equal(head.scores(features, DiveSet(DIVING48.dives, "again")), head.scores(features))
+    assert torch.equal(head(features).scores(DiveSet(DIVING48.dives, "again")), head(features).scores())
 
 
 def test_without_pairs_a_residual_head_is_the_joint_one_plus_a_score_for_each_dive(features: Tensor) -> None:
     head = make_head(HeadKind.RESIDUAL)
     assert isinstance(head, ResidualHeads)
     zero(head.pairs)
-    expected = joint_beside(head).scores(features) + head.residual(features)
-    torch.testing.assert_close(head.scores(features), expected)
-    torch.testing.assert_close(head.dive_log_probs(features), expected.log_softmax(-1))
+    expected = joint_beside(head)(features).scores() + head.residual(features)
+    torch.testing.assert_close(head(features).scores(), expected)
+    torch.testing.assert_close(head(features).log_probs(), expected.log_softmax(-1))
 
 
 @pytest.mark.parametrize("dive_set", [DIVING48, SUBSET], ids=lambda dive_set: dive_set.name)
@@ -124,18 +128,18 @@ def test_with_nothing_but_its_residuals_a_head_is_the_flat_one(dive_set: DiveSet
     flat = build_head(HeadConfig(kind=HeadKind.FLAT), EMBED_DIM, DIVING48).double()
     assert isinstance(flat, FlatHead)
     flat.linear.load_state_dict(head.residual.state_dict())
-    torch.testing.assert_close(head.dive_log_probs(features, dive_set), flat.dive_log_probs(features, dive_set))
-    assert torch.equal(head.decode(features, dive_set), flat.decode(features, dive_set))
+    torch.testing.assert_close(head(features).log_probs(dive_set), flat(features).log_probs(dive_set))
+    assert torch.equal(head(features).argmax(dive_set), flat(features).argmax(dive_set))
 
 
 def test_a_dive_outside_the_set_has_no_residual(features: Tensor) -> None:
     head = make_head(HeadKind.RESIDUAL)
     assert isinstance(head, ResidualHeads)
     mixed = DiveSet((UNSEEN[0], DIVING48[7], UNSEEN[1], DIVING48[47], UNSEEN[2]), "mixed")
-    with_residual = head.scores(features, mixed)
+    with_residual = head(features).scores(mixed)
     own = head.residual(features)
     zero(head.residual)
-    added = with_residual - head.scores(features, mixed)
+    added = with_residual - head(features).scores(mixed)
     torch.testing.assert_close(added[:, [1, 3]], own[:, [7, 47]])
     assert not added[:, [0, 2, 4]].any()
 
@@ -147,13 +151,13 @@ def test_the_loss_is_the_joint_one_plus_the_penalty_on_what_is_added(
     kind: HeadKind, penalty: float, auxiliary_weight: float, features: Tensor, labels: Tensor
 ) -> None:
     head = make_head(kind, correction_penalty=penalty, auxiliary_weight=auxiliary_weight)
-    loss, terms = head.loss(features, labels)
-    joint = F.nll_loss(head.dive_log_probs(features), labels)
+    loss, terms = loss_of(head, features, labels)
+    joint = F.nll_loss(head(features).log_probs(), labels)
     # the score of the label under independent attributes is the sum of its four log-probabilities
-    auxiliary = F.nll_loss(score(head.attribute_log_probs(features), slot_table(DIVING48)), labels)
-    square = (head.scores(features) - joint_beside(head).scores(features)).square().mean()
+    auxiliary = F.nll_loss(score(head(features).own_log_probs(), slot_table(DIVING48)), labels)
+    square = (head(features).scores() - joint_beside(head)(features).scores()).square().mean()
     torch.testing.assert_close(loss, joint + auxiliary_weight * auxiliary + penalty * square)
-    assert set(terms) == {"joint", *ATTRIBUTES, "correction"}
+    assert set(terms) == {"joint", "correction"} | (set(ATTRIBUTES) if auxiliary_weight else set())
     assert not any(term.requires_grad for term in terms.values())
     torch.testing.assert_close(terms["joint"], joint.detach())
     torch.testing.assert_close(terms["correction"], square.detach())
@@ -163,16 +167,16 @@ def test_the_loss_is_the_joint_one_plus_the_penalty_on_what_is_added(
 def test_what_the_attributes_say_is_not_corrected(kind: HeadKind, features: Tensor) -> None:
     head = make_head(kind)
     joint = joint_beside(head)
-    assert torch.equal(head.named_labels(features), joint.named_labels(features))
-    for name, log_probs in joint.attribute_log_probs(features).items():
-        assert torch.equal(head.attribute_log_probs(features)[name], log_probs)
-    assert not torch.equal(head.decode(features), joint.decode(features))
+    assert torch.equal(head(features).spelt(), joint(features).spelt())
+    for name, log_probs in joint(features).own_log_probs().items():
+        assert torch.equal(head(features).own_log_probs()[name], log_probs)
+    assert not torch.equal(head(features).argmax(), joint(features).argmax())
 
 
 @pytest.mark.parametrize("kind", CORRECTED)
 def test_pairs_and_residuals_read_the_mean_of_four_features(kind: HeadKind) -> None:
     head = make_head(kind)
     own = torch.randn(6, 4, EMBED_DIM, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    expected = head.corrections((own[:, 0] + own[:, 1] + own[:, 2] + own[:, 3]) / 4)
-    torch.testing.assert_close(head.corrections(own), expected)
-    torch.testing.assert_close(head.scores(own), joint_beside(head).scores(own) + expected)
+    expected = head((own[:, 0] + own[:, 1] + own[:, 2] + own[:, 3]) / 4).corrections()
+    torch.testing.assert_close(head(own).corrections(), expected)
+    torch.testing.assert_close(head(own).scores(), joint_beside(head)(own).scores() + expected)

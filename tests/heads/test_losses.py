@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -10,11 +11,21 @@ from torch import Tensor
 from diveparse.configs import HeadConfig, HeadKind
 from diveparse.datasets.dives import ATTRIBUTES, COUNTS, DIVING48, DIVING48_TRAIN_COUNTS
 from diveparse.heads import AttributeHeads, FlatHead, Head, JointHeads, build_head
-from diveparse.heads.losses import LearnedWeights, class_log_prior, earth_mover_distance
+from diveparse.heads.losses import UncertaintyWeighting, class_log_prior, earth_mover_distance
 
 EMBED_DIM = 12
 STRUCTURED = [kind for kind in HeadKind if kind is not HeadKind.FLAT]
 CLASS_COUNTS = torch.tensor(DIVING48_TRAIN_COUNTS)
+CROSS_ENTROPIES = {"uncertainty_weighting": True, "ordinal_weight": 0.5}
+AUXILIARY = {"auxiliary_weight": 0.7}
+OWN_OPTIONS: dict[HeadKind, dict[str, Any]] = {  # every option that changes the loss of a kind
+    HeadKind.INDEPENDENT: CROSS_ENTROPIES,
+    HeadKind.CONSTRAINED: CROSS_ENTROPIES,
+    HeadKind.JOINT: CROSS_ENTROPIES | AUXILIARY,
+    HeadKind.PAIRWISE: CROSS_ENTROPIES | AUXILIARY | {"correction_penalty": 0.1},
+    HeadKind.RESIDUAL: CROSS_ENTROPIES | AUXILIARY | {"correction_penalty": 0.1},
+    HeadKind.FLAT: {},
+}
 HALF_TURNS = [DIVING48.values[name] for name in COUNTS] + [(0, 1, 5), (2, 9)]
 
 
@@ -45,10 +56,10 @@ def loss_by_hand(head: Head, features: Tensor, labels: Tensor, counts: Sequence[
     prior = [1.0] * len(DIVING48) if counts is None else [(n + 1) / (sum(counts) + len(counts)) for n in counts]
     of_dives = torch.tensor([adjustment * math.log(p) for p in prior])
     if isinstance(head, FlatHead):
-        return cross_entropy_by_hand(head.logits(features) + of_dives, labels, smoothing)
+        return cross_entropy_by_hand(head(features).scores() + of_dives, labels, smoothing)
     assert isinstance(head, AttributeHeads)
     auxiliary = 0.0
-    for name, log_probs in head.attribute_log_probs(features).items():
+    for name, log_probs in head(features).own_log_probs().items():
         values = DIVING48.values[name]
         of_values = dict.fromkeys(values, 0.0)
         for dive, p in zip(DIVING48, prior, strict=True):
@@ -58,8 +69,22 @@ def loss_by_hand(head: Head, features: Tensor, labels: Tensor, counts: Sequence[
         auxiliary += cross_entropy_by_hand(log_probs + shift, targets, smoothing)
     if not isinstance(head, JointHeads):
         return auxiliary
-    joint = cross_entropy_by_hand(head.scores(features) + of_dives, labels, smoothing)
+    joint = cross_entropy_by_hand(head(features).scores() + of_dives, labels, smoothing)
     return joint + head.cfg.auxiliary_weight * auxiliary
+
+
+def likelihoods_of(kind: HeadKind) -> dict[str, Any]:
+    """Options by which a loss is its cross-entropies alone, the auxiliary ones with their weight."""
+    own = OWN_OPTIONS[kind]
+    return {
+        name: 0.0 if name == "correction_penalty" else value
+        for name, value in own.items()
+        if name not in CROSS_ENTROPIES
+    }
+
+
+def loss_of(head: Head, features: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    return head.loss(head(features), targets)
 
 
 @pytest.fixture
@@ -126,9 +151,9 @@ def test_the_prior_sums_to_one_and_gives_every_dive_one_clip_more() -> None:
 def test_adjusted_logits_are_raised_by_the_log_prior_of_their_class(
     kind: HeadKind, adjustment: float, features: Tensor, labels: Tensor
 ) -> None:
-    head = make_head(kind, logit_adjustment=adjustment, auxiliary_weight=0.7, correction_penalty=0.0)
+    head = make_head(kind, logit_adjustment=adjustment, **likelihoods_of(kind))
     head.set_class_counts(CLASS_COUNTS)
-    loss, _ = head.loss(features, labels)
+    loss, _ = loss_of(head, features, labels)
     assert loss.item() == pytest.approx(loss_by_hand(head, features, labels, DIVING48_TRAIN_COUNTS), rel=1e-6)
     assert loss.item() != pytest.approx(loss_by_hand(head, features, labels), rel=1e-3)
 
@@ -138,8 +163,8 @@ def test_answers_are_not_adjusted(kind: HeadKind, features: Tensor) -> None:
     head = make_head(kind, logit_adjustment=1.0)
 
     def answers() -> list[Tensor]:
-        single = [head.dive_log_probs(features), head.decode(features), head.named_labels(features)]
-        return [*single, *head.attribute_log_probs(features).values()]
+        single = [head(features).log_probs(), head(features).argmax(), head(features).spelt()]
+        return [*single, *head(features).own_log_probs().values()]
 
     before = answers()
     head.set_class_counts(CLASS_COUNTS)
@@ -151,16 +176,16 @@ def test_class_counts_change_nothing_unless_logits_are_to_be_adjusted(
     kind: HeadKind, features: Tensor, labels: Tensor
 ) -> None:
     head = make_head(kind)
-    before, _ = head.loss(features, labels)
+    before, _ = loss_of(head, features, labels)
     head.set_class_counts(CLASS_COUNTS)
-    assert torch.equal(head.loss(features, labels)[0], before)
+    assert torch.equal(loss_of(head, features, labels)[0], before)
 
 
 def test_counts_that_are_all_alike_leave_a_flat_loss_as_it_was(features: Tensor, labels: Tensor) -> None:
     head = make_head(HeadKind.FLAT, logit_adjustment=1.0)
     head.set_class_counts(torch.full((48,), 30))
-    plain, _ = make_head(HeadKind.FLAT).loss(features, labels)
-    torch.testing.assert_close(head.loss(features, labels)[0], plain)
+    plain, _ = loss_of(make_head(HeadKind.FLAT), features, labels)
+    torch.testing.assert_close(loss_of(head, features, labels)[0], plain)
 
 
 def test_class_counts_are_not_saved_with_a_head() -> None:
@@ -173,8 +198,8 @@ def test_class_counts_are_not_saved_with_a_head() -> None:
 @pytest.mark.parametrize("kind", HeadKind)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_every_cross_entropy_is_smoothed(kind: HeadKind, smoothing: float, features: Tensor, labels: Tensor) -> None:
-    head = make_head(kind, label_smoothing=smoothing, auxiliary_weight=0.7, correction_penalty=0.0)
-    loss, _ = head.loss(features, labels)
+    head = make_head(kind, label_smoothing=smoothing, **likelihoods_of(kind))
+    loss, _ = loss_of(head, features, labels)
     assert loss.item() == pytest.approx(loss_by_hand(head, features, labels), rel=1e-9)
 
 
@@ -182,10 +207,10 @@ def test_every_cross_entropy_is_smoothed(kind: HeadKind, smoothing: float, featu
 def test_the_distance_of_both_counts_joins_the_attribute_losses(
     kind: HeadKind, features: Tensor, labels: Tensor
 ) -> None:
-    plain, plain_terms = make_head(kind, auxiliary_weight=0.7).loss(features, labels)
-    head = make_head(kind, auxiliary_weight=0.7, ordinal_weight=3.0)
-    loss, terms = head.loss(features, labels)
-    log_probs = head.attribute_log_probs(features)
+    plain, plain_terms = loss_of(make_head(kind, **likelihoods_of(kind)), features, labels)
+    head = make_head(kind, ordinal_weight=3.0, **likelihoods_of(kind))
+    loss, terms = loss_of(head, features, labels)
+    log_probs = head(features).own_log_probs()
     distances = {}
     for name in COUNTS:
         values = DIVING48.values[name]
@@ -198,10 +223,11 @@ def test_the_distance_of_both_counts_joins_the_attribute_losses(
 
 
 @pytest.mark.parametrize("kind", STRUCTURED)
-def test_learned_weights_start_as_the_plain_sum(kind: HeadKind, features: Tensor, labels: Tensor) -> None:
-    plain, plain_terms = make_head(kind).loss(features, labels)
-    head = make_head(kind, learned_weights=True)
-    loss, terms = head.loss(features, labels)
+def test_uncertainty_weighting_starts_as_the_plain_sum(kind: HeadKind, features: Tensor, labels: Tensor) -> None:
+    weight = {"auxiliary_weight": 1.0} if "auxiliary_weight" in OWN_OPTIONS[kind] else {}
+    plain, plain_terms = loss_of(make_head(kind, **weight), features, labels)
+    head = make_head(kind, uncertainty_weighting=True, **weight)
+    loss, terms = loss_of(head, features, labels)
     torch.testing.assert_close(loss, plain)
     torch.testing.assert_close(terms, plain_terms)  # as they are, not as they are weighed
     loss.backward()
@@ -211,8 +237,8 @@ def test_learned_weights_start_as_the_plain_sum(kind: HeadKind, features: Tensor
         torch.testing.assert_close(head.weights.log_variances[name].grad, 0.5 - terms[name])
 
 
-def test_learned_weights_divide_each_loss_by_its_own_variance() -> None:
-    weights = LearnedWeights(["one", "other"])
+def test_uncertainty_weighting_divides_each_loss_by_its_own_variance() -> None:
+    weights = UncertaintyWeighting(["one", "other"])
     log_variances = {"one": -0.5, "other": 1.25}
     with torch.no_grad():
         for name, value in log_variances.items():
@@ -223,8 +249,8 @@ def test_learned_weights_divide_each_loss_by_its_own_variance() -> None:
     assert weighted.item() == pytest.approx(expected)
 
 
-def test_descending_learned_weights_finds_the_variance_of_each_loss() -> None:
-    weights, losses = LearnedWeights(["one", "other"]), {"one": torch.tensor(0.25), "other": torch.tensor(2.0)}
+def test_descending_uncertainty_weighting_finds_the_variance_of_each_loss() -> None:
+    weights, losses = UncertaintyWeighting(["one", "other"]), {"one": torch.tensor(0.25), "other": torch.tensor(2.0)}
     optimizer = torch.optim.Adam(weights.parameters(), lr=0.05)
     for _ in range(300):
         optimizer.zero_grad()
@@ -234,34 +260,18 @@ def test_descending_learned_weights_finds_the_variance_of_each_loss() -> None:
         assert weights.log_variances[name].exp().item() == pytest.approx(2 * loss.item(), rel=0.01)
 
 
-def test_a_flat_head_takes_no_heed_of_what_concerns_attributes(features: Tensor, labels: Tensor) -> None:
-    plain, _ = make_head(HeadKind.FLAT).loss(features, labels)
-    options = {"auxiliary_weight": 9.0, "correction_penalty": 9.0, "ordinal_weight": 9.0, "learned_weights": True}
-    loss, terms = make_head(HeadKind.FLAT, **options).loss(features, labels)
-    assert torch.equal(loss, plain)
-    assert set(terms) == {"flat"}
-
-
 @pytest.mark.parametrize("kind", HeadKind)
 @pytest.mark.parametrize("own_features", [False, True])
-def test_every_head_takes_all_options_together(
+def test_every_head_takes_all_its_options_together(
     kind: HeadKind, own_features: bool, features: Tensor, labels: Tensor
 ) -> None:
-    cfg = HeadConfig(
-        kind=kind,
-        auxiliary_weight=0.5,
-        correction_penalty=0.1,
-        learned_weights=True,
-        ordinal_weight=0.5,
-        label_smoothing=0.1,
-        logit_adjustment=1.0,
-    )
+    cfg = HeadConfig(kind=kind, label_smoothing=0.1, logit_adjustment=1.0, **OWN_OPTIONS[kind])
     head = build_head(cfg, EMBED_DIM, DIVING48)
     head.set_class_counts(CLASS_COUNTS)
     features = features.float()
     if own_features:
         features = features.unsqueeze(1) + torch.arange(head.num_queries)[:, None]
-    loss, terms = head.loss(features, labels)
+    loss, terms = loss_of(head, features, labels)
     loss.backward()
     assert loss.isfinite()
     assert all(term.isfinite() for term in terms.values())

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diveparse.configs import BackboneConfig, ClipConfig, Config, HeadConfig, HeadKind, Pooling
 from diveparse.datasets.dives import ATTRIBUTES, DIVING48, DiveSet
-from diveparse.heads import build_head
+from diveparse.heads import Head, build_head
 from diveparse.heads.pooling import MeanOfPatches, Queries, build_pooling
 from diveparse.models import DiveClassifier, build_classifier
 
@@ -35,6 +35,10 @@ def tiny_classifier(kind: HeadKind, pooling: Pooling, num_frozen_blocks: int = 0
     return model
 
 
+def loss_of(head: Head, features: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    return head.loss(head(features), targets)
+
+
 @pytest.fixture
 def clips() -> Tensor:
     return torch.randn(3, 3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -46,7 +50,7 @@ def tokens() -> Tensor:
 
 
 def test_the_mean_is_over_the_patches_and_not_the_class_token(tokens: Tensor) -> None:
-    features = MeanOfPatches()(tokens)
+    features = MeanOfPatches(has_class_token=True)(tokens)
     assert features.shape == (2, EMBED_DIM)
     for clip in range(2):
         for place in range(EMBED_DIM):
@@ -54,12 +58,18 @@ def test_the_mean_is_over_the_patches_and_not_the_class_token(tokens: Tensor) ->
             assert features[clip, place].item() == pytest.approx(expected, abs=1e-6)
 
 
+def test_without_a_class_token_the_mean_is_over_every_token(tokens: Tensor) -> None:
+    torch.testing.assert_close(MeanOfPatches(has_class_token=False)(tokens), tokens.mean(1))
+
+
 @pytest.mark.parametrize("kind", HeadKind)
 def test_there_is_a_query_for_each_question_that_a_head_asks(kind: HeadKind, tokens: Tensor) -> None:
     num_queries = build_head(HeadConfig(kind=kind), EMBED_DIM, DIVING48).num_queries
     assert num_queries == NUM_QUERIES[kind]
     torch.manual_seed(0)
-    pooling = build_pooling(Pooling.QUERIES, EMBED_DIM, 2, num_queries)
+    pooling = build_pooling(
+        Pooling.QUERIES, embed_dim=EMBED_DIM, num_heads=2, num_queries=num_queries, has_class_token=True
+    )
     assert isinstance(pooling, Queries)
     features = pooling(tokens)
     assert features.shape == (2, num_queries, EMBED_DIM)
@@ -89,7 +99,7 @@ def test_a_model_reads_what_its_pooling_makes_of_all_tokens(kind: HeadKind, pool
         expected = tokens[:, 0] if pooling is Pooling.CLASS_TOKEN else tokens[:, 1:].mean(1)
         torch.testing.assert_close(features, expected)
     torch.testing.assert_close(model.dive_log_probs(clips).exp().sum(-1), torch.ones(3))
-    assert model.outputs(clips).decoded_labels.shape == (3,)
+    assert model(clips).argmax().shape == (3,)
 
 
 @pytest.mark.parametrize("pooling", Pooling)
@@ -100,7 +110,7 @@ def test_features_go_on_from_frozen_tokens_as_if_they_had_never_stopped(
 ) -> None:
     model = tiny_classifier(kind, pooling, num_frozen_blocks)
     features = model.features(clips)
-    torch.testing.assert_close(model.features_of_frozen(model.backbone.frozen_tokens(clips)), features)
+    torch.testing.assert_close(model.features(model.backbone.frozen_tokens(clips)), features)
     all_trained = tiny_classifier(kind, pooling)
     all_trained.load_state_dict(model.state_dict())
     torch.testing.assert_close(all_trained.features(clips), features)
@@ -112,7 +122,7 @@ def test_every_parameter_that_the_features_depend_on_gets_a_gradient(
     kind: HeadKind, pooling: Pooling, clips: Tensor
 ) -> None:
     model = tiny_classifier(kind, pooling).train()
-    model.loss(clips, torch.tensor([0, 1, 3]))[0].backward()
+    model.head.loss(model(clips), torch.tensor([0, 1, 3]))[0].backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
@@ -121,14 +131,14 @@ def test_each_attribute_is_read_from_its_own_feature(kind: HeadKind) -> None:
     head = build_head(HeadConfig(kind=kind), EMBED_DIM, DIVING48)
     generator = torch.Generator().manual_seed(3)
     features = torch.randn(5, 4, EMBED_DIM, generator=generator)
-    before = head.attribute_log_probs(features)
+    before = head(features).own_log_probs()
     for k, changed in enumerate(ATTRIBUTES):
         others = features.clone()
         others[:, k] = torch.randn(5, EMBED_DIM, generator=generator)
-        now = head.attribute_log_probs(others)
+        now = head(others).own_log_probs()
         for name in ATTRIBUTES:
             assert torch.equal(now[name], before[name]) == (name != changed)
-        of_one = head.attribute_log_probs(features[:, k])
+        of_one = head(features[:, k]).own_log_probs()
         torch.testing.assert_close(before[changed], of_one[changed])
 
 
@@ -137,9 +147,9 @@ def test_a_feature_for_each_question_may_be_the_same_one(kind: HeadKind) -> None
     head = build_head(HeadConfig(kind=kind), EMBED_DIM, DIVING48)
     feature = torch.randn(5, EMBED_DIM, generator=torch.Generator().manual_seed(3))
     repeated = feature.unsqueeze(1).expand(-1, NUM_QUERIES[kind], -1)
-    torch.testing.assert_close(head.dive_log_probs(repeated), head.dive_log_probs(feature))
+    torch.testing.assert_close(head(repeated).log_probs(), head(feature).log_probs())
     labels = torch.arange(5)
-    torch.testing.assert_close(head.loss(repeated, labels), head.loss(feature, labels))
+    torch.testing.assert_close(loss_of(head, repeated, labels), loss_of(head, feature, labels))
 
 
 @pytest.mark.parametrize("pooling", Pooling)

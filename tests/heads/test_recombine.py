@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diveparse.datasets.dives import ATTRIBUTES, DIVING48, WORLD_AQUATICS, DiveSet
-from diveparse.heads.recombine import INVALID, decode, marginals, named_labels, normalise, score, slot_table
+from diveparse.heads.recombine import INVALID, decode, marginals, normalise, score, slot_table, spelt_labels
 
 SMALL = DiveSet.from_numbers(["101B", "103C", "203B", "5132D", "5231D", "612B"], "small")
 SETS = [SMALL, DIVING48, WORLD_AQUATICS]
@@ -45,7 +45,7 @@ def combination_of(dive_set: DiveSet, label: int) -> tuple[object, ...]:
 def test_recombination_equals_enumerating_every_combination(dive_set: DiveSet) -> None:
     log_probs, slots = random_log_probs(dive_set), slot_table(dive_set)
     scores = score(log_probs, slots)
-    dive_log_probs, answers, named = normalise(scores), decode(scores), named_labels(log_probs, slots)
+    dive_log_probs, answers, named = normalise(scores), decode(scores), spelt_labels(log_probs, slots)
     for clip in range(len(scores)):
         combinations = enumerate_combinations(dive_set, log_probs, clip)
         assert sum(combinations.values()) == pytest.approx(1)
@@ -66,7 +66,7 @@ def test_heads_that_are_sure_of_a_dive_name_it(dive_set: DiveSet) -> None:
         for name, row in zip(ATTRIBUTES, slots, strict=True)
     }
     labels = torch.arange(len(dive_set))
-    assert torch.equal(named_labels(log_probs, slots), labels)
+    assert torch.equal(spelt_labels(log_probs, slots), labels)
     assert torch.equal(decode(score(log_probs, slots)), labels)
 
 
@@ -74,7 +74,7 @@ def test_a_combination_that_is_no_dive_has_no_label() -> None:
     dive_set = DiveSet.from_numbers(["101B", "103C"])
     log_probs = {name: torch.zeros(1, len(values)) for name, values in dive_set.values.items()}
     log_probs["somersault"] = torch.tensor([[0.0, 1.0]])  # 3 half turns, but pike, which is listed first
-    assert named_labels(log_probs, slot_table(dive_set)).tolist() == [INVALID]
+    assert spelt_labels(log_probs, slot_table(dive_set)).tolist() == [INVALID]
 
 
 @pytest.mark.parametrize("dive_set", SETS, ids=lambda dive_set: dive_set.name)

@@ -26,12 +26,12 @@ def test_attention_is_the_softmax_weighted_mean_of_the_values_head_by_head() -> 
 
 
 @pytest.mark.parametrize("num_interleaved", [1, 2, 7])
-def test_interleaved_sequences_are_mixed_as_if_they_lay_apart(num_interleaved: int) -> None:
+def test_interleaved_sequences_attend_as_if_they_lay_apart(num_interleaved: int) -> None:
     attention, _ = attention_and_tokens()
     tokens = torch.randn(5, 7 * num_interleaved, 12)
     apart = rearrange(tokens, "b (n s) d -> (b s) n d", s=num_interleaved)
-    expected = rearrange(attention.mix(apart), "(b s) n d -> b (n s) d", s=num_interleaved)
-    torch.testing.assert_close(attention.mix(tokens, num_interleaved=num_interleaved), expected)
+    expected = rearrange(attention.attend(apart), "(b s) n d -> b (n s) d", s=num_interleaved)
+    torch.testing.assert_close(attention.attend(tokens, num_interleaved=num_interleaved), expected)
 
 
 def test_the_first_token_alone_gets_what_it_gets_among_all() -> None:

@@ -47,24 +47,23 @@ def test_every_head_answers_the_same_questions(kind: HeadKind, clips: Tensor) ->
     torch.testing.assert_close(model.dive_log_probs(clips).exp().sum(-1), torch.ones(3))
     shapes = {name: tuple(log_probs.shape) for name, log_probs in model.attribute_log_probs(clips).items()}
     assert shapes == {name: (3, len(DIVING48.values[name])) for name in ATTRIBUTES}
-    assert torch.equal(model(clips), model.dive_log_probs(clips))
+    scores = model(clips)
+    assert torch.equal(scores.log_probs(), model.dive_log_probs(clips))
+    assert all(torch.equal(scores.marginals()[name], model.attribute_log_probs(clips)[name]) for name in ATTRIBUTES)
     torch.testing.assert_close(model.dive_log_probs(clips, SMALL).exp().sum(-1), torch.ones(3))
 
 
-@pytest.mark.parametrize("kind", HeadKind)
-def test_outputs_are_what_the_single_questions_get(kind: HeadKind, clips: Tensor) -> None:
-    model = tiny_classifier(kind)
-    outputs = model.outputs(clips)
-    assert torch.equal(outputs.dive_log_probs, model.dive_log_probs(clips))
-    assert all(torch.equal(outputs.attribute_log_probs[a], model.attribute_log_probs(clips)[a]) for a in ATTRIBUTES)
-    assert torch.equal(outputs.named_labels, model.head.named_labels(model.features(clips)))
-    assert torch.equal(outputs.decoded_labels, model.head.decode(model.features(clips)))
+def test_the_features_of_several_views_of_a_clip_are_averaged(clips: Tensor) -> None:
+    model = tiny_classifier().eval()
+    views = torch.stack([clips, clips.flip(-1)], dim=1)  # (batch, views, ...)
+    expected = model.head((model.features(clips) + model.features(clips.flip(-1))) / 2).log_probs()
+    torch.testing.assert_close(model(views.flatten(0, 1), num_views=2).log_probs(), expected)
 
 
 @pytest.mark.parametrize("kind", HeadKind)
 def test_every_parameter_of_the_whole_model_gets_a_gradient(kind: HeadKind, clips: Tensor) -> None:
     model = tiny_classifier(kind).train()
-    loss, _ = model.loss(clips, torch.tensor([0, 20, 47]))
+    loss, _ = model.head.loss(model(clips), torch.tensor([0, 20, 47]))
     loss.backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
@@ -101,45 +100,46 @@ def test_a_convolutional_stem_is_saved_with_the_model(clips: Tensor, tmp_path: P
     assert torch.equal(DiveClassifier.load(tmp_path).dive_log_probs(clips), model.dive_log_probs(clips))
 
 
-def test_temperatures_are_one_until_they_are_fitted_and_saved_with_the_model(clips: Tensor, tmp_path: Path) -> None:
+def test_the_temperature_is_one_until_it_is_fitted_and_saved_with_the_model(clips: Tensor, tmp_path: Path) -> None:
     model = tiny_classifier()
-    assert model.temperatures == {"dive": 1, "takeoff": 1, "somersault": 1, "twist": 1, "position": 1}
+    assert model.temperature == 1
     before = model.dive_log_probs(clips)
-    model.temperatures = {"dive": 1 / 3, "takeoff": 0.07, "somersault": 19.9, "twist": 2.0, "position": 1.0}
+    model.temperature = 1 / 3
     model.save(tmp_path)
     loaded = DiveClassifier.load(tmp_path)
-    assert loaded.temperatures == model.temperatures
+    assert loaded.temperature == model.temperature
     assert torch.equal(loaded.dive_log_probs(clips), before)  # which are uncalibrated
 
 
-@pytest.mark.parametrize(
-    ("temperatures", "complaint"),
-    [
-        (None, "expected temperatures of dive, takeoff, somersault, twist, position, got None; train the model again"),
-        ({"dive": 1.0}, "got {'dive': 1.0}"),
-        ({"flight": 1.0}, "got {'flight': 1.0}"),
-        ([1.0], r"got [1.0]"),
-        (0.0, "expected temperatures.twist above 0 and finite, got 0.0"),
-        (-1, "got -1"),
-        (float("nan"), "got nan"),
-        (float("inf"), "got inf"),
-        ("1", "got '1'"),
-        (True, "got True"),
-    ],
-)
-def test_a_model_without_sound_temperatures_is_refused(temperatures: object, complaint: str, tmp_path: Path) -> None:
+def rewrite_config(folder: Path, **changes: object) -> None:
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in (content | changes).items() if v is not None}))
+
+
+@pytest.mark.parametrize("temperature", [None, 0.0, -1, float("nan"), float("inf"), "1", True, [1.0], {"dive": 1.0}])
+def test_a_model_without_a_sound_temperature_is_refused(temperature: object, tmp_path: Path) -> None:
     tiny_classifier().save(tmp_path)
-    content = json.loads((tmp_path / "config.json").read_text())
-    if temperatures is None:
-        del content["temperatures"]
-    elif isinstance(temperatures, dict | list):
-        content["temperatures"] = temperatures
-    else:
-        content["temperatures"]["twist"] = temperatures
-    (tmp_path / "config.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"config\.json: expected temperatures") as error:
+    rewrite_config(tmp_path, temperature=temperature)
+    with pytest.raises(ValueError, match=r"config\.json: temperature must be above 0 and finite, got") as error:
         DiveClassifier.load(tmp_path)
-    assert complaint in str(error.value)
+    assert str(temperature) in str(error.value)
+
+
+def test_a_model_of_an_earlier_version_keeps_the_temperature_of_its_dives(tmp_path: Path) -> None:
+    tiny_classifier().save(tmp_path)
+    earlier = {"dive": 1.7, "takeoff": 0.5, "somersault": 2.0, "twist": 3.0, "position": 1.0}
+    rewrite_config(tmp_path, temperature=None, temperatures=earlier)
+    assert DiveClassifier.load(tmp_path).temperature == 1.7
+
+
+def test_a_model_with_options_of_an_earlier_version_is_refused_with_their_names_now(tmp_path: Path) -> None:
+    tiny_classifier().save(tmp_path)
+    head = json.loads((tmp_path / "config.json").read_text())["head"]
+    rewrite_config(tmp_path, head=head | {"learned_weights": False})
+    with pytest.raises(
+        ValueError, match=r"config\.json: .* rename head.learned_weights to head.uncertainty_weighting$"
+    ):
+        DiveClassifier.load(tmp_path)
 
 
 def test_a_head_that_does_not_fit_the_weights_is_refused_with_names_and_shapes(tmp_path: Path) -> None:

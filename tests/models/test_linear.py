@@ -60,7 +60,7 @@ def run(layer: Layer, inputs: Sequence[Any]) -> tuple[int, list[Tensor]]:
 def test_a_layer_and_its_gradients_are_torchs(
     name: str, shape: tuple[int, ...], num_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(linear_module, "NUM_CACHED_ROWS", num_rows)
+    monkeypatch.setattr(linear_module, "CHUNK_ROWS", num_rows)
     layer, torchs = LAYERS[name]
     _, found = run(layer, arguments(*shape))
     _, expected = run(torchs, arguments(*shape))

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from diveparse.models.patch_embed import ConvStem, PatchEmbed, resize_space_embed, resize_time_embed
+from diveparse.models.patch_embed import ConvStem, PatchEmbed
 
 
 def test_the_matrix_product_equals_a_convolution_with_the_same_weights() -> None:
@@ -28,17 +28,3 @@ def test_a_token_of_the_stem_sees_its_own_frame_and_the_corner_of_its_own_patch_
     assert change.shape == (1, 2, 12)
     assert change[0, 0].max() == 0
     assert change[0, 1].argmax() == 4 * row + column
-
-
-def test_resizing_keeps_the_class_token_and_the_order_of_places() -> None:
-    rows = torch.arange(3.0).repeat_interleave(3)  # (9,) each patch's row, row after row
-    embed = torch.cat([torch.tensor([7.0]), rows])[None, :, None]
-    larger = resize_space_embed(embed, 36)[0, :, 0]
-    assert larger[0] == 7
-    grid = larger[1:].reshape(6, 6)
-    torch.testing.assert_close(grid, grid[:, :1].expand(6, 6))  # columns alike
-    assert (grid[1:, 0] > grid[:-1, 0]).all()  # rows ascending
-    times = resize_time_embed(torch.arange(4.0)[None, :, None], 7)[0, :, 0]
-    assert (times[1:] > times[:-1]).all()
-    assert times[0] == 0
-    assert times[-1] == 3

@@ -14,7 +14,6 @@ from transformers import TimesformerConfig, TimesformerForVideoClassification, T
 from diveparse.configs import BackboneConfig, HeadConfig, HeadKind, StemKind
 from diveparse.datasets.dives import DIVING48
 from diveparse.heads import FlatHead
-from diveparse.models import timesformer
 from diveparse.models.timesformer import DividedBlock, TimeSformer
 
 NUM_FRAMES, IMAGE_SIZE, PATCH_SIZE = 4, 16, 8
@@ -137,7 +136,8 @@ def test_logits_and_the_gradient_of_every_weight_equal_those_of_huggingfaces_cla
             nn.init.zeros_(block.time_attn.qkv.bias)
             nn.init.zeros_(block.space_attn.qkv.bias)
     sizes = {"num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 24, "intermediate_size": 96}
-    config = TimesformerConfig(image_size=24, patch_size=PATCH_SIZE, num_frames=3, num_labels=len(DIVING48), **sizes)
+    sizes["num_labels"] = len(DIVING48)
+    config = TimesformerConfig(image_size=24, patch_size=PATCH_SIZE, num_frames=3, **sizes)
     config.qkv_bias = qkv_bias
     peer = TimesformerForVideoClassification(config)
     copy_into_huggingface(backbone, peer.timesformer, qkv_bias=qkv_bias)
@@ -145,7 +145,7 @@ def test_logits_and_the_gradient_of_every_weight_equal_those_of_huggingfaces_cla
     randomise(head)
     peer.classifier.load_state_dict(head.linear.state_dict())
     clips, labels = random_clips(backbone), torch.tensor([4, 17, 40])
-    logits, peer_outputs = head.logits(backbone(clips)), peer(clips, labels=labels)
+    logits, peer_outputs = head(backbone(clips)).scores(), peer(clips, labels=labels)
     torch.testing.assert_close(logits, peer_outputs.logits, rtol=1e-5, atol=1e-5)
     F.cross_entropy(logits, labels).backward()
     peer_outputs.loss.backward()
@@ -246,8 +246,10 @@ def saved_bytes(backbone: TimeSformer, clips: Tensor) -> tuple[int, Tensor]:
 
 
 @pytest.mark.parametrize("read", ["forward", "tokens"])
-@pytest.mark.parametrize("num_recomputed_blocks", [1, 3])
-def test_recomputing_blocks_changes_no_bit_of_features_and_gradients(read: str, num_recomputed_blocks: int) -> None:
+@pytest.mark.parametrize("num_checkpointed_blocks", [1, 3])
+def test_activation_checkpointing_changes_no_bit_of_features_and_gradients(
+    read: str, num_checkpointed_blocks: int
+) -> None:
     def features_and_gradients(**sizes: Any) -> tuple[Tensor, list[Tensor]]:
         backbone = tiny_backbone(depth=3, drop_path_rate=0.4, **sizes)
         randomise(backbone)
@@ -257,15 +259,15 @@ def test_recomputing_blocks_changes_no_bit_of_features_and_gradients(read: str, 
         return features, [parameter.grad for parameter in backbone.parameters()]
 
     expected, gradients = features_and_gradients()
-    result, same_gradients = features_and_gradients(num_recomputed_blocks=num_recomputed_blocks)
+    result, same_gradients = features_and_gradients(num_checkpointed_blocks=num_checkpointed_blocks)
     assert torch.equal(result, expected)
     assert all(torch.equal(one, other) for one, other in zip(gradients, same_gradients, strict=True))
 
 
-def test_each_recomputed_block_keeps_less_for_the_gradient() -> None:
+def test_each_checkpointed_block_keeps_less_for_the_gradient() -> None:
     kept = []
-    for num_recomputed_blocks in range(4):
-        backbone = tiny_backbone(depth=3, num_recomputed_blocks=num_recomputed_blocks)
+    for num_checkpointed_blocks in range(4):
+        backbone = tiny_backbone(depth=3, num_checkpointed_blocks=num_checkpointed_blocks)
         kept.append(saved_bytes(backbone, random_clips(backbone))[0])
     assert kept == sorted(kept, reverse=True)
     assert kept[3] < 0.4 * kept[0]
@@ -279,21 +281,23 @@ def test_an_mlp_is_that_of_timm_with_and_without_gradients(backbone: TimeSformer
         torch.testing.assert_close(block.feed_forward(tokens), expected, rtol=0, atol=1e-5)
 
 
-def test_the_blocks_after_the_frozen_ones_are_those_that_are_recomputed(monkeypatch: pytest.MonkeyPatch) -> None:
-    backbone = tiny_backbone(depth=4, num_frozen_blocks=2, num_recomputed_blocks=1)
-    recomputed = []
+def test_the_blocks_after_the_frozen_ones_are_those_that_are_checkpointed() -> None:
+    calls = {}
+    for num_checkpointed_blocks in (0, 1):
+        backbone = tiny_backbone(depth=4, num_frozen_blocks=2, num_checkpointed_blocks=num_checkpointed_blocks)
+        counts = [0] * 4
 
-    def spy(block: Any, *arguments: Any, **options: Any) -> Any:
-        recomputed.append(block)
-        return checkpoint(block, *arguments, **options)
+        def count(index: int, counts: list[int] = counts) -> Any:
+            def hook(*_: Any) -> None:
+                counts[index] += 1
 
-    checkpoint = timesformer.checkpoint
-    monkeypatch.setattr(timesformer, "checkpoint", spy)
-    backbone(random_clips(backbone)).sum().backward()
-    assert recomputed == [backbone.blocks[2]]
-    with torch.no_grad():
-        backbone(random_clips(backbone))
-    assert len(recomputed) == 1
+            return hook
+
+        for index, block in enumerate(blocks_of(backbone)):
+            block.time_norm.register_forward_hook(count(index))
+        backbone(random_clips(backbone)).sum().backward()
+        calls[num_checkpointed_blocks] = counts
+    assert calls == {0: [1, 1, 1, 1], 1: [1, 1, 2, 1]}  # a checkpointed block runs again for the gradient
 
 
 def test_projecting_twice_at_once_changes_nothing(backbone: TimeSformer) -> None:
@@ -313,7 +317,7 @@ def test_projecting_twice_at_once_changes_nothing(backbone: TimeSformer) -> None
     torch.testing.assert_close(at_once, block.time_proj(apart))
 
 
-def test_paths_are_dropped_as_the_authors_do_a_sequence_of_each_branch_at_a_time() -> None:
+def test_a_block_equals_the_plain_lines_of_its_docstring_also_where_paths_are_dropped() -> None:
     num_frames, num_sites = 4, 3
     block = blocks_of(tiny_backbone(drop_path_rate=0.5))[1].train()
     randomise(block)
@@ -343,6 +347,24 @@ def test_drop_path_acts_in_training_only(backbone: TimeSformer) -> None:
     torch.manual_seed(0)
     first, second = dropping(clips), dropping(clips)
     assert not torch.allclose(first, second)
+
+
+def test_every_parameter_is_in_one_layer(backbone: TimeSformer) -> None:
+    layers = [id(parameter) for layer in backbone.layers() for parameter in layer]
+    assert sorted(layers) == sorted(id(parameter) for parameter in backbone.parameters())
+
+
+@pytest.mark.parametrize("read", ["forward", "tokens"])
+@pytest.mark.parametrize("num_frozen_blocks", [0, 1, 2])
+def test_frozen_tokens_take_the_place_of_clips(read: str, num_frozen_blocks: int) -> None:
+    backbone = tiny_backbone(num_frozen_blocks=num_frozen_blocks)
+    clips = random_clips(backbone)
+    torch.testing.assert_close(getattr(backbone, read)(backbone.frozen_tokens(clips)), getattr(backbone, read)(clips))
+
+
+def test_frozen_tokens_of_another_size_are_refused(backbone: TimeSformer) -> None:
+    with pytest.raises(ValueError, match=r"frozen tokens must be \(batch, 17, 16\), got \(1, 9, 16\)"):
+        backbone(torch.zeros(1, 9, 16))
 
 
 @pytest.mark.parametrize("shape", [(1, 5, 3, 16, 16), (1, 4, 3, 16, 24), (1, 4, 1, 16, 16), (4, 3, 16, 16)])

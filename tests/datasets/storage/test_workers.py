@@ -49,7 +49,7 @@ def test_workers_end_with_a_main_process_that_is_killed_or_interrupted(deadly: s
         assert errors.count("Traceback") == 1  # the main process's own, and no worker's
 
 
-COMPLAINTS = """
+ERRORS = """
 import sys
 from diveparse.datasets.storage.workers import worker_pool
 if __name__ == "__main__":
@@ -59,9 +59,9 @@ if __name__ == "__main__":
 """
 
 
-def test_a_worker_says_nothing_of_a_main_process_that_leaves_and_all_else(tmp_path: Path) -> None:
+def test_a_worker_prints_every_error_but_the_broken_connection_to_its_main_process(tmp_path: Path) -> None:
     script = tmp_path / "main.py"
-    script.write_text(COMPLAINTS)
+    script.write_text(ERRORS)
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
     assert "something else" in done.stderr
     assert "the main process left" not in done.stderr

@@ -1,4 +1,3 @@
-import os
 import sys
 
 import pytest
@@ -14,7 +13,6 @@ from diveparse.engine.benchmark.backbone import (
     build_huggingface,
     build_ours,
     measure_backbone,
-    one_core,
     peak_of_training,
     require_same_features,
 )
@@ -64,13 +62,6 @@ def test_the_peers_weights_are_ours_and_others_are_refused():
     nn.init.normal_(ours.blocks[1].time_proj.bias)
     with pytest.raises(ValueError, match="differ from HuggingFace's by"):
         require_same_features({OURS: ours, "HuggingFace": theirs}, TINY.clips())
-
-
-def test_one_core_is_given_back():
-    cores, num_threads = os.sched_getaffinity(0), torch.get_num_threads()
-    with one_core():
-        assert len(os.sched_getaffinity(0)) == torch.get_num_threads() == 1
-    assert (os.sched_getaffinity(0), torch.get_num_threads()) == (cores, num_threads)
 
 
 def test_an_update_takes_at_least_its_weights_gradients_and_what_adam_keeps():

@@ -6,18 +6,16 @@ import pytest
 from scipy.special import log_softmax
 
 from diveparse.configs import load_config
-from diveparse.datasets.dives import ATTRIBUTES, DIVING48
 from diveparse.engine.evaluation.calibration import (
     HIGHEST_TEMPERATURE,
     LOWEST_TEMPERATURE,
     fit_temperature,
-    fit_temperatures,
     mean_nll,
     tempered,
 )
-from diveparse.engine.evaluation.predictions import Predictions
+from diveparse.engine.evaluation.predictions import load_predictions
 from diveparse.engine.evaluation.testing import evaluate_run
-from diveparse.engine.training import loop
+from diveparse.engine.training.loop import train
 from diveparse.models.classifier import DiveClassifier
 
 
@@ -86,46 +84,16 @@ def test_a_truth_held_impossible_leaves_the_temperature_at_one():
     assert fit_temperature(log_probs, np.array([2, 0])) == 1.0
 
 
-def test_dives_and_each_attribute_get_a_temperature_of_their_own():
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, len(DIVING48), 500)
-    targets = {
-        a: np.array([DIVING48.values[a].index(DIVING48[k].attribute_values()[a]) for k in labels]) for a in ATTRIBUTES
-    }
-
-    def answers(truth, num_answers, sureness):
-        scores = rng.normal(size=(len(truth), num_answers)) + 2 * np.eye(num_answers)[truth]
-        return log_softmax(sureness * scores, axis=1).astype(np.float32)
-
-    dives = answers(labels, len(DIVING48), 3.0)
-    attributes = {a: answers(targets[a], len(DIVING48.values[a]), k + 1.0) for k, a in enumerate(ATTRIBUTES)}
-    names = [str(number) for number in range(len(labels))]
-    temperatures = fit_temperatures(Predictions(names, names, labels, dives, attributes, labels, labels), DIVING48)
-    assert temperatures == {
-        "dive": fit_temperature(dives, labels),
-        **{a: fit_temperature(attributes[a], targets[a]) for a in ATTRIBUTES},
-    }
-    assert len(set(temperatures.values())) == 5
-
-
 def test_training_fits_the_kept_model_on_validation_and_testing_scores_it_with_that(
-    tiny_experiment, quick_training_figures, monkeypatch
+    tiny_experiment, quick_training_figures
 ):
-    fitted, honest = [], loop.fit_temperatures
-
-    def spy(predictions, dive_set):
-        temperatures = honest(predictions, dive_set)
-        fitted.append((predictions, temperatures))
-        return temperatures
-
-    monkeypatch.setattr(loop, "fit_temperatures", spy)
-    run = loop.train(load_config(tiny_experiment, ["train.num_epochs=1"]))
-    ((predictions, temperatures),) = fitted
-    assert {clip[:11] for clip in predictions.clips} <= {f"tinysourc{number:02d}" for number in range(5)}
-    assert DiveClassifier.load(run).temperatures == temperatures
-    assert temperatures["dive"] != 1.0
+    run = train(load_config(tiny_experiment, ["train.num_epochs=1"]))
     metrics = evaluate_run(run, [], split="val")
-    dives = tempered(predictions.dive_log_probs, temperatures["dive"])
-    assert metrics["nll_calibrated"] == pytest.approx(mean_nll(dives, predictions.labels), rel=1e-4)
+    predictions, _ = load_predictions(run / "validation_predictions.safetensors")
+    temperature = DiveClassifier.load(run).temperature
+    assert temperature == pytest.approx(fit_temperature(predictions.dive_log_probs, predictions.labels), rel=1e-3)
+    assert temperature != 1.0
+    calibrated = tempered(predictions.dive_log_probs, temperature)
+    assert metrics["nll_calibrated"] == pytest.approx(mean_nll(calibrated, predictions.labels), rel=1e-4)
     assert metrics["nll_calibrated"] < metrics["nll"]
     assert json.loads((run / "validation_metrics.json").read_text()) == metrics

@@ -36,7 +36,7 @@ def batches(batch_size: int, num_views: int = 1) -> Iterator[dict[str, Any]]:
     for first in range(0, NUM_CLIPS, batch_size):
         index = torch.arange(first, min(first + batch_size, NUM_CLIPS))
         labels = torch.tensor([RECORDS[i].label for i in index])
-        yield {"clip": clips[index], "label": labels, "index": index}
+        yield {"inputs": clips[index], "label": labels, "index": index}
 
 
 @pytest.mark.parametrize("kind", list(HeadKind))
@@ -57,27 +57,27 @@ def test_every_clip_counts_once_whatever_the_batch_size(kind):
 def test_one_view_gives_what_the_model_itself_answers(kind):
     model = tiny_model(kind).eval()
     got = evaluate(model, batches(100), RECORDS)
-    outputs = model.outputs(next(batches(100))["clip"][:, 0])
-    np.testing.assert_allclose(got.dive_log_probs, outputs.dive_log_probs.detach(), rtol=1e-5, atol=1e-5)
-    assert got.named_labels.tolist() == outputs.named_labels.tolist()
-    assert got.decoded_labels.tolist() == outputs.decoded_labels.tolist()
+    scores = model(next(batches(100))["inputs"][:, 0])
+    np.testing.assert_allclose(got.dive_log_probs, scores.log_probs().detach(), rtol=1e-5, atol=1e-5)
+    assert got.spelt_labels.tolist() == scores.spelt().tolist()
+    assert got.decoded_labels.tolist() == scores.argmax().tolist()
     for name in ATTRIBUTES:
-        expected = outputs.attribute_log_probs[name].detach()
+        expected = scores.marginals()[name].detach()
         np.testing.assert_allclose(got.attribute_log_probs[name], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_clips_views_count_as_the_mean_of_their_features():
     model = tiny_model().eval()
     got = evaluate(model, batches(3, num_views=2), RECORDS)
-    clips = next(batches(100, num_views=2))["clip"]
+    clips = next(batches(100, num_views=2))["inputs"]
     features = (model.features(clips[:, 0]) + model.features(clips[:, 1])) / 2
-    expected = model.head.dive_log_probs(features).detach()
+    expected = model.head(features).log_probs().detach()
     np.testing.assert_allclose(got.dive_log_probs, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_order_of_the_views_does_not_matter():
     model = tiny_model()
-    flipped = ({**batch, "clip": batch["clip"].flip(1)} for batch in batches(3, num_views=3))
+    flipped = ({**batch, "inputs": batch["inputs"].flip(1)} for batch in batches(3, num_views=3))
     expected = evaluate(model, batches(3, num_views=3), RECORDS).dive_log_probs
     np.testing.assert_allclose(evaluate(model, flipped, RECORDS).dive_log_probs, expected, rtol=1e-4, atol=1e-4)
 
@@ -113,7 +113,7 @@ def test_the_mode_comes_back_even_when_a_clip_cannot_be_read():
 def test_answers_that_are_no_numbers_name_their_clips():
     model = tiny_model()
     poisoned = list(batches(3))
-    poisoned[1]["clip"][1] = float("nan")
+    poisoned[1]["inputs"][1] = float("nan")
     with pytest.raises(ValueError, match="not a number for 1 clips: clip4"):
         evaluate(model, poisoned, RECORDS)
 
@@ -166,7 +166,7 @@ def test_answers_over_a_bigger_set_are_labels_of_that_set(kind):
     assert got.labels.tolist() == [record.label for record in RECORDS]  # which count in the bigger set already
     if kind is not HeadKind.INDEPENDENT:  # whose answer is its four best values
         assert got.decoded_labels.tolist() == got.dive_log_probs.argmax(axis=1).tolist()
-    for before, now in zip(own.named_labels, got.named_labels, strict=True):
+    for before, now in zip(own.spelt_labels, got.spelt_labels, strict=True):
         if before != INVALID:
             assert BIGGER[int(now)] == KNOWN[int(before)]
         else:  # now there may be such a dive, but only the one that KNOWN lacks
@@ -181,9 +181,9 @@ def test_four_values_that_spell_a_dive_of_the_bigger_set_alone_name_it():
             model.head.linears[attribute].bias.copy_(
                 5.0 * torch.tensor([known == value for known in KNOWN.values[attribute]])
             )
-    assert (evaluate(model, batches(3), RECORDS).named_labels == INVALID).all()
+    assert (evaluate(model, batches(3), RECORDS).spelt_labels == INVALID).all()
     got = evaluate(model, batches(3), RECORDS, dive_set=BIGGER)
-    assert set(got.named_labels) == set(got.decoded_labels) == {BIGGER.label_of(COMBINED)}
+    assert set(got.spelt_labels) == set(got.decoded_labels) == {BIGGER.label_of(COMBINED)}
 
 
 @pytest.mark.parametrize("kind", [HeadKind.FLAT, HeadKind.JOINT])
@@ -205,7 +205,7 @@ def test_a_model_of_diving48_can_be_read_out_over_all_that_the_rules_list(kind):
 
 
 def test_a_set_of_dives_of_which_the_model_knows_none_is_refused():
-    with pytest.raises(ValueError, match="a flat head of known knows no dive of strangers"):
+    with pytest.raises(ValueError, match="a flat head of known has no dive of strangers"):
         evaluate(
             tiny_model(HeadKind.FLAT, KNOWN), batches(3), RECORDS, dive_set=DiveSet.from_numbers(["107B"], "strangers")
         )

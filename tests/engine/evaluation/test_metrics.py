@@ -33,7 +33,7 @@ def random_predictions(num_clips=60, seed=0, dive_set=DIVES):
         labels=labels,
         dive_log_probs=log_softmax(scores),
         attribute_log_probs={a: log_softmax(rng.normal(size=(num_clips, len(dive_set.values[a])))) for a in ATTRIBUTES},
-        named_labels=named,
+        spelt_labels=named,
         decoded_labels=np.where(rng.random(num_clips) < 0.2, INVALID, scores.argmax(axis=1)),
     )
 
@@ -51,7 +51,7 @@ def test_metrics_agree_with_counting_clip_by_clip():
     assert metrics["top5"] == sum(r < 5 for r in rank) / n
     assert metrics["mean_class_accuracy"] == pytest.approx(np.mean([np.mean(hits) for hits in by_class.values()]))
     assert metrics["num_classes_scored"] == len(by_class) == len(DIVES) - 1
-    assert metrics["invalid_rate"] == sum(p.named_labels == INVALID) / n
+    assert metrics["invalid_rate"] == sum(p.spelt_labels == INVALID) / n
     expected_nll = -sum(float(row[t]) for row, t in zip(p.dive_log_probs, p.labels, strict=True)) / n
     assert metrics["nll"] == pytest.approx(expected_nll, rel=1e-6)
 
@@ -74,7 +74,7 @@ def test_metrics_do_not_depend_on_the_order_of_clips():
         labels=p.labels[order],
         dive_log_probs=p.dive_log_probs[order],
         attribute_log_probs={a: rows[order] for a, rows in p.attribute_log_probs.items()},
-        named_labels=p.named_labels[order],
+        spelt_labels=p.spelt_labels[order],
         decoded_labels=p.decoded_labels[order],
     )
     counts = np.array([200, 101, 100, 20, 19, 1, 0])
@@ -159,7 +159,7 @@ def test_a_perfect_and_certain_model_scores_one_and_zero():
         attribute_log_probs={
             a: np.log(np.eye(len(DIVING48.values[a]), dtype=np.float32)[list(slots[a])] + 1e-30) for a in ATTRIBUTES
         },
-        named_labels=labels,
+        spelt_labels=labels,
         decoded_labels=labels,
     )
     metrics = compute_metrics(predictions, DIVING48)

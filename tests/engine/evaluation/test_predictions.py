@@ -3,6 +3,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from diveparse.datasets.dives import ATTRIBUTES, DIVING48
 from diveparse.engine.evaluation.predictions import (
@@ -30,7 +32,7 @@ def random_predictions(num_clips: int = 6, seed: int = 0) -> Predictions:
         labels=generator.integers(len(DIVING48), size=num_clips),
         dive_log_probs=dive_log_probs,
         attribute_log_probs={name: log_probs(len(DIVING48.values[name])) for name in ATTRIBUTES},
-        named_labels=np.array([INVALID, *range(1, num_clips)]),
+        spelt_labels=np.array([INVALID, *range(1, num_clips)]),
         decoded_labels=np.array([INVALID, *dive_log_probs.argmax(axis=1)[1:]]),
     )
 
@@ -60,7 +62,7 @@ def test_a_table_reads_back_as_what_was_predicted(tmp_path):
         if row:
             assert got["predicted_number"] == DIVING48[best[0]].number
             assert got["confidence"] == pytest.approx(np.exp(log_probs[best[0]]), rel=1e-6)
-            assert got["named_number"] == DIVING48[row].number
+            assert got["spelt_number"] == DIVING48[row].number
 
 
 def test_saved_predictions_come_back_whole_and_sorted_by_clip(tmp_path):
@@ -71,7 +73,7 @@ def test_saved_predictions_come_back_whole_and_sorted_by_clip(tmp_path):
     order = np.argsort(predictions.clips)
     assert loaded.clips == sorted(predictions.clips)
     assert loaded.sources == [predictions.sources[row] for row in order]
-    for name in ("labels", "dive_log_probs", "named_labels", "decoded_labels"):
+    for name in ("labels", "dive_log_probs", "spelt_labels", "decoded_labels"):
         np.testing.assert_array_equal(getattr(loaded, name), getattr(predictions, name)[order])
     for name in ATTRIBUTES:
         np.testing.assert_array_equal(loaded.attribute_log_probs[name], predictions.attribute_log_probs[name][order])
@@ -80,7 +82,7 @@ def test_saved_predictions_come_back_whole_and_sorted_by_clip(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"not tensors", b"\x02\0\0\0\0\0\0\0{}"])
 def test_saved_predictions_that_are_damaged_are_named(tmp_path, content):
     path = tmp_path / "predictions.safetensors"
-    with pytest.raises(ValueError, match=r"predictions.safetensors: no such file; tools/test.py writes it"):
+    with pytest.raises(ValueError, match=r"predictions.safetensors: no such file; `diveparse test` writes it"):
         load_predictions(path)
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"predictions.safetensors: not the predictions of a test"):
@@ -97,7 +99,7 @@ def test_a_dive_that_cannot_be_named_has_no_probability_in_the_table(tmp_path):
 
 def test_an_invalid_number_is_an_empty_cell_without_confidence(tmp_path):
     row = read_predictions(written(tmp_path, random_predictions())).iloc[0]
-    assert (row.predicted_number, row.named_number, row.confidence) == ("", "", 0.0)
+    assert (row.predicted_number, row.spelt_number, row.confidence) == ("", "", 0.0)
 
 
 def test_numbers_and_sources_stay_text_and_half_turns_stay_integers(tmp_path):
@@ -150,6 +152,26 @@ def test_a_file_that_is_no_such_table_is_refused_by_name(tmp_path, content):
         read_predictions(path)
 
 
+def test_files_of_an_earlier_version_are_refused_in_one_line_that_says_how_to_replace_them(tmp_path):
+    predictions = random_predictions()
+    table = written(tmp_path, predictions)
+    table.write_text(table.read_text().replace("spelt_number", "named_number"))
+    with pytest.raises(
+        ValueError, match=r"predictions\.csv: named_number .* earlier version; test .*--again"
+    ) as refusal:
+        read_predictions(table)
+    assert "\n" not in str(refusal.value)
+    path = tmp_path / "predictions.safetensors"
+    save_predictions(path, predictions, DIVING48)
+    with safe_open(path, framework="numpy") as file:
+        tensors = {name.replace("spelt", "named"): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        save_file(tensors, path, file.metadata())
+    with pytest.raises(
+        ValueError, match=r"predictions\.safetensors: .*named_labels .* earlier version; test .*--again"
+    ):
+        load_predictions(path)
+
+
 def test_a_missing_table_says_what_writes_it(tmp_path):
-    with pytest.raises(ValueError, match=r"no such file; tools/test\.py writes it"):
+    with pytest.raises(ValueError, match=r"no such file; `diveparse test` writes it"):
         read_predictions(tmp_path / "predictions.csv")

@@ -98,6 +98,15 @@ def test_interval_contains_the_truth_about_as_often_as_it_claims():
     assert hits >= 51  # 57 expected; fewer than 51 of 60 has a chance below 1 %
 
 
+def test_intervals_are_those_of_version_0_1_to_the_bit():
+    values, sources = clips_of_sources()
+    assert mean_over_sources(values, sources) == Estimate(0.6764705882352942, 0.5, 0.7704918032786885)
+    few = mean_over_sources(values / 3, sources, seed=5, num_resamples=500, level=0.9)
+    assert few == Estimate(0.22549019607843135, 0.17771241830065357, 0.25338596491228066)
+    many = mean_over_sources(*clips_of_sources(num_sources=40, seed=1))
+    assert many == Estimate(0.6160337552742616, 0.5090050227218369, 0.7228915662650602)
+
+
 def test_interval_needs_two_sources():
     with pytest.raises(ValueError, match="at least two sources, got 1: pool"):
         mean_over_sources(np.ones(3), ["pool"] * 3)
@@ -273,20 +282,20 @@ def test_holms_correction_of_a_known_example_and_of_nothing():
     ("difference", "p_value", "expected"),
     [
         (Estimate(0.05, 0.01, 0.09), DECISIVE_P_VALUE / 2, "higher"),
-        (Estimate(0.001, -0.001, 0.003), DECISIVE_P_VALUE / 2, "higher"),  # small, but sure
+        (Estimate(0.001, -0.001, 0.003), DECISIVE_P_VALUE / 2, "higher"),  # small, but certain
         (Estimate(-0.05, -0.09, -0.01), DECISIVE_P_VALUE / 2, "lower"),
-        (Estimate(0.0, -0.9 * MARGIN, 0.9 * MARGIN), 0.8, "no difference that matters"),
-        (Estimate(0.0, -0.9 * MARGIN, 0.9 * MARGIN), DECISIVE_P_VALUE, "no difference that matters"),
-        (Estimate(0.0, -1.1 * MARGIN, 0.9 * MARGIN), 0.8, "undecided"),
-        (Estimate(0.0, -0.9 * MARGIN, 1.1 * MARGIN), 0.8, "undecided"),
-        (Estimate(0.05, 0.01, 0.09), DECISIVE_P_VALUE, "undecided"),
+        (Estimate(0.0, -0.9 * MARGIN, 0.9 * MARGIN), 0.8, "equivalent"),
+        (Estimate(0.0, -0.9 * MARGIN, 0.9 * MARGIN), DECISIVE_P_VALUE, "equivalent"),
+        (Estimate(0.0, -1.1 * MARGIN, 0.9 * MARGIN), 0.8, "inconclusive"),
+        (Estimate(0.0, -0.9 * MARGIN, 1.1 * MARGIN), 0.8, "inconclusive"),
+        (Estimate(0.05, 0.01, 0.09), DECISIVE_P_VALUE, "inconclusive"),
     ],
 )
 def test_a_verdict_needs_a_small_p_value_or_an_interval_within_the_margin(difference, p_value, expected):
     assert verdict(difference, p_value) == expected
 
 
-def test_what_matters_depends_on_the_margin_that_is_given():
+def test_equivalence_depends_on_the_margin():
     difference = Estimate(0.03, -0.01, 0.07)
-    assert verdict(difference, 0.5) == "undecided"
-    assert verdict(difference, 0.5, margin=0.08) == "no difference that matters"
+    assert verdict(difference, 0.5) == "inconclusive"
+    assert verdict(difference, 0.5, margin=0.08) == "equivalent"

@@ -1,18 +1,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 
-from diveparse.configs import ExperimentConfig
 from diveparse.datasets.dives import ATTRIBUTES, DiveSet
 from diveparse.engine.evaluation.predictions import Predictions
-from diveparse.engine.evidence import experiment_page
+from diveparse.engine.evidence.statistics import Estimate
 from diveparse.engine.evidence.unseen import (
+    Generalised,
     choose_kept_share,
     generalised,
     harmonic_mean,
@@ -26,7 +23,7 @@ IS_UNSEEN = np.array([number in UNSEEN for number in DIVES.numbers])
 
 
 def biased_predictions(num_clips: int = 120, seed: int = 0, bias: float = 3.0) -> Predictions:
-    """Those of a model that knows something, but favours the dives that it was trained on by `bias` nats."""
+    """Predictions of a model that favours the dives that it was trained on by `bias` nats."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(len(DIVES), size=num_clips)
     scores = rng.normal(size=(num_clips, len(DIVES))) + 4 * np.eye(len(DIVES))[labels] + bias * ~IS_UNSEEN
@@ -37,7 +34,7 @@ def biased_predictions(num_clips: int = 120, seed: int = 0, bias: float = 3.0) -
         labels=labels,
         dive_log_probs=log_probs,
         attribute_log_probs={name: np.zeros((num_clips, len(DIVES.values[name])), np.float32) for name in ATTRIBUTES},
-        named_labels=scores.argmax(axis=1),
+        spelt_labels=scores.argmax(axis=1),
         decoded_labels=scores.argmax(axis=1),
     )
 
@@ -65,7 +62,7 @@ def test_the_share_to_keep_is_that_of_the_highest_harmonic_mean():
     assert best[1] > tried[0][1]
 
 
-def test_ignored_dives_have_no_say_in_the_share():
+def test_ignored_dives_do_not_change_the_share():
     predictions = biased_predictions()
     share = choose_kept_share(predictions, DIVES, ["103B"], ignored=["205B"])
     rows = predictions.labels != DIVES.label_of("205B")
@@ -79,7 +76,7 @@ def test_a_share_cannot_be_chosen_on_clips_of_one_kind():
     predictions = biased_predictions()
     for wanted in (True, False):
         rows = IS_UNSEEN[predictions.labels] == wanted
-        with pytest.raises(ValueError, match="only one kind is there"):
+        with pytest.raises(ValueError, match="got only one kind"):
             choose_kept_share(predictions.at(rows), DIVES, UNSEEN, ignored=())
 
 
@@ -107,16 +104,16 @@ def test_nothing_is_taken_where_any_penalty_would_cost_a_clip_and_all_are_to_be_
 
 def test_no_share_can_be_kept_where_no_seen_dive_is_named_rightly():
     predictions = biased_predictions(bias=-50.0)  # no answer is a dive that was seen
-    with pytest.raises(ValueError, match="where none is named rightly"):
+    with pytest.raises(ValueError, match="no clip of a seen dive is named rightly"):
         choose_kept_share(predictions, DIVES, UNSEEN, ignored=())
 
 
-def test_clips_of_unseen_dives_have_no_say_in_the_penalty():
+def test_clips_of_unseen_dives_do_not_change_the_penalty():
     predictions = biased_predictions()
     of_seen = ~IS_UNSEEN[predictions.labels]
     penalty = penalty_that_keeps(0.8, predictions.at(of_seen), DIVES, UNSEEN)
     assert penalty_that_keeps(0.8, predictions, DIVES, UNSEEN) == penalty
-    with pytest.raises(ValueError, match="and there is none"):
+    with pytest.raises(ValueError, match="clips of seen dives, got none"):
         penalty_that_keeps(0.8, predictions.at(~of_seen), DIVES, UNSEEN)
 
 
@@ -141,43 +138,18 @@ def test_generalised_scores_are_those_of_a_loop_over_clips():
         assert estimate.low <= estimate.value <= estimate.high
 
 
+def test_generalised_scores_are_those_of_version_0_1_to_the_bit():
+    assert generalised([biased_predictions()], DIVES, UNSEEN, [2.5]) == Generalised(
+        seen=Estimate(0.9882352941176471, 0.9642857142857143, 1.0),
+        unseen=Estimate(0.9428571428571428, 0.8611111111111112, 1.0),
+        harmonic=Estimate(0.9650130548302872, 0.9203039406255523, 0.9947089947089947),
+        unseen_alone=1.0,
+    )
+
+
 def test_a_model_that_cannot_name_unseen_dives_has_no_harmonic_mean():
     predictions = biased_predictions()
     log_probs = np.where(IS_UNSEEN, -np.inf, predictions.dive_log_probs)
     scores = generalised([replace(predictions, dive_log_probs=log_probs)], DIVES, UNSEEN, [0.0])
     assert (scores.unseen.value, scores.harmonic.value, scores.harmonic.high) == (0.0, 0.0, 0.0)
     assert scores.seen.value > 0.5
-
-
-def test_the_page_tells_each_arm_without_a_penalty_and_with_the_one_that_keeps_the_share_of_development(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    held_out, beyond = ["103B"], ["205B"]
-    stored = {
-        Path("run/predictions.safetensors"): biased_predictions(seed=3),
-        Path("run/validation_predictions.safetensors"): biased_predictions(seed=4),
-        Path("development/validation_predictions.safetensors"): biased_predictions(seed=5),
-    }
-
-    def with_unseen(folder: str, numbers: list[str]) -> Any:
-        config = SimpleNamespace(data=SimpleNamespace(unseen_dives=numbers))
-        return SimpleNamespace(folder=Path(folder), run=Path(folder), split="test", config=config)
-
-    monkeypatch.setattr(experiment_page, "load_predictions", lambda path: (stored[path], DIVES))
-    monkeypatch.setattr(experiment_page, "cell_elsewhere", lambda *_: with_unseen("development", held_out + beyond))
-    experiment = ExperimentConfig(question="?", config="?", arms={"joint": ""}, stacking={"joint": "development/joint"})
-    page = experiment_page.unseen_table(Path("x.yaml"), experiment, {"joint": {0: with_unseen("run", held_out)}})
-
-    test, own, development = stored.values()
-    share = choose_kept_share(development, DIVES, beyond, ignored=held_out)
-    penalty = penalty_that_keeps(share, own, DIVES, held_out)
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("|")]
-    assert [row[:2] for row in rows[2:]] == [
-        ["joint", "0.00"],
-        [f"joint + stacking, to keep {share:.2f}", f"{penalty:.2f}"],
-    ]
-    for row, value in zip(rows[2:], (0.0, penalty), strict=True):
-        scores = generalised([test], DIVES, held_out, [value])
-        expected = [scores.seen.value, scores.unseen.value, scores.harmonic.value]
-        assert [cell.split()[0] for cell in row[2:5]] == [f"{each:.3f}" for each in expected]
-    assert "by arms that did not see 205B either" in page

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.amp import GradScaler
 
 from diveparse.configs import TrainConfig
-from diveparse.engine.run import count_updates_done, newest_checkpoint
+from diveparse.engine.run import RunFolder
 from diveparse.engine.training import checkpoint
 from diveparse.engine.training.checkpoint import (
     Learner,
@@ -18,26 +17,25 @@ from diveparse.engine.training.checkpoint import (
     resume_from_checkpoint,
     save_checkpoint,
 )
-from diveparse.engine.training.optim import build_optimizer, build_schedule
+from diveparse.engine.training.optim import build_schedule
 from diveparse.engine.training.progress import Progress
 
 
 def toy_learner(seed: int = 0, width: int = 3) -> Learner:
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(4, width), nn.BatchNorm1d(width), nn.Dropout(), nn.Linear(width, 2))
-    optimizer = build_optimizer(model, model[3], TrainConfig(learning_rate=0.1))
-    schedule = build_schedule(optimizer, TrainConfig(warmup_fraction=0.3), num_steps=10)
-    return Learner(model, optimizer, schedule, GradScaler("cpu", init_scale=8.0, growth_interval=2), Progress())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    schedule = build_schedule(optimizer, TrainConfig(warmup_fraction=0.3), num_updates=10)
+    return Learner(model, optimizer, schedule, Progress())
 
 
 def update(learner: Learner) -> None:
     loss = learner.model(torch.randn(5, 4)).square().mean() * random.random() * np.random.rand()
-    learner.scaler.scale(loss).backward()
-    learner.scaler.step(learner.optimizer)
-    learner.scaler.update()
+    loss.backward()
+    learner.optimizer.step()
     learner.optimizer.zero_grad()
     learner.schedule.step()
-    learner.progress.step += 1
+    learner.progress.num_updates += 1
     learner.progress.epoch.add_clips(5, 1, 0, {"loss": loss.item()})
 
 
@@ -46,7 +44,6 @@ def everything(learner: Learner) -> dict[str, object]:
         "model": learner.model.state_dict(),
         "optimizer": learner.optimizer.state_dict(),
         "rates": learner.schedule.get_last_lr(),
-        "scale": learner.scaler.get_scale(),
         "progress": learner.progress.state_dict(),
         "torch": torch.get_rng_state(),
     }
@@ -56,12 +53,12 @@ def test_a_new_process_goes_on_as_the_old_one_would_have(tmp_path):
     learner = toy_learner()
     for _ in range(3):
         update(learner)
-    save_checkpoint(tmp_path, learner)
+    save_checkpoint(RunFolder(tmp_path), learner)
     for _ in range(4):
         update(learner)
     other = toy_learner(seed=1)
-    resume_from_checkpoint(tmp_path, other)
-    assert other.progress.step == 3
+    resume_from_checkpoint(RunFolder(tmp_path), other)
+    assert other.progress.num_updates == 3
     for _ in range(4):
         update(other)
     torch.testing.assert_close(everything(other), everything(learner), rtol=0, atol=0)
@@ -70,56 +67,56 @@ def test_a_new_process_goes_on_as_the_old_one_would_have(tmp_path):
 def test_nothing_changes_where_there_is_no_checkpoint(tmp_path):
     learner = toy_learner()
     before = everything(learner)
-    resume_from_checkpoint(tmp_path, learner)
+    resume_from_checkpoint(RunFolder(tmp_path), learner)
     torch.testing.assert_close(everything(learner), before, rtol=0, atol=0)
-    assert newest_checkpoint(tmp_path) is None
-    assert count_updates_done(tmp_path) == 0
+    assert RunFolder(tmp_path).newest_checkpoint() is None
+    assert RunFolder(tmp_path).num_updates_done() == 0
 
 
 def test_only_the_newest_checkpoint_is_kept(tmp_path):
     learner = toy_learner()
     for step in (2, 9, 10, 100):
-        learner.progress.step = step
-        save_checkpoint(tmp_path, learner)
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000100"]
-    assert count_updates_done(tmp_path) == 100
+        learner.progress.num_updates = step
+        save_checkpoint(RunFolder(tmp_path), learner)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["update-00000100"]
+    assert RunFolder(tmp_path).num_updates_done() == 100
 
 
 def test_a_half_written_checkpoint_is_passed_over_and_later_cleared(tmp_path):
     learner = toy_learner()
-    learner.progress.step = 5
-    save_checkpoint(tmp_path, learner)
+    learner.progress.num_updates = 5
+    save_checkpoint(RunFolder(tmp_path), learner)
     for step in (6, 7):
-        (tmp_path / "checkpoints" / f"step-{step:08d}.partial").mkdir()
-    assert count_updates_done(tmp_path) == 5
-    learner.progress.step = 6
-    save_checkpoint(tmp_path, learner)
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000006"]
+        (tmp_path / "checkpoints" / f"update-{step:08d}.partial").mkdir()
+    assert RunFolder(tmp_path).num_updates_done() == 5
+    learner.progress.num_updates = 6
+    save_checkpoint(RunFolder(tmp_path), learner)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["update-00000006"]
 
 
 def test_an_error_while_writing_leaves_the_older_checkpoint(tmp_path, monkeypatch):
     learner = toy_learner()
-    learner.progress.step = 5
-    save_checkpoint(tmp_path, learner)
+    learner.progress.num_updates = 5
+    save_checkpoint(RunFolder(tmp_path), learner)
 
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint.torch, "save", full_disk)
-    learner.progress.step = 6
+    learner.progress.num_updates = 6
     with pytest.raises(OSError, match="No space left"):
-        save_checkpoint(tmp_path, learner)
+        save_checkpoint(RunFolder(tmp_path), learner)
     monkeypatch.undo()
     resumed = toy_learner(seed=1)
-    resume_from_checkpoint(tmp_path, resumed)
-    assert resumed.progress.step == 5
+    resume_from_checkpoint(RunFolder(tmp_path), resumed)
+    assert resumed.progress.num_updates == 5
 
 
 def saved(run: Path) -> Path:
     learner = toy_learner()
     update(learner)
-    save_checkpoint(run, learner)
-    folder = newest_checkpoint(run)
+    save_checkpoint(RunFolder(run), learner)
+    folder = RunFolder(run).newest_checkpoint()
     assert folder is not None
     return folder
 
@@ -133,14 +130,14 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, name, damage):
     if damage != "missing":
         path.write_bytes({"empty": b"", "half": content[: len(content) // 2], "noise": bytes(range(256)) * 9}[damage])
     with pytest.raises(ValueError, match=f"{path.parent}: not a checkpoint that this run can go on from") as caught:
-        resume_from_checkpoint(tmp_path, toy_learner())
+        resume_from_checkpoint(RunFolder(tmp_path), toy_learner())
     assert "\n" not in str(caught.value)
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     saved(tmp_path)
     with pytest.raises(ValueError, match="size mismatch"):
-        resume_from_checkpoint(tmp_path, toy_learner(width=5))
+        resume_from_checkpoint(RunFolder(tmp_path), toy_learner(width=5))
 
 
 class Trap:
@@ -153,10 +150,10 @@ def test_a_checkpoint_runs_no_code_of_its_own(tmp_path, monkeypatch):
     folder = saved(tmp_path)
     torch.save({"optimizer": Trap()}, folder / "state.pt")
     with pytest.raises(ValueError, match="not a checkpoint"):
-        resume_from_checkpoint(tmp_path, toy_learner())
+        resume_from_checkpoint(RunFolder(tmp_path), toy_learner())
     (folder / "state.pt").write_bytes(pickle.dumps(Trap()))
     with pytest.raises(ValueError, match="not a checkpoint"):
-        resume_from_checkpoint(tmp_path, toy_learner())
+        resume_from_checkpoint(RunFolder(tmp_path), toy_learner())
     assert not (tmp_path / "sprung").exists()
 
 

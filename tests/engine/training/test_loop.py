@@ -13,10 +13,11 @@ from diveparse.configs import Config, HeadKind, Precision, load_config, save_con
 from diveparse.datasets.cache import CacheKind, CacheSettings, build_cache
 from diveparse.datasets.diving48 import read_split
 from diveparse.datasets.splits import split_by_source
-from diveparse.engine.run import splits_from_cache
+from diveparse.engine.run import RunFolder
 from diveparse.engine.training import loop
 from diveparse.engine.training.loop import NonFiniteError, train
 from diveparse.heads.attributes import JointHeads
+from diveparse.heads.scores import DiveScores
 from diveparse.models.classifier import DiveClassifier
 
 pytestmark = pytest.mark.usefixtures("quick_training_figures")
@@ -31,7 +32,7 @@ def curves(run: Path) -> dict[str, dict[int, float]]:
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    (file,) = run.glob("checkpoints/step-*/model.safetensors")
+    (file,) = run.glob("checkpoints/update-*/model.safetensors")
     return load_file(file)
 
 
@@ -59,7 +60,7 @@ def test_a_run_leaves_its_config_environment_checkpoint_model_and_curves(tiny_ex
     assert run == Path(cfg.runs_dir) / "tiny" / "joint" / "seed-0"
     assert load_config(run / "config.yaml", []) == cfg
     assert json.loads((run / "environment.json").read_text())["seed"] == 0
-    assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{NUM_STEPS:08d}"]
+    assert [path.name for path in (run / "checkpoints").iterdir()] == [f"update-{NUM_STEPS:08d}"]
     assert DiveClassifier.load(run).config.clip == cfg.clip
     assert json.loads((run / "trained.json").read_text())["num_updates"] == NUM_STEPS
     drawn = curves(run)
@@ -89,9 +90,9 @@ def test_every_arm_draws_its_curves_under_the_same_tags(tiny_experiment, kind):
             HeadKind.FLAT: {"flat"},
             HeadKind.INDEPENDENT: set(attributes),
             HeadKind.CONSTRAINED: set(attributes),
-            HeadKind.JOINT: {"joint", *attributes},
-            HeadKind.PAIRWISE: {"joint", "correction", *attributes},
-            HeadKind.RESIDUAL: {"joint", "correction", *attributes},
+            HeadKind.JOINT: {"joint"},
+            HeadKind.PAIRWISE: {"joint", "correction"},
+            HeadKind.RESIDUAL: {"joint", "correction"},
         }[kind]
     )
 
@@ -159,7 +160,7 @@ def test_resuming_where_there_is_no_run_begins_one(tiny_experiment, assert_same_
 def test_a_run_is_never_written_over_without_resume(tiny_experiment):
     cfg = load_config(tiny_experiment, ["train.num_epochs=1"])
     before = contents(train(cfg))
-    with pytest.raises(ValueError, match="already holds a run: add --resume"):
+    with pytest.raises(ValueError, match="already holds a run; add --resume"):
         train(cfg)
     assert contents(Path(cfg.runs_dir)) == {Path("tiny/joint/seed-0") / name: data for name, data in before.items()}
 
@@ -202,10 +203,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_clips_names(tiny_exper
     seen: list[DiveClassifier] = []
     honest, calls = JointHeads.loss, 0
 
-    def poisoned(self: JointHeads, features: torch.Tensor, labels: torch.Tensor) -> tuple:
+    def poisoned(self: JointHeads, scores: DiveScores, labels: torch.Tensor) -> tuple:
         nonlocal calls
         calls += 1
-        loss, terms = honest(self, features, labels)
+        loss, terms = honest(self, scores, labels)
         return (loss * float("nan") if calls == 2 * step else loss), terms  # the update's second batch
 
     def spy(*arguments: object) -> DiveClassifier:
@@ -221,7 +222,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_clips_names(tiny_exper
         train(cfg)
     if step > 1:
         run = Path(cfg.runs_dir) / "tiny" / "joint" / "seed-0"
-        assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{step - 1:08d}"]
+        assert [path.name for path in (run / "checkpoints").iterdir()] == [f"update-{step - 1:08d}"]
         kept, now = weights(run), seen[0].state_dict()
         assert all(torch.equal(kept[name], now[name]) for name in kept)
 
@@ -268,9 +269,9 @@ def test_the_average_of_the_weights_is_what_is_evaluated_and_kept(tiny_experimen
     evaluated: list[DiveClassifier] = []
     honest_update, honest_evaluate = loop.update, loop.evaluate
 
-    def update(model: DiveClassifier, *rest: object) -> dict[str, float]:
-        state = honest_update(model, *rest)  # type: ignore[arg-type]
-        weights_after.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+    def update(learner: loop.Learner, *rest: object) -> dict[str, float]:
+        state = honest_update(learner, *rest)  # type: ignore[arg-type]
+        weights_after.append({name: tensor.clone() for name, tensor in learner.model.state_dict().items()})
         return state
 
     def evaluate(model: DiveClassifier, *rest: object) -> object:
@@ -296,11 +297,11 @@ def test_mixed_clips_are_learnt_from_and_counted_by_what_they_show_most_of(tiny_
     num_right = 0
     honest = JointHeads.loss
 
-    def spy(self: JointHeads, features: torch.Tensor, labels: torch.Tensor) -> tuple:
+    def spy(self: JointHeads, scores: DiveScores, labels: torch.Tensor) -> tuple:
         nonlocal num_right
         targets.append(labels)
-        num_right += int((self.decode(features) == labels.argmax(dim=-1)).sum())
-        return honest(self, features, labels)
+        num_right += int((scores.argmax() == labels.argmax(dim=-1)).sum())
+        return honest(self, scores, labels)
 
     monkeypatch.setattr(JointHeads, "loss", spy)
     run = train(load_config(tiny_experiment, ["train.num_epochs=1", "train.mixup_alpha=1"]))
@@ -386,13 +387,13 @@ def test_a_resumed_run_goes_on_reading_what_it_began_with(tiny_experiment, tiny_
         patch.setattr(loop, "evaluate", stop)
         with pytest.raises(KeyboardInterrupt):
             train(load_config(tiny_experiment, [*options, "arm=videos"]))
-        list(build_cache(root, settings, records, num_workers=1))
+        list(build_cache(root / "cache", settings, records, num_workers=1))
         with pytest.raises(KeyboardInterrupt):
             train(load_config(tiny_experiment, [*options, "arm=cache"]))
     runs = {
         arm: train(load_config(tiny_experiment, [*options, f"arm={arm}"]), resume=True) for arm in ("videos", "cache")
     }
-    assert {arm: splits_from_cache(run) for arm, run in runs.items()} == {"videos": [], "cache": ["train"]}
+    assert {arm: RunFolder(run).splits_from_cache() for arm, run in runs.items()} == {"videos": [], "cache": ["train"]}
     assert not any(torch.equal(a, b) for a, b in zip(*(weights(run).values() for run in runs.values()), strict=True))
     unbroken = train(load_config(tiny_experiment, [*options, "arm=unbroken", "data.cache=false"]))
     assert all(torch.equal(value, weights(unbroken)[name]) for name, value in weights(runs["videos"]).items())

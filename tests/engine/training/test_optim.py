@@ -1,6 +1,6 @@
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diveparse.configs import BackboneConfig, ClipConfig, Config, OptimizerKind, StemKind, TrainConfig
 from diveparse.datasets.dives import DIVING48
@@ -8,21 +8,37 @@ from diveparse.engine.training.optim import (
     WEIGHT_MATRICES,
     build_optimizer,
     build_schedule,
-    layer_scales,
     learning_rate_factor,
 )
+from diveparse.models.backbone import Backbone
 from diveparse.models.classifier import DiveClassifier, build_classifier
+from diveparse.models.timesformer import TimeSformer
 
 
-class Toy(nn.Module):
-    def __init__(self) -> None:
+class Toy(Backbone):
+    """A backbone of two layers, with parameters of every kind; the last of them can be left out of the layers."""
+
+    def __init__(self, *, forgotten: bool = False) -> None:
         super().__init__()
         self.position_embedding = nn.Parameter(torch.zeros(1, 3, 4))
         self.embed = nn.Embedding(5, 4)
         self.patches = nn.Conv2d(3, 4, 2)
         self.norm = nn.LayerNorm(4)
         self.frozen = nn.Linear(4, 4).requires_grad_(False)
-        self.head = nn.Linear(4, 2)
+        self.adapter = nn.Parameter(torch.zeros(2)) if forgotten else None
+
+    def tokens(self, inputs: Tensor) -> Tensor:
+        raise AssertionError("not to be run")
+
+    def frozen_tokens(self, clips: Tensor) -> Tensor:
+        raise AssertionError("not to be run")
+
+    def freeze(self, num_blocks: int) -> None:
+        raise AssertionError("not to be run")
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        lower = [self.position_embedding, *self.embed.parameters(), *self.patches.parameters()]
+        return [lower, [*self.frozen.parameters(), *self.norm.parameters()]]
 
 
 DEPTH = 3
@@ -34,22 +50,24 @@ def tiny_classifier(num_frozen_blocks: int = 0, stem: StemKind = StemKind.PATCH)
     return build_classifier(Config(name="tiny", arm="joint", clip=clip, backbone=backbone), DIVING48)
 
 
-def settings(model: nn.Module, head: nn.Module, cfg: TrainConfig) -> dict[str, tuple[float, float]]:
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    optimizer = build_optimizer(model, head, cfg)
+def settings(backbone: Backbone, head: nn.Module, cfg: TrainConfig) -> dict[str, tuple[float, float]]:
+    parts = {"backbone": backbone, "head": head}
+    names = {id(p): f"{part}.{name}" for part, module in parts.items() for name, p in module.named_parameters()}
+    optimizer = build_optimizer(backbone, head, cfg)
     return {names[id(p)]: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
 
 
 def test_only_weight_matrices_decay_the_head_has_its_own_rate_and_the_frozen_stay_out():
-    model = Toy()
-    got = settings(model, model.head, TrainConfig(learning_rate=0.1, head_learning_rate_factor=5, weight_decay=0.3))
+    got = settings(
+        Toy(), nn.Linear(4, 2), TrainConfig(learning_rate=0.1, head_learning_rate_factor=5, weight_decay=0.3)
+    )
     assert got == {
-        "patches.weight": (0.1, 0.3),
-        "patches.bias": (0.1, 0.0),
-        "position_embedding": (0.1, 0.0),
-        "embed.weight": (0.1, 0.0),
-        "norm.weight": (0.1, 0.0),
-        "norm.bias": (0.1, 0.0),
+        "backbone.patches.weight": (0.1, 0.3),
+        "backbone.patches.bias": (0.1, 0.0),
+        "backbone.position_embedding": (0.1, 0.0),
+        "backbone.embed.weight": (0.1, 0.0),
+        "backbone.norm.weight": (0.1, 0.0),
+        "backbone.norm.bias": (0.1, 0.0),
         "head.weight": (0.5, 0.3),
         "head.bias": (0.5, 0.0),
     }
@@ -59,7 +77,8 @@ def test_only_weight_matrices_decay_the_head_has_its_own_rate_and_the_frozen_sta
 @pytest.mark.parametrize(("num_frozen_blocks", "stem"), [(0, StemKind.PATCH), (0, StemKind.CONV), (2, StemKind.PATCH)])
 def test_each_layer_learns_at_its_share_of_the_rate_of_the_layer_above_it(layer_decay, num_frozen_blocks, stem):
     model = tiny_classifier(num_frozen_blocks, stem)
-    layers = [nn.ModuleList([model.backbone.norm]), *reversed(model.backbone.blocks)]  # from the top down
+    assert isinstance(model.backbone, TimeSformer)
+    layers: list[nn.Module] = [model.backbone.norm, *reversed(model.backbone.blocks)]  # from the top down
     expected, rate = {}, 0.1
     for layer in layers:
         expected |= {id(parameter): rate for parameter in layer.parameters()}
@@ -67,16 +86,18 @@ def test_each_layer_learns_at_its_share_of_the_rate_of_the_layer_above_it(layer_
     expected |= {id(p): rate for p in model.backbone.parameters() if id(p) not in expected}  # the embeddings
     expected |= {id(parameter): 0.5 for parameter in model.head.parameters()}
     cfg = TrainConfig(learning_rate=0.1, head_learning_rate_factor=5, layer_decay=layer_decay)
-    rates = {name: rate for name, (rate, _) in settings(model, model.head, cfg).items()}
+    rates = {name: rate for name, (rate, _) in settings(model.backbone, model.head, cfg).items()}
     assert rates == pytest.approx({name: expected[id(p)] for name, p in model.named_parameters() if p.requires_grad})
 
 
 def test_layer_decay_changes_no_weight_decay_and_the_first_group_learns_at_the_peak_rate():
     model = tiny_classifier()
     off, on = TrainConfig(learning_rate=0.1), TrainConfig(learning_rate=0.1, layer_decay=0.5)
-    decays = [{name: decay for name, (_, decay) in settings(model, model.head, cfg).items()} for cfg in (off, on)]
+    decays = [
+        {name: decay for name, (_, decay) in settings(model.backbone, model.head, cfg).items()} for cfg in (off, on)
+    ]
     assert decays[0] == decays[1]
-    rates = [group["lr"] for group in build_optimizer(model, model.head, on).param_groups]
+    rates = [group["lr"] for group in build_optimizer(model.backbone, model.head, on).param_groups]
     assert rates[0] == 0.1  # the one that TensorBoard shows
     assert rates[:-2] == sorted(rates[:-2], reverse=True)  # the head's two come last
 
@@ -90,23 +111,25 @@ def test_without_layer_decay_the_groups_are_those_of_earlier_runs_so_that_their_
         for part, rate in ((model.backbone, 3e-4), (model.head, 3e-4 * 7))
         for decays in (True, False)
     ]
-    groups = build_optimizer(model, model.head, cfg).param_groups
+    groups = build_optimizer(model.backbone, model.head, cfg).param_groups
     assert [([id(p) for p in g["params"]], g["lr"], g["weight_decay"]) for g in groups] == expected
 
 
-def test_a_backbone_in_pretraining_has_the_same_layers_as_in_a_classifier():
-    model = tiny_classifier()
-    pretraining = nn.ModuleDict({"backbone": model.backbone, "head": nn.Linear(16, 2)})
-    scales = layer_scales(model, 0.5)
-    own = {name: scale for name, scale in layer_scales(pretraining, 0.5).items() if name.startswith("backbone.")}
-    assert own == {name: scales[name] for name in own}
-    assert min(own.values()) == 0.5 ** (DEPTH + 1)
+def test_a_parameter_in_no_layer_is_refused_by_name_instead_of_trained_at_some_rate():
+    with pytest.raises(ValueError, match=r"Toy.layers\(\) lacks the parameter adapter"):
+        build_optimizer(Toy(forgotten=True), nn.Linear(4, 2), TrainConfig(layer_decay=0.5))
+
+
+def test_a_parameter_in_two_layers_is_refused():
+    backbone = Toy()
+    backbone.layers = lambda: [*Toy.layers(backbone), [backbone.norm.weight]]
+    with pytest.raises(ValueError, match="in layers 1 and 2"):
+        build_optimizer(backbone, nn.Linear(4, 2), TrainConfig())
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
 def test_each_kind_builds_its_optimizer(kind, expected):
-    model = Toy()
-    assert type(build_optimizer(model, model.head, TrainConfig(optimizer=OptimizerKind(kind)))) is expected
+    assert type(build_optimizer(Toy(), nn.Linear(4, 2), TrainConfig(optimizer=OptimizerKind(kind)))) is expected
 
 
 def test_the_rate_rises_linearly_to_its_peak_and_falls_towards_zero():
@@ -128,9 +151,9 @@ def test_every_update_has_a_rate_above_zero(num_steps):
 
 
 def test_the_schedule_scales_every_group_alike():
-    model, cfg = Toy(), TrainConfig(learning_rate=0.1, head_learning_rate_factor=5, warmup_fraction=0.5)
-    optimizer = build_optimizer(model, model.head, cfg)
-    schedule = build_schedule(optimizer, cfg, num_steps=4)
+    cfg = TrainConfig(learning_rate=0.1, head_learning_rate_factor=5, warmup_fraction=0.5)
+    optimizer = build_optimizer(Toy(), nn.Linear(4, 2), cfg)
+    schedule = build_schedule(optimizer, cfg, num_updates=4)
     for step in range(4):
         factor = learning_rate_factor(step, 4, 2)
         assert sorted({group["lr"] for group in optimizer.param_groups}) == pytest.approx([0.1 * factor, 0.5 * factor])

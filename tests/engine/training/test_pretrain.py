@@ -37,8 +37,8 @@ def tiny(runs_dir: Path, num_epochs: int) -> PretrainConfig:
     )
 
 
-def stop_after(monkeypatch: pytest.MonkeyPatch, num_steps: int) -> None:
-    monkeypatch.setattr(engine_pretrain, "tqdm", lambda steps, **_: list(steps)[:num_steps])
+def stop_after(monkeypatch: pytest.MonkeyPatch, num_updates: int) -> None:
+    monkeypatch.setattr(engine_pretrain, "tqdm", lambda updates, **_: list(updates)[:num_updates])
 
 
 def logged_losses(run: Path) -> dict[str, list[tuple[int, float]]]:
@@ -59,10 +59,10 @@ def test_pretraining_writes_a_backbone_that_loads(tmp_path: Path) -> None:
 def test_resumed_pretraining_goes_on_with_the_clips_that_follow(tmp_path: Path) -> None:
     whole = pretrain(tiny(tmp_path / "whole", num_epochs=2), resume=False)
     state = torch.load(whole.parent / "checkpoint.pt", weights_only=True)
-    assert state["step"] == 4
+    assert state["num_updates"] == 4
     stopped = tiny(tmp_path / "parts", num_epochs=2)
     with pytest.MonkeyPatch.context() as patch:
-        stop_after(patch, num_steps=2)
+        stop_after(patch, num_updates=2)
         pretrain(stopped, resume=False)
     resumed = pretrain(stopped, resume=True)
     assert resumed.read_bytes() == whole.read_bytes()
@@ -75,7 +75,7 @@ def test_an_epoch_may_have_fewer_updates_than_there_are_between_points(
     cfg = tiny(tmp_path, num_epochs=1)
     with caplog.at_level(logging.INFO):
         pretrain(replace(cfg, train=replace(cfg.train, log_every=99)), resume=False)
-    assert "step 2 of 2: joints" in caplog.text
+    assert "update 2 of 2: joints" in caplog.text
 
 
 def test_an_epoch_must_fill_a_batch_of_every_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,10 +95,11 @@ def test_a_run_keeps_its_config_and_goes_on_with_no_other(tmp_path: Path) -> Non
     before = (run_folder(cfg) / "checkpoint.pt").read_bytes()
     other = replace(cfg, seed=1, train=replace(cfg.train, learning_rate=1.0))
     with pytest.raises(
-        ValueError, match=r"tiny was .*: seed: 0 before, 1 now; train.learning_rate: 0.0015 before, 1.0"
+        ValueError,
+        match=r"tiny has other options and .*: seed: 0 before, 1 now; train.learning_rate: 0.0015 before, 1.0",
     ):
         pretrain(other, resume=True)
-    with pytest.raises(ValueError, match=r"tiny already holds a run: add --resume to go on with it, or change name$"):
+    with pytest.raises(ValueError, match=r"tiny already holds a run; add --resume to go on with it, or change name$"):
         pretrain(cfg, resume=False)
     assert (run_folder(cfg) / "checkpoint.pt").read_bytes() == before
 
@@ -108,7 +109,9 @@ def test_a_run_of_other_processes_does_not_go_on(tmp_path: Path) -> None:
     pretrain(cfg, resume=False)
     checkpoint = run_folder(cfg) / "checkpoint.pt"
     torch.save(torch.load(checkpoint, weights_only=True) | {"world_size": 2}, checkpoint)
-    with pytest.raises(ValueError, match=r"checkpoint.pt: begun by 2 process\(es\) and must go on with as many, got 1"):
+    with pytest.raises(
+        ValueError, match=r"checkpoint.pt: written by 2 process\(es\) and needs as many to go on, got 1"
+    ):
         pretrain(cfg, resume=True)
 
 
@@ -147,16 +150,18 @@ def test_what_is_not_finite_stops_before_the_weights_change_and_names_the_clips(
 
     monkeypatch.setattr(engine_pretrain, "kinematics_loss", spoilt)
     monkeypatch.setattr(
-        engine_pretrain, "build_optimizer", lambda model, *rest: models.append(model) or build_optimizer(model, *rest)
+        engine_pretrain,
+        "build_optimizer",
+        lambda backbone, *rest: models.append(backbone) or build_optimizer(backbone, *rest),
     )
     what = "loss is inf, phase is inf" if broken == "loss" else "the gradient's norm is nan"
     with pytest.raises(NonFiniteError, match=rf"{what} in update 3; .* Clips: items 4, 5 of MotionClips"):
         pretrain(cfg, resume=False)
     # the checkpoint after the second update
     saved = torch.load(run_folder(cfg) / "checkpoint.pt", weights_only=True)
-    assert saved["step"] == 2
+    assert saved["num_updates"] == 2
     for name, values in models[0].state_dict().items():
-        assert torch.equal(values, saved["model"][name])
+        assert torch.equal(values, saved["model"][f"backbone.{name}"])
 
 
 @pytest.mark.parametrize(("broken", "clips"), [([0], "4, 6"), ([1], "5, 7"), ([0, 1], "4, 5, 6, 7")])
@@ -172,7 +177,7 @@ def test_the_clips_of_every_process_with_a_broken_loss_are_named(
     monkeypatch.setattr(engine_pretrain.dist, "all_gather", gather)
     terms = {"loss": torch.tensor(1.0), "pose": torch.tensor(2.0)}
     with pytest.raises(NonFiniteError, match=rf"^pose is nan in update 2; .* items {clips} of MotionClips"):
-        require_finite(terms, step=1, items=range(4, 8), world_size=2)
+        require_finite(terms, update=1, items=range(4, 8), world_size=2)
 
 
 def test_relighting_changes_all_frames_of_a_clip_alike() -> None:

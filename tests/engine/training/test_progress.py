@@ -18,7 +18,7 @@ def test_totals_weigh_each_clip_the_same():
 
 
 def test_progress_comes_back_from_its_state():
-    progress = Progress(step=3, best_top1=0.5, best_nll=1.5)
+    progress = Progress(num_updates=3, best_top1=0.5, best_nll=1.5)
     progress.window.add_clips(2, 1, 0, {"loss": 0.25})
     progress.epoch.add_time(0.5, 1.0)
     assert Progress.from_state_dict(progress.state_dict()) == progress

@@ -144,7 +144,7 @@ def test_what_is_left_out_or_taken_for_granted_is_logged(tmp_path: Path, caplog:
     assert "left out the head of another task: classifier.bias (5,), classifier.weight (5, 16)" in caplog.text
     assert "set to zero: blocks.0." in caplog.text
     assert "attn.qkv.bias (48,)" in caplog.text
-    assert "says no pixel statistics; pixels are taken as normalised as here" in caplog.text
+    assert "no pixel statistics; pixels are taken as normalised as here" in caplog.text
 
 
 def test_other_sizes_are_resized_and_logged(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -81,7 +81,7 @@ def test_time_starts_as_space_and_without_effect(caplog: pytest.LogCaptureFixtur
     assert not state["time_embed"].any()
     assert "time attention starts as space attention" in caplog.text
     assert "left out the head of another task: head.weight (5, 16), head.bias (5,)" in caplog.text
-    assert "says no pixel statistics" in caplog.text
+    assert "no pixel statistics" in caplog.text
 
 
 def test_other_picture_sizes_are_resized_and_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -132,7 +132,7 @@ def test_other_modules_are_refused() -> None:
         TimeSformer.from_pretrained(nn.Linear(2, 2), num_frames=2)
     with pytest.raises(ValueError, match="expected a timm VisionTransformer, got a Longer"):
         TimeSformer.from_pretrained(Longer(img_size=16, patch_size=8, embed_dim=16, depth=1, num_heads=2), num_frames=2)
-    with pytest.raises(ValueError, match="an image model knows no frame count; give num_frames"):
+    with pytest.raises(ValueError, match="an image model has no frame count; give num_frames"):
         TimeSformer.from_pretrained(image_model())
 
 

@@ -96,7 +96,7 @@ def test_the_config_says_the_heads_that_no_checkpoint_of_fair_does(tmp_path: Pat
     four_heads = BackboneConfig(patch_size=8, embed_dim=128, depth=2, num_heads=4, mlp_ratio=2)
     assert load_backbone(path, four_heads, **SIZES).config.num_heads == 4
     state = fair_state(peer) | {"model.cls_token": torch.zeros(1, 1, 96)}
-    with pytest.raises(ValueError, match=r"embed_dim=96 is no multiple of 64.*a config, which says num_heads"):
+    with pytest.raises(ValueError, match=r"embed_dim=96 is no multiple of 64.*and set backbone.num_heads there"):
         TimeSformer.from_pretrained(write_checkpoint(tmp_path / "narrow.pyth", model_state=state))
 
 

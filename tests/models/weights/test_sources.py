@@ -114,7 +114,7 @@ def test_a_path_that_exists_is_a_path_whatever_else_its_name_could_mean(
 
 def test_a_safetensors_file_of_another_project_is_refused(backbone: TimeSformer, tmp_path: Path) -> None:
     save_file(backbone.state_dict(), tmp_path / "w.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=r"w\.safetensors: not written by this project: .* do not say num_heads"):
+    with pytest.raises(ValueError, match=r"w\.safetensors: not written by this project: .* lack num_heads"):
         load_backbone(str(tmp_path / "w.safetensors"), CFG, num_frames=4, image_size=16)
 
 

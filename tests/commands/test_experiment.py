@@ -1,15 +1,15 @@
 import json
-import runpy
 from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
 
+from diveparse.commands.cli import main
 from diveparse.datasets.dives import DIVING48
 from diveparse.datasets.diving48 import read_split
 from diveparse.engine.evidence import experiment, experiment_page
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "experiment.py"
+ROOT = Path(__file__).resolve().parents[2]
 TINY = "experiments/tiny.yaml"
 BASE = """\
 name: base
@@ -20,11 +20,6 @@ backbone: {embed_dim: 16, depth: 2, num_heads: 2}
 train: {num_epochs: 1, batch_size: 4, learning_rate: 3.0e-3}
 test: {batch_size: 5}
 """
-
-
-@pytest.fixture(scope="module")
-def main():
-    return runpy.run_path(str(TOOL))["main"]
 
 
 @pytest.fixture(autouse=True)
@@ -51,8 +46,8 @@ def write_arms(arms, path=TINY):
     Path(path).write_text(json.dumps(content))  # which is YAML too
 
 
-def test_an_experiment_is_run_and_written_and_not_run_again(main, capsys):
-    assert main([TINY, "--jobs", "2", "--out", "results"]) == 0
+def test_an_experiment_is_run_and_written_and_not_run_again(capsys):
+    assert main(["experiment", TINY, "--jobs", "2", "--out", "results"]) == 0
     first = capsys.readouterr().out.splitlines()
     assert first[0] == f"{TINY}: 0 of 2 cells are done"
     assert first[-1] == "written: results/tiny.md"
@@ -63,15 +58,15 @@ def test_an_experiment_is_run_and_written_and_not_run_again(main, capsys):
     before = [path.stat().st_mtime_ns for path in metrics]
     page = Path("results/tiny.md").read_text(encoding="utf-8")
 
-    assert main([TINY, "--out", "results"]) == 0
+    assert main(["experiment", TINY, "--out", "results"]) == 0
     assert capsys.readouterr().out.splitlines() == [f"{TINY}: 2 of 2 cells are done", "written: results/tiny.md"]
     assert [path.stat().st_mtime_ns for path in metrics] == before
     assert Path("results/tiny.md").read_text(encoding="utf-8") == page
 
 
-def refusal(main, capsys, *arguments):
+def refusal(capsys, *arguments):
     """The one line that the command says when it refuses."""
-    assert main([*arguments, "--out", "results"]) == 1
+    assert main(["experiment", *arguments, "--out", "results"]) == 1
     captured = capsys.readouterr()
     lines = [line for line in captured.err.splitlines() if line.startswith("error: ")]
     assert captured.err.splitlines()[-1:] == lines
@@ -81,38 +76,38 @@ def refusal(main, capsys, *arguments):
 
 
 @pytest.mark.parametrize("jobs", ["0", "-1"])
-def test_no_jobs_at_all_are_refused(main, capsys, jobs):
-    line, _ = refusal(main, capsys, TINY, "--jobs", jobs)
+def test_no_jobs_at_all_are_refused(capsys, jobs):
+    line, _ = refusal(capsys, TINY, "--jobs", jobs)
     assert line == f"error: --jobs must be at least 1, got {jobs}"
     assert not Path("runs").exists()
 
 
-def test_an_experiment_that_is_not_there_is_refused_by_name(main, capsys):
-    line, _ = refusal(main, capsys, "experiments/nothing.yaml")
-    assert line == "error: experiments/nothing.yaml: no such config file"
+def test_an_experiment_that_is_not_there_is_refused_by_name(capsys):
+    line, _ = refusal(capsys, "experiments/nothing.yaml")
+    assert line.startswith("error: experiments/nothing.yaml: no such config file; expected ")
 
 
 @pytest.mark.parametrize(
     ("arm", "complaint"),
     [("head.kind=softmax", "head.kind"), ("other/flat", "other.yaml: no such config file"), ("tiny/joint", "'joint'")],
 )
-def test_an_arm_that_makes_no_sense_is_refused_in_one_line(main, capsys, arm, complaint):
+def test_an_arm_that_makes_no_sense_is_refused_in_one_line(capsys, arm, complaint):
     write_arms({"flat": "head.kind=flat"})
     write_arms({"wrong": arm}, "experiments/again.yaml")
-    line, _ = refusal(main, capsys, "experiments/again.yaml")
+    line, _ = refusal(capsys, "experiments/again.yaml")
     assert complaint in line
     assert not Path("runs").exists()
 
 
-def test_a_cell_that_fails_is_told_with_its_log_and_ends_the_command_with_exit_code_1(main, capsys):
+def test_a_cell_that_fails_is_told_with_its_log_and_ends_the_command_with_exit_code_1(capsys):
     write_arms({"lost": "data.root=nowhere.csv"})
-    line, printed = refusal(main, capsys, TINY, "--jobs", "1")
-    assert line == f"error: {TINY}: 1 of 1 cells failed; their logs say why"
+    line, printed = refusal(capsys, TINY, "--jobs", "1")
+    assert line == f"error: {TINY}: 1 of 1 cells failed; read their logs, named above"
     assert "failed: runs/tiny/lost/seed-0, see runs/tiny/lost-seed-0.log" in printed.splitlines()
     assert "nowhere.csv: there is no such file" in Path("runs/tiny/lost-seed-0.log").read_text(encoding="utf-8")
 
 
-def test_seeds_that_are_validated_on_sources_of_their_own_are_not_put_on_one_page(main, capsys, monkeypatch):
+def test_seeds_that_are_validated_on_sources_of_their_own_are_not_put_on_one_page(capsys, monkeypatch):
     content = {
         "question": "?",
         "config": "base.yaml",
@@ -122,10 +117,18 @@ def test_seeds_that_are_validated_on_sources_of_their_own_are_not_put_on_one_pag
     }
     Path(TINY).write_text(json.dumps(content))
     monkeypatch.setattr(experiment, "missing_cells", lambda cells: [])  # all are done
-    assert main([TINY, "--out", "results"]) == 0
+    assert main(["experiment", TINY, "--out", "results"]) == 0
     told = capsys.readouterr().out.splitlines()
     assert told == [
         f"{TINY}: 2 of 2 cells are done",
         f"{TINY}: no page, since each seed is validated on sources of its own",
     ]
     assert not Path("results").exists()
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "configs" / "experiments").glob("*.yaml")))
+def test_an_experiment_that_ships_with_the_package_is_read_by_its_name(name):
+    settings, cells = experiment.read_cells(Path(name))
+    assert len(cells) == len(settings.arms) * len(settings.seeds)
+    assert all(cell.run.path.is_relative_to("runs") for cell in cells)
+    assert len(experiment.development_cells(Path(name), settings)) == len(settings.stacking) * len(settings.seeds)

@@ -1,8 +1,6 @@
 import contextlib
 import io
 import json
-import runpy
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,21 +9,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from torch.utils.tensorboard import SummaryWriter
 
+from diveparse.commands.cli import main
 from diveparse.configs import Config, DataConfig, HeadConfig, HeadKind, save_config
 from diveparse.datasets.dives import ATTRIBUTES, DIVING48
 from diveparse.engine.evaluation.metrics import calibrated_metrics, compute_metrics
 from diveparse.engine.evaluation.predictions import Predictions, save_predictions, write_predictions
 from diveparse.engine.evidence import report
-from diveparse.engine.evidence.comparison import SCORES
+from diveparse.engine.evidence.runs import SCORES
 from diveparse.heads.recombine import INVALID
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "compare.py"
 NUM_CLIPS = 40
-
-
-@pytest.fixture(scope="module")
-def main():
-    return runpy.run_path(str(TOOL))["main"]
 
 
 def write_run(folder, arm, seed, *, skill, split="test", num_clips=NUM_CLIPS):
@@ -43,7 +36,7 @@ def write_run(folder, arm, seed, *, skill, split="test", num_clips=NUM_CLIPS):
         attribute_log_probs={
             a: rng.normal(size=(num_clips, len(DIVING48.values[a]))).astype(np.float32) for a in ATTRIBUTES
         },
-        named_labels=np.where(rng.random(num_clips) < 0.1, INVALID, answers),
+        spelt_labels=np.where(rng.random(num_clips) < 0.1, INVALID, answers),
         decoded_labels=answers,
     )
     folder = folder / arm / f"seed-{seed}"
@@ -74,11 +67,11 @@ def two_arms(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def compared(main, tmp_path_factory):
+def compared(tmp_path_factory):
     """The folder of two arms that have been compared, and what was printed."""
     folder = tmp_path_factory.mktemp("demo")
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        assert main([str(run) for run in write_two_arms(folder)]) == 0
+        assert main(["compare", *map(str, write_two_arms(folder))]) == 0
     return folder, printed.getvalue()
 
 
@@ -151,7 +144,7 @@ def test_the_tidy_table_holds_every_score_with_its_caption(compared):
     assert overall["low"] <= overall["value"] <= overall["high"]
     for p_value in ("p", "p_holm", "mcnemar_p"):
         assert 0 <= overall[p_value] <= 1
-    assert overall["verdict"] in ("higher", "lower", "undecided", "no difference that matters")
+    assert overall["verdict"] in ("higher", "lower", "inconclusive", "equivalent (±2 points)")
 
 
 def test_the_table_of_dives_holds_the_effect_on_each(compared):
@@ -163,22 +156,22 @@ def test_the_table_of_dives_holds_the_effect_on_each(compared):
     assert (table["training_clips"] == [10 * DIVING48.label_of(number) for number in table["number"]]).all()
 
 
-def test_several_seeds_show_their_spread_and_a_row_each(main, tmp_path, monkeypatch, capsys):
+def test_several_seeds_show_their_spread_and_a_row_each(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(report, "figures", lambda _: iter(()))
     runs = [write_run(tmp_path, arm, seed, skill=3) for arm in ("flat", "structured") for seed in (0, 1)]
-    assert main([str(run) for run in runs]) == 0
+    assert main(["compare", *map(str, runs)]) == 0
     printed = capsys.readouterr().out
     values = [json.loads((run / "metrics.json").read_text())["top1"] for run in runs[:2]]
     assert f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}" in printed
     assert all(row in printed for row in ("flat, seed 0", "flat, seed 1", "flat, all seeds"))
 
 
-def test_comparing_into_a_folder_leaves_nothing_of_an_earlier_comparison_there(main, two_arms, tmp_path):
+def test_comparing_into_a_folder_leaves_nothing_of_an_earlier_comparison_there(two_arms, tmp_path):
     out = tmp_path / "elsewhere"
     (out / "comparison").mkdir(parents=True)
     for stale in ("confusion-older.png", "events.out.tfevents.1.older"):
         (out / "comparison" / stale).touch()
-    assert main([str(two_arms[0]), "--out", str(out)]) == 0
+    assert main(["compare", str(two_arms[0]), "--out", str(out)]) == 0
     assert {path.stem for path in (out / "comparison").glob("*.png")} == {
         "top1",
         "attributes",
@@ -188,54 +181,54 @@ def test_comparing_into_a_folder_leaves_nothing_of_an_earlier_comparison_there(m
     assert len(list((out / "comparison").glob("events*"))) == 1
 
 
-def refusal(main, capsys, runs):
+def refusal(capsys, runs):
     """The one line that compare says when it refuses."""
-    assert main([str(run) for run in runs]) == 1
+    assert main(["compare", *map(str, runs)]) == 1
     line = capsys.readouterr().err
     assert line.startswith("error: ")
     assert line.count("\n") == 1
     return line
 
 
-def test_compare_refuses_runs_on_different_clips(main, two_arms, tmp_path, capsys):
+def test_compare_refuses_runs_on_different_clips(two_arms, tmp_path, capsys):
     other = write_run(tmp_path, "joint", 0, skill=3, num_clips=NUM_CLIPS + 2)
-    assert "2 clips are in only one of them" in refusal(main, capsys, [two_arms[0], other])
+    assert "2 clips are in only one of them" in refusal(capsys, [two_arms[0], other])
 
 
-def test_compare_refuses_a_validation_score_beside_a_test_score(main, two_arms, tmp_path, capsys):
+def test_compare_refuses_a_validation_score_beside_a_test_score(two_arms, tmp_path, capsys):
     other = write_run(tmp_path, "joint", 0, skill=3, split="validation")
-    assert "tested on different splits, test and validation" in refusal(main, capsys, [two_arms[0], other])
+    assert "tested on different splits, test and validation" in refusal(capsys, [two_arms[0], other])
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "predictions.csv"])
-def test_compare_asks_for_the_test_that_a_run_lacks(main, two_arms, capsys, name):
+def test_compare_asks_for_the_test_that_a_run_lacks(two_arms, capsys, name):
     (two_arms[1] / name).unlink()
-    assert f"has no {name}; test it first: python tools/test.py {two_arms[1]}" in refusal(main, capsys, two_arms)
+    assert f"has no {name}; test it first: diveparse test {two_arms[1]}" in refusal(capsys, two_arms)
 
 
-def test_compare_refuses_metrics_that_are_not_of_the_predictions_beside_them(main, two_arms, capsys):
+def test_compare_refuses_metrics_that_are_not_of_the_predictions_beside_them(two_arms, capsys):
     (two_arms[1] / "predictions.csv").write_bytes((two_arms[0] / "predictions.csv").read_bytes())
-    assert "they are of different tests" in refusal(main, capsys, two_arms)
+    assert "they are of different tests" in refusal(capsys, two_arms)
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("{", "not JSON"),
-        ("[]", "has no attribute_accuracy"),
+        ("{", "not a whole JSON file"),
+        ("[]", "expected names and values, got list"),
         (
             '{"attribute_accuracy": {}}',
             "lacks split, num_views, data_root, rendered, from_cache, trained_from_cache",
         ),
     ],
 )
-def test_compare_names_a_metrics_file_that_is_no_good(main, two_arms, capsys, content, reason):
+def test_compare_names_a_metrics_file_that_is_no_good(two_arms, capsys, content, reason):
     path = two_arms[1] / "metrics.json"
     path.write_text(content)
-    line = refusal(main, capsys, two_arms)
+    line = refusal(capsys, two_arms)
     assert str(path) in line
     assert reason in line
 
 
-def test_a_folder_that_is_not_there_is_refused_by_name(main, capsys, tmp_path):
-    assert refusal(main, capsys, [tmp_path / "nothing"]) == f"error: {tmp_path / 'nothing'}: no such run folder\n"
+def test_a_folder_that_is_not_there_is_refused_by_name(capsys, tmp_path):
+    assert refusal(capsys, [tmp_path / "nothing"]) == f"error: {tmp_path / 'nothing'}: no such run folder\n"

@@ -1,16 +1,11 @@
 import json
-import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from diveparse.commands.cli import main
 from diveparse.engine.training import pretrain as engine_pretrain
-
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "pretrain.py"
-main = runpy.run_path(str(TOOL))["main"]
 
 TINY_PRETRAINING = """\
 name: tiny
@@ -56,18 +51,18 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, update: int, error: BaseExcept
 
 def test_it_runs_end_to_end_and_resuming_goes_on_where_it_was_interrupted(tiny_pretraining, monkeypatch, capsys):
     run = tiny_pretraining.parent / "runs" / "tiny"
-    assert main([str(tiny_pretraining), "name=whole"]) == 0
+    assert main(["pretrain", str(tiny_pretraining), "name=whole"]) == 0
     whole = run.with_name("whole")
     assert capsys.readouterr().out.splitlines()[-1] == f"weights: {whole / 'backbone.safetensors'}"
 
     with monkeypatch.context() as patch:
         interrupt_at(patch, update=4, error=KeyboardInterrupt())
-        assert main([str(tiny_pretraining)]) == 130
+        assert main(["pretrain", str(tiny_pretraining)]) == 130
     assert the_line(capsys) == "stopped: the same command with --resume goes on from the last checkpoint"
-    assert torch.load(run / "checkpoint.pt", weights_only=True)["step"] == 2
+    assert torch.load(run / "checkpoint.pt", weights_only=True)["num_updates"] == 2
     assert not (run / "backbone.safetensors").exists()
 
-    assert main(["--resume", str(tiny_pretraining), "seed=0"]) == 0  # options and overrides in any order
+    assert main(["pretrain", "--resume", str(tiny_pretraining), "seed=0"]) == 0  # options and overrides in any order
     assert (run / "backbone.safetensors").read_bytes() == (whole / "backbone.safetensors").read_bytes()
     environment = json.loads((run / "environment.json").read_text())
     assert environment["seed"] == 0
@@ -77,13 +72,13 @@ def test_it_runs_end_to_end_and_resuming_goes_on_where_it_was_interrupted(tiny_p
 def test_a_run_interrupted_before_its_first_checkpoint_begins_again(tiny_pretraining, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt_at(patch, update=1, error=KeyboardInterrupt())
-        assert main([str(tiny_pretraining)]) == 130
-    assert main([str(tiny_pretraining), "--resume"]) == 0
+        assert main(["pretrain", str(tiny_pretraining)]) == 130
+    assert main(["pretrain", str(tiny_pretraining), "--resume"]) == 0
 
 
 def test_a_loss_that_is_not_finite_is_one_line_that_names_the_clips(tiny_pretraining, monkeypatch, capsys):
     interrupt_at(monkeypatch, update=4)
-    assert main([str(tiny_pretraining)]) == 1
+    assert main(["pretrain", str(tiny_pretraining)]) == 1
     line = the_line(capsys)
     assert line.startswith("error: loss is nan, pose is nan in update 4; ")
     assert "items 6, 7 of MotionClips" in line
@@ -99,7 +94,7 @@ def test_a_loss_that_is_not_finite_is_one_line_that_names_the_clips(tiny_pretrai
     ],
 )
 def test_what_a_user_gets_wrong_is_one_line_and_exit_code_1(tiny_pretraining, capsys, arguments, complaint):
-    assert main([str(tiny_pretraining), *arguments]) == 1
+    assert main(["pretrain", str(tiny_pretraining), *arguments]) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ")
     assert complaint in line
@@ -107,13 +102,8 @@ def test_what_a_user_gets_wrong_is_one_line_and_exit_code_1(tiny_pretraining, ca
 
 
 def test_a_damaged_checkpoint_is_one_line_that_names_it(tiny_pretraining, capsys):
-    assert main([str(tiny_pretraining), "train.num_epochs=1"]) == 0
+    assert main(["pretrain", str(tiny_pretraining), "train.num_epochs=1"]) == 0
     checkpoint = tiny_pretraining.parent / "runs" / "tiny" / "checkpoint.pt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    assert main([str(tiny_pretraining), "train.num_epochs=1", "--resume"]) == 1
+    assert main(["pretrain", str(tiny_pretraining), "train.num_epochs=1", "--resume"]) == 1
     assert f"{checkpoint}: not a checkpoint that this run can go on from" in the_line(capsys)
-
-
-def test_help_shows_an_example_at_once():
-    done = subprocess.run([sys.executable, str(TOOL), "--help"], capture_output=True, text=True, check=True)
-    assert "torchrun --standalone --nproc-per-node 2 tools/pretrain.py configs/kinematics.yaml" in done.stdout

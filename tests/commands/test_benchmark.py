@@ -1,18 +1,16 @@
 import json
-import runpy
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
+from diveparse.commands.benchmark import SIZES
+from diveparse.commands.cli import main
 from diveparse.configs import BackboneConfig
 from diveparse.engine.benchmark import backbone as speed
 
 TINY = speed.Setting(BackboneConfig(patch_size=8, embed_dim=16, depth=1, num_heads=2), 2, 16, 2)
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "benchmark.py"
-main = runpy.run_path(str(TOOL))["main"]
 
 
 def test_loading_measures_every_installed_reader_and_names_the_others(
@@ -20,7 +18,12 @@ def test_loading_measures_every_installed_reader_and_names_the_others(
 ) -> None:
     video = next((tiny_root / "rgb").iterdir())
     monkeypatch.setitem(main.__globals__, "in_a_fresh_process", lambda function, *arguments: function(*arguments))
-    assert main(["loading", str(video), *["--frames", "4", "--size", "32", "--repeats", "2", "--height", "96"]]) == 0
+    assert (
+        main(
+            ["benchmark", "loading", str(video), *["--frames", "4", "--size", "32", "--repeats", "2", "--height", "96"]]
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     assert "1 videos, 4 frames of 32 x 32, 2 repeats, one core" in out
     for reader in ("diveparse", "diveparse, training cache", "diveparse, evaluation cache"):
@@ -41,42 +44,22 @@ def test_loading_measures_every_installed_reader_and_names_the_others(
 def test_what_cannot_be_measured_is_one_line(
     args: tuple[object, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["loading", *map(str, args)]) == 1
+    assert main(["benchmark", "loading", *map(str, args)]) == 1
     errors = capsys.readouterr().err
     assert errors.startswith("error: ")
     assert message in errors
     assert errors.count("\n") == 1
 
 
-def test_torchcodec_without_its_libraries_is_one_line(
-    tiny_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise RuntimeError("Could not load libtorchcodec. Likely causes:\n1. …")
-
-    modules = {
-        "torchcodec.transforms": SimpleNamespace(Resize=lambda size: size),
-        "torchcodec.decoders": SimpleNamespace(VideoDecoder=refuse),
-    }
-    monkeypatch.setattr(main.__globals__["importlib"], "import_module", modules.__getitem__)
-    readers = {name: main.__globals__["READERS"][name] for name in ("diveparse", "torchcodec")}
-    monkeypatch.setitem(main.__globals__, "READERS", readers)
-    monkeypatch.setitem(main.__globals__, "is_installed", lambda _: True)
-    assert main(["loading", str(next((tiny_root / "rgb").iterdir())), "--repeats", "1", "--size", "32"]) == 1
-    assert capsys.readouterr().err.endswith(
-        "error: torchcodec finds no FFmpeg libraries: install FFmpeg, or uninstall torchcodec\n"
-    )
-
-
-def test_backbones_are_told_in_one_table_and_every_time_in_a_file(
+def test_backbones_are_shown_in_one_table_and_every_time_in_a_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(main.__globals__["SETTINGS"], "small", TINY)
+    monkeypatch.setitem(speed.SETTINGS, "small", TINY)
     monkeypatch.setattr(speed, "in_a_fresh_process", lambda function, *arguments: function(*arguments))
     monkeypatch.setattr(speed, "give_back_what_is_freed", lambda: None)  # it would stay so in this process
     monkeypatch.setitem(speed.MATRIX_SIZE, "cpu", 64)
     path = tmp_path / "backbone.json"
-    assert main(["backbone", "--sizes", "small", "--repeats", "2", "--json", str(path)]) == 0
+    assert main(["benchmark", "backbone", "--sizes", "small", "--repeats", "2", "--json", str(path)]) == 0
     out = capsys.readouterr().out
     assert "2 repeats: width 16, depth 1, 2 heads, 2 frames of 16 x 16, patches of 8, batches of 2" in out
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line.startswith("|")]
@@ -86,17 +69,17 @@ def test_backbones_are_told_in_one_table_and_every_time_in_a_file(
     assert len(measured["measurements"][0]["times_s"]) == 2
 
 
-def test_the_memory_of_an_update_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_memory_of_an_update_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     asked: list[speed.Setting] = []
 
     def peak_of_training(setting: speed.Setting, device: torch.device) -> int:
         asked.append(setting)
         return 3 * 2**29
 
-    monkeypatch.setitem(main.__globals__, "peak_of_training", peak_of_training)
-    assert main(["memory", "--frames", "16", "--batch-size", "3", "--recomputed", "5"]) == 0
+    monkeypatch.setattr(speed, "peak_of_training", peak_of_training)
+    assert main(["benchmark", "memory", "--frames", "16", "--batch-size", "3", "--checkpointed", "5"]) == 0
     assert "in fp32 on cpu takes 1.50 GiB" in capsys.readouterr().out
-    assert (asked[0].num_frames, asked[0].batch_size, asked[0].backbone.num_recomputed_blocks) == (16, 3, 5)
+    assert (asked[0].num_frames, asked[0].batch_size, asked[0].backbone.num_checkpointed_blocks) == (16, 3, 5)
 
 
 @pytest.mark.parametrize(
@@ -104,14 +87,18 @@ def test_the_memory_of_an_update_is_told(monkeypatch: pytest.MonkeyPatch, capsys
     [
         (("backbone", "--repeats", "0"), "--repeats must be at least 1, got 0"),
         (("memory", "--batch-size", "0"), "--batch-size must be at least 1, got 0"),
-        (("memory", "--recomputed", "13"), "num_recomputed_blocks must be between 0 and the 12 blocks"),
+        (("memory", "--checkpointed", "13"), "num_checkpointed_blocks must be between 0 and the 12 blocks"),
     ],
 )
 def test_what_no_backbone_can_do_is_one_line(
     args: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(list(args)) == 1
+    assert main(["benchmark", *args]) == 1
     errors = capsys.readouterr().err
     assert errors.startswith("error: ")
     assert message in errors
     assert errors.count("\n") == 1
+
+
+def test_the_sizes_to_choose_from_are_those_of_the_benchmark() -> None:
+    assert list(speed.SETTINGS) == list(SIZES)

@@ -1,5 +1,4 @@
 import json
-import runpy
 import shutil
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pandas as pd
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from diveparse.commands.cli import main
 from diveparse.configs import load_config, run_folder
 from diveparse.datasets.dives import ATTRIBUTES, DIVING48
 from diveparse.datasets.diving48 import read_split
@@ -17,8 +17,6 @@ from diveparse.engine.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("quick_training_figures")
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "test.py"
-main = runpy.run_path(str(TOOL))["main"]
 METRICS = {"split", "num_clips", "top1", "top5", "mean_class_accuracy", "num_classes_scored", "attribute_accuracy"}
 
 
@@ -32,7 +30,7 @@ def names(folder):
 
 
 def test_the_test_split_is_predicted_and_scored_in_the_run_folder(run, tiny_root, capsys):
-    assert main([str(run)]) == 0
+    assert main(["test", str(run)]) == 0
     metrics = json.loads((run / "metrics.json").read_text())
     assert {*METRICS, "invalid_rate", "nll", "ece"} <= set(metrics)
     assert set(metrics["attribute_accuracy"]) == set(ATTRIBUTES)
@@ -55,19 +53,19 @@ def test_the_test_split_is_predicted_and_scored_in_the_run_folder(run, tiny_root
 
 
 def test_a_second_test_is_refused_unless_asked_for_again(run, capsys):
-    assert main([str(run)]) == 0
+    assert main(["test", str(run)]) == 0
     before = (run / "metrics.json").read_bytes()
     (run / "predictions.csv").write_text("kept")
-    assert main([str(run)]) == 1
-    assert "a test is read once; --again replaces it" in capsys.readouterr().err
+    assert main(["test", str(run)]) == 1
+    assert "a test is read once; add --again to replace it" in capsys.readouterr().err
     assert (run / "predictions.csv").read_text() == "kept"
-    assert main([str(run), "--again"]) == 0
+    assert main(["test", str(run), "--again"]) == 0
     assert (run / "metrics.json").read_bytes() == before
     assert len(read_predictions(run / "predictions.csv")) == 12
 
 
 def test_validation_has_its_own_files_and_leaves_the_test_untouched(run, tiny_root):
-    assert main([str(run), "--split", "val"]) == 0
+    assert main(["test", str(run), "--split", "val"]) == 0
     assert names(run) >= {"validation_metrics.json", "validation_predictions.csv"}
     assert not (run / "metrics.json").exists()
     assert json.loads((run / "validation_metrics.json").read_text())["split"] == "val"
@@ -77,7 +75,7 @@ def test_validation_has_its_own_files_and_leaves_the_test_untouched(run, tiny_ro
 
 
 def test_validation_scores_the_kept_model_as_training_did(run):
-    assert main([str(run), "--split", "val"]) == 0
+    assert main(["test", str(run), "--split", "val"]) == 0
     metrics = json.loads((run / "validation_metrics.json").read_text())
     events = EventAccumulator(str(run)).Reload()
     for name in ("top1", "top5", "nll", "ece", "invalid_rate", "mean_class_accuracy"):
@@ -85,22 +83,22 @@ def test_validation_scores_the_kept_model_as_training_did(run):
 
 
 def test_shuffled_frames_are_a_control_with_its_own_files(run):
-    assert main([str(run), "clip.order=shuffled"]) == 0
+    assert main(["test", str(run), "clip.order=shuffled"]) == 0
     assert {"shuffled_metrics.json", "shuffled_predictions.csv"} <= names(run)
     assert not (run / "metrics.json").exists()
 
 
 def test_more_views_are_averaged_and_counted(run):
-    assert main([str(run), "test.num_temporal_views=2", "test.num_spatial_views=3", "test.batch_size=2"]) == 0
+    assert main(["test", str(run), "test.num_temporal_views=2", "test.num_spatial_views=3", "test.batch_size=2"]) == 0
     assert json.loads((run / "metrics.json").read_text())["num_views"] == 6
     one_view = read_predictions(run / "predictions.csv").log_prob_true
-    assert main([str(run), "--again"]) == 0
+    assert main(["test", str(run), "--again"]) == 0
     assert not np.array_equal(read_predictions(run / "predictions.csv").log_prob_true, one_view)
 
 
 def test_the_final_metrics_lie_in_the_runs_own_tensorboard_log_beside_the_options(run):
     before = {path for path in run.rglob("*") if path.is_dir()}
-    assert main([str(run)]) == 0
+    assert main(["test", str(run)]) == 0
     assert {path for path in run.rglob("*") if path.is_dir()} == before  # no stray runs
     events = EventAccumulator(str(run)).Reload()
     metrics = json.loads((run / "metrics.json").read_text())
@@ -125,7 +123,7 @@ def test_the_final_metrics_lie_in_the_runs_own_tensorboard_log_beside_the_option
 )
 def test_what_a_user_gets_wrong_is_one_line_and_writes_nothing(run, capsys, arguments, complaint):
     before = names(run)
-    assert main([str(run), *arguments]) == 1
+    assert main(["test", str(run), *arguments]) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ")
     assert complaint in line
@@ -140,7 +138,7 @@ def test_the_metrics_say_what_was_tested_on_and_whether_it_was_rendered(run, tin
         (other / path.name).symlink_to(path)
     if rendered:
         (other / "rendered.json").write_text("{}")
-    assert main([str(run), f"data.root={other}"]) == 0
+    assert main(["test", str(run), f"data.root={other}"]) == 0
     metrics = json.loads((run / "metrics.json").read_text())
     assert (metrics["data_root"], metrics["rendered"]) == (str(other), rendered)
 
@@ -155,7 +153,7 @@ def test_a_damaged_clip_is_one_line_that_names_it_even_from_a_worker(run, tiny_r
     damaged.unlink()
     damaged.write_bytes(content[:100])
     for num_workers in (0, 1):
-        assert main([str(run), f"data.root={root}", f"data.num_workers={num_workers}"]) == 1
+        assert main(["test", str(run), f"data.root={root}", f"data.num_workers={num_workers}"]) == 1
         line = capsys.readouterr().err.strip().splitlines()[-1]
         assert line.startswith(f"error: {damaged}: ")
         assert "Traceback" not in line
@@ -163,7 +161,7 @@ def test_a_damaged_clip_is_one_line_that_names_it_even_from_a_worker(run, tiny_r
 
 
 def test_a_folder_without_a_trained_model_is_refused(tmp_path, capsys):
-    assert main([str(tmp_path)]) == 1
+    assert main(["test", str(tmp_path)]) == 1
     assert "holds no trained model" in capsys.readouterr().err
 
 
@@ -173,7 +171,7 @@ def test_a_run_whose_training_has_not_ended_is_refused_with_how_to_go_on(tiny_ex
 
     def stop_after_an_epoch(run, learner):
         honest_save(run, learner)
-        if learner.progress.step == 4:
+        if learner.progress.num_updates == 4:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -184,13 +182,13 @@ def test_a_run_whose_training_has_not_ended_is_refused_with_how_to_go_on(tiny_ex
     assert (run / "model").is_dir()
     before = names(run)
     for split in ("test", "val"):
-        assert main([str(run), "--split", split]) == 1
+        assert main(["test", str(run), "--split", split]) == 1
         line = capsys.readouterr().err.strip().splitlines()[-1]
         assert f"{run} has not been trained to its end, 4 updates are done" in line
-        assert f"python tools/train.py {run / 'config.yaml'} --resume" in line
+        assert f"diveparse train {run / 'config.yaml'} --resume" in line
     assert names(run) == before
     assert train(load_config(run / "config.yaml", []), resume=True) == run
-    assert main([str(run)]) == 0
+    assert main(["test", str(run)]) == 0
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["num_updates"] == 8
     assert metrics["model_update"] in (4, 8)
@@ -198,7 +196,7 @@ def test_a_run_whose_training_has_not_ended_is_refused_with_how_to_go_on(tiny_ex
 
 def test_a_damaged_model_is_refused_by_name(run, capsys):
     (run / "model" / "model.safetensors").write_bytes(b"half")
-    assert main([str(run)]) == 1
+    assert main(["test", str(run)]) == 1
     assert "model.safetensors" in capsys.readouterr().err
 
 
@@ -214,7 +212,7 @@ def test_anybodys_clips_are_trained_on_and_tested(tiny_experiment, tiny_root, tm
     table.write_text("\n".join(rows) + "\n")
     columns = "data.columns={path: file, dive_number: dive, split: part, source: day}"
     run = train(load_config(tiny_experiment, ["train.num_epochs=1", f"data.root={table}", columns]))
-    assert main([str(run)]) == 0
+    assert main(["test", str(run)]) == 0
     predictions = read_predictions(run / "predictions.csv")
     assert len(predictions) == len(read_split(tiny_root, "test"))
     assert "626C" in set(predictions.true_number)
@@ -224,7 +222,7 @@ def test_anybodys_clips_are_trained_on_and_tested(tiny_experiment, tiny_root, tm
     capsys.readouterr()
 
     table.write_text(table.read_text().replace(f",{rows[-1].split(',')[1]},test", ",5355B,test"))
-    assert main([str(run), "--again"]) == 1
+    assert main(["test", str(run), "--again"]) == 1
     heading, *lines = capsys.readouterr().err.splitlines()
     assert heading.startswith(f"error: {table}: ")
     assert lines

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import io
 import json
-import runpy
 import shutil
 import signal
 import subprocess
@@ -14,11 +13,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from diveparse.commands import cli, prepare
+from diveparse.commands.cli import main
 from diveparse.datasets.diving48 import read_split
 from diveparse.datasets.video import probe
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "prepare.py"
-main = runpy.run_path(str(TOOL))["main"]
 SMALL = ("--train-clips", 47, "--test-clips", 47, "--test-counts", "balanced", "--height", 48, "--workers", 2)
 
 
@@ -26,7 +25,7 @@ def call(*args: object) -> subprocess.CompletedProcess[str]:
     """The command, in this process: what imports cost is then paid once."""
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
-        code = main([str(arg) for arg in args])
+        code = main(["prepare", *map(str, args)])
     return subprocess.CompletedProcess(args, code, out.getvalue(), err.getvalue())
 
 
@@ -89,21 +88,21 @@ def test_what_is_wrong_with_an_option_is_said_before_anything_is_rendered(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setitem(main.__globals__, "RenderedClip", lambda *_: pytest.fail("rendered"))
+    monkeypatch.setattr(prepare, "RenderedClip", lambda *_: pytest.fail("rendered"))
     args = (*command, "--out", "{tmp}/file.png", *option)  # the last --out counts
-    assert main([arg.format(tmp=tmp_path) for arg in args]) == 1
+    assert main(["prepare", *(arg.format(tmp=tmp_path) for arg in args)]) == 1
     assert capsys.readouterr().err == f"error: {message.format(tmp=tmp_path)}\n"
     assert not list(tmp_path.iterdir())
 
 
 def test_a_sheet_of_no_frames_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sheet", "101B", "--out", str(tmp_path / "sheet.png"), "--frames", "0"]) == 1
+    assert main(["prepare", "sheet", "101B", "--out", str(tmp_path / "sheet.png"), "--frames", "0"]) == 1
     assert capsys.readouterr().err == "error: frames must be at least 1, got 0\n"
 
 
 def test_a_real_data_set_is_not_rendered_into(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "Diving48_vocab.json").write_text("[]")
-    assert main(["synthetic", "--out", str(tmp_path), "--train-clips", "47", "--test-clips", "47"]) == 1
+    assert main(["prepare", "synthetic", "--out", str(tmp_path), "--train-clips", "47", "--test-clips", "47"]) == 1
     assert capsys.readouterr().err.startswith(f"error: {tmp_path} holds files but no rendered.json")
     assert [path.name for path in tmp_path.iterdir()] == ["Diving48_vocab.json"]
 
@@ -115,12 +114,12 @@ def test_a_real_data_set_is_not_rendered_into(tmp_path: Path, capsys: pytest.Cap
             ("synthetic", "--train-clips", "47", "--test-clips", "47"),
             "stopped: the same command goes on where it was\n",
         ),
-        (("dive", "101B"), "stopped\n"),
-        (("sheet", "101B"), "stopped\n"),
+        (("dive", "101B"), "stopped: the same command starts again from the beginning\n"),
+        (("sheet", "101B"), "stopped: the same command starts again from the beginning\n"),
     ],
     ids=["synthetic", "dive", "sheet"],
 )
-def test_only_a_stopped_set_says_that_it_goes_on(
+def test_a_stopped_set_goes_on_and_a_stopped_picture_starts_again(
     command: tuple[str, ...],
     said: str,
     tmp_path: Path,
@@ -131,8 +130,8 @@ def test_only_a_stopped_set_says_that_it_goes_on(
         raise KeyboardInterrupt
 
     for renderer in ("render_data_set", "clip_of"):
-        monkeypatch.setitem(main.__globals__, renderer, stop)
-    assert main([*command, "--out", str(tmp_path / "file.png")]) == 130
+        monkeypatch.setattr(prepare, renderer, stop)
+    assert main(["prepare", *command, "--out", str(tmp_path / "file.png")]) == 130
     assert capsys.readouterr().err == said
 
 
@@ -186,7 +185,16 @@ def test_a_killed_preparation_goes_on_and_leaves_what_an_undisturbed_one_leaves(
 ) -> None:
     roots = [Path(shutil.copytree(tiny_root, tmp_path / name)) for name in ("undisturbed", "killed")]
     assert call("diving48", roots[0], "--workers", 2, *SMALL_CACHES).returncode == 0
-    command = [sys.executable, str(TOOL), "diving48", str(roots[1]), "--workers", "2", *map(str, SMALL_CACHES)]
+    command = [
+        sys.executable,
+        cli.__file__,
+        "prepare",
+        "diving48",
+        str(roots[1]),
+        "--workers",
+        "2",
+        *map(str, SMALL_CACHES),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     index = roots[1] / "cache" / "training" / "index.jsonl"
     while process.poll() is None and (not index.is_file() or index.read_bytes().count(b"\n") < 10):
@@ -203,13 +211,13 @@ def test_a_killed_preparation_goes_on_and_leaves_what_an_undisturbed_one_leaves(
     assert reports[0] == reports[1]
 
 
-def test_the_size_of_a_cache_is_told_and_one_that_does_not_fit_is_refused(
+def test_the_estimated_size_of_a_cache_is_shown_and_one_that_does_not_fit_is_refused(
     tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = Path(shutil.copytree(tiny_root, tmp_path / "set"))
-    told = call("diving48", root, "--cache", "training", *SMALL_CACHES)
-    assert told.returncode == 0
-    assert "cache/training will take about" in told.stderr + told.stdout
+    shown = call("diving48", root, "--cache", "training", *SMALL_CACHES)
+    assert shown.returncode == 0
+    assert "cache/training: estimated " in shown.stderr + shown.stdout
     assert not (root / "cache" / "evaluation").exists()
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     full = call("diving48", root, *SMALL_CACHES)

@@ -1,6 +1,5 @@
 import os
 import re
-import runpy
 import signal
 import subprocess
 import sys
@@ -9,24 +8,23 @@ from pathlib import Path
 
 import pytest
 
+from diveparse.commands import cli
+from diveparse.commands.cli import main
 from diveparse.configs import load_config, run_folder
-from diveparse.engine.run import newest_checkpoint
+from diveparse.engine.run import RunFolder
 
 pytestmark = pytest.mark.usefixtures("quick_training_figures")
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "train.py"
-main = runpy.run_path(str(TOOL))["main"]
-
 
 def test_an_epoch_is_one_line_with_its_arm_losses_accuracies_waiting_and_time(tiny_experiment, capsys, caplog):
-    assert main([str(tiny_experiment), "train.num_epochs=1"]) == 0
+    assert main(["train", str(tiny_experiment), "train.num_epochs=1"]) == 0
     (line,) = [message for message in caplog.messages if message.startswith("joint, epoch")]
     number = r"\d+\.\d{3}"
     scores = f"loss {number}, train top-1 {number}, val top-1 {number}, val nll {number}"
     assert re.fullmatch(rf"joint, epoch 1/1: {scores}, waited for data \d+\.\d %, \d+ s", line)
     captured = capsys.readouterr()
     assert "epoch 1/1" in captured.err  # the progress bar
-    assert f"python tools/test.py {run_folder(load_config(tiny_experiment, []))}" in captured.out
+    assert f"diveparse test {run_folder(load_config(tiny_experiment, []))}" in captured.out
 
 
 @pytest.mark.parametrize(
@@ -39,7 +37,7 @@ def test_an_epoch_is_one_line_with_its_arm_losses_accuracies_waiting_and_time(ti
     ],
 )
 def test_what_a_user_gets_wrong_is_one_line_and_exit_code_1(tiny_experiment, capsys, arguments, complaint):
-    assert main([str(tiny_experiment), *arguments]) == 1
+    assert main(["train", str(tiny_experiment), *arguments]) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ")
     assert complaint in line
@@ -54,7 +52,7 @@ def test_an_unreadable_clip_is_one_line_that_names_it_even_from_a_worker(tiny_ex
         (root / "rgb" / path.name).write_bytes(path.read_bytes()[:100])
     for num_workers in (0, 1):
         overrides = [f"data.root={root}", f"data.num_workers={num_workers}", f"arm=workers{num_workers}"]
-        assert main([str(tiny_experiment), *overrides]) == 1
+        assert main(["train", str(tiny_experiment), *overrides]) == 1
         line = capsys.readouterr().err.strip().splitlines()[-1]
         assert line.startswith("error: ")
         assert ".mp4" in line
@@ -62,12 +60,12 @@ def test_an_unreadable_clip_is_one_line_that_names_it_even_from_a_worker(tiny_ex
 
 
 def test_options_and_overrides_may_come_in_any_order(tiny_experiment, capsys):
-    assert main([str(tiny_experiment), "train.num_epochs=1", "--resume", "arm=other"]) == 0
+    assert main(["train", str(tiny_experiment), "train.num_epochs=1", "--resume", "arm=other"]) == 0
     assert (run_folder(load_config(tiny_experiment, ["arm=other"])) / "model").is_dir()
 
 
 def run_tool(*arguments: object) -> "subprocess.Popen[str]":
-    command = [sys.executable, str(TOOL), *map(str, arguments)]
+    command = [sys.executable, cli.__file__, "train", *map(str, arguments)]
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -97,20 +95,15 @@ def test_an_interrupted_tool_takes_its_workers_along_and_leaves_a_run_to_resume(
     arguments = [tiny_experiment, "data.num_workers=2", "train.num_epochs=40", "train.log_every=999"]
     run = run_folder(load_config(tiny_experiment, []))
     process = run_tool(*arguments)
-    while newest_checkpoint(run) is None and process.poll() is None:
+    while RunFolder(run).newest_checkpoint() is None and process.poll() is None:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal's Ctrl-C does, to the workers too
     _, errors = process.communicate()
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert "--resume goes on" in errors
-    assert newest_checkpoint(run) is not None
+    assert RunFolder(run).newest_checkpoint() is not None
     deadline = time.monotonic() + 30
     while children_of(process.pid) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not children_of(process.pid)
-
-
-def test_help_shows_an_example_at_once():
-    done = subprocess.run([sys.executable, str(TOOL), "--help"], capture_output=True, text=True, check=True)
-    assert "python tools/train.py configs/demo.yaml --resume" in done.stdout

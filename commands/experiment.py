@@ -1,0 +1,83 @@
+"""Run experiments: train and test every arm with every seed, then compare them and write the page of results."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from diveparse.engine.evidence.experiment import Cell
+
+EXAMPLES = """\
+examples:
+  %(prog)s ladder
+  %(prog)s ladder long_tail --jobs 2
+  %(prog)s my_experiment.yaml --out results
+
+An experiment trains one cell for each arm and each seed, in a process of its own that writes to
+runs/EXPERIMENT/ARM-seed-K.log. Cells that are done are not run again. So the same command continues an experiment that
+was stopped, and trains a cell again whose run folder was removed. The page, its table and its plots go to docs/results.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "experiments",
+        nargs="+",
+        type=Path,
+        metavar="EXPERIMENT",
+        help="a YAML file, or the name of an experiment such as ladder",
+    )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="cells at a time (default: one a core)")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", default=Path("docs/results"), help="for the pages (default: docs/results)"
+    )
+    parser.set_defaults(if_stopped="the same command goes on")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.jobs < 1:
+        raise ValueError(f"--jobs must be at least 1, got {args.jobs}")
+    for path in args.experiments:
+        run_experiment(path, args.jobs, args.out)
+    return 0
+
+
+def run_experiment(path: Path, num_jobs: int, out: Path) -> None:
+    """Raises: ValueError if a cell failed, or the experiment cannot be run."""
+    from diveparse.engine.evidence.experiment import development_cells, missing_cells, read_cells, store_inputs
+    from diveparse.engine.evidence.experiment_page import write_experiment
+
+    experiment, cells = read_cells(path)
+    needed = cells + development_cells(path, experiment)
+    missing, start_s = missing_cells(needed), time.monotonic()
+    print(f"{path}: {len(needed) - len(missing)} of {len(needed)} cells are done")
+    store_inputs(missing)
+    failed = run_all(missing, num_jobs)
+    if failed:
+        raise ValueError(f"{path}: {len(failed)} of {len(missing)} cells failed; read their logs, named above")
+    if missing:
+        print(f"{path}: {len(missing)} cells took {(time.monotonic() - start_s) / 60:.0f} minutes")
+    if experiment.split == "val" and len(experiment.seeds) > 1:
+        print(f"{path}: no page, since each seed is validated on sources of its own")
+    else:
+        print(f"written: {write_experiment(path, experiment, cells, out)}")
+
+
+def run_all(cells: list[Cell], num_jobs: int) -> list[Cell]:
+    """Run cells under a progress bar. Returns: those that failed."""
+    from tqdm import tqdm
+
+    from diveparse.engine.evidence.experiment import run_cells
+
+    failed = []
+    for cell, well in tqdm(
+        run_cells(cells, num_jobs), total=len(cells), unit="cell", mininterval=0.1, disable=not cells
+    ):
+        if not well:
+            failed.append(cell)
+            tqdm.write(f"failed: {cell.run}, see {cell.log}")
+    return failed

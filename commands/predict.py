@@ -1,0 +1,187 @@
+"""Read the dive number off video files: number, name, difficulty, probability, the runners-up and each attribute.
+
+Probabilities are calibrated, by temperatures that training fitted on validation clips.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import sys
+from dataclasses import asdict
+from glob import glob
+from pathlib import Path
+from textwrap import indent
+from typing import TYPE_CHECKING, Any
+
+from tabulate import tabulate
+
+from diveparse.commands.cli import print_error
+from diveparse.configs import Dives
+from diveparse.datasets.dives import ATTRIBUTES, HEIGHTS_M
+
+if TYPE_CHECKING:
+    from diveparse.engine.evaluation.predict import Answer
+
+VIDEO_SUFFIXES = (
+    *(".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"),
+)
+NO_BREAK_SPACE = "\u00a0"
+CSV_COLUMNS = ("video", "number", "name", "height_m", "difficulty", "probability", *ATTRIBUTES)
+EXAMPLES = """\
+examples:
+  %(prog)s runs/demo/structured/seed-0 data/demo/rgb/*_00000.mp4
+  %(prog)s runs/demo/structured/seed-0 dive.mp4 --height-m 3 --json
+  %(prog)s runs/demo/structured/seed-0 final.mp4 --start 61.2 --end 65
+  %(prog)s runs/demo/structured/seed-0 clips/ --dives world-aquatics --csv > answers.csv
+  %(prog)s runs/demo/structured/seed-0 'season/**/*.mp4' --save-video captioned/
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="a trained run, or a folder with a saved model")
+    parser.add_argument(
+        "videos",
+        nargs="+",
+        metavar="VIDEO",
+        help="a video of one dive, a folder of them, or a quoted pattern: * any name, ** any folders, ? [abc] a letter",
+    )
+    parser.add_argument("--start", type=float, default=0.0, metavar="S", help="where the dive starts, in seconds (0)")
+    parser.add_argument("--end", type=float, metavar="S", help="where the dive ends, in seconds (the video's end)")
+    parser.add_argument(
+        "--dives",
+        choices=[dives.value for dives in Dives],
+        help="answer with these dives instead of those that the model was trained on",
+    )
+    parser.add_argument(
+        "--height-m", type=float, choices=HEIGHTS_M, default=10, help="board or platform, for the difficulty (10)"
+    )
+    parser.add_argument(
+        "--save-video", type=Path, metavar="DIR", help="write each video, with the answer over its frames, to DIR"
+    )
+    formats = parser.add_mutually_exclusive_group()
+    formats.add_argument("--json", action="store_true", help="print one JSON object per video instead of text")
+    formats.add_argument("--csv", action="store_true", help="print one row per video instead of text")
+    parser.set_defaults(
+        if_stopped="the answers so far are complete; the same command starts again from the beginning", log_to="stderr"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the answer for each video as soon as it is there, and write the copies with captions."""
+    from diveparse.engine.device import choose_device
+    from diveparse.engine.evaluation.predict import dives_to_answer_with, predict
+    from diveparse.models.classifier import DiveClassifier
+
+    videos = [video for name in args.videos for video in videos_in(name)]
+    copies = copies_in(args.save_video, videos) if args.save_video else {}
+    model = DiveClassifier.load(args.run).to(choose_device())
+    dive_set = dives_to_answer_with(model, Dives(args.dives)) if args.dives else model.dive_set
+    if args.csv:
+        csv.writer(sys.stdout, lineterminator="\n").writerow(CSV_COLUMNS)
+    exit_code = 0
+    for video in videos:
+        try:
+            answer = predict(model, video, args.height_m, dive_set, (args.start, args.end))
+        except (ValueError, OSError) as error:  # the other videos can still be read
+            print_error(error)
+            exit_code = 1
+            continue
+        print_answer(answer, args)
+        try:
+            if video in copies:
+                write_copy(video, copies[video], answer, args)
+        except (ValueError, OSError) as error:
+            print_error(error)
+            exit_code = 1
+    return exit_code
+
+
+def videos_in(name: str) -> list[Path]:
+    """The video itself, those of a folder, or those that a pattern matches, if no file has the pattern for its name.
+
+    Raises: ValueError if a folder holds no video, or a pattern matches no file.
+    """
+    path = Path(name)
+    if not path.exists() and any(letter in name for letter in "*?["):
+        matches = [Path(match) for match in sorted(glob(name, recursive=True))]  # noqa: PTH207, Path's is relative only
+        files = [match for match in matches if match.is_file()]
+        if not files:
+            raise ValueError(f"{name}: no file matches this pattern")
+        return files
+    if not path.is_dir():
+        return [path]
+    videos = sorted(file for file in path.iterdir() if file.suffix.lower() in VIDEO_SUFFIXES)
+    if not videos:
+        raise ValueError(f"{path}: the folder holds no video; expected files that end in {', '.join(VIDEO_SUFFIXES)}")
+    return videos
+
+
+def copies_in(folder: Path, videos: list[Path]) -> dict[Path, Path]:
+    """For each video the file of its copy in a folder, which is made.
+
+    Raises: ValueError if two copies would be the same file, or a file of that name exists.
+    """
+    sources: dict[Path, Path] = {}
+    for video in videos:
+        target = folder / f"{video.stem}.mp4"
+        if target in sources:
+            raise ValueError(f"{target} would be the copy of {sources[target]} and of {video}; rename one of them")
+        if target.exists():
+            raise ValueError(f"{target} already exists; move it, or choose another --save-video")
+        sources[target] = video
+    folder.mkdir(parents=True, exist_ok=True)
+    return {video: target for target, video in sources.items()}
+
+
+def print_answer(answer: Answer, args: argparse.Namespace) -> None:
+    if args.csv:
+        row = asdict(answer) | {name: best.value for name, best in answer.attributes.items()}
+        csv.writer(sys.stdout, lineterminator="\n").writerow([row[column] for column in CSV_COLUMNS])
+    else:
+        print(json.dumps(asdict(answer), ensure_ascii=False) if args.json else in_words(answer))
+    sys.stdout.flush()
+
+
+def in_words(answer: Answer) -> str:
+    """An answer as a heading and two aligned tables, the candidates and the attributes."""
+    candidates = [
+        [dive.number, dive.name, dive.difficulty or "not listed", f"{dive.probability:.3f}"]
+        for dive in answer.candidates
+    ]
+    headers = ["number", "name", f"difficulty ({answer.height_m:g} m)", "probability"]
+    attributes = [[name, best.value, f"{best.probability:.3f}"] for name, best in answer.attributes.items()]
+    tables = [
+        _table(candidates, headers=headers, colalign=("left", "left", "right", "right")),
+        _table(attributes),
+    ]
+    heading = f"{answer.video}: {number_and_name(answer)}"
+    return "\n\n".join([heading, *(indent(table, "    ") for table in tables)]) + "\n"
+
+
+def write_copy(video: Path, target: Path, answer: Answer, args: argparse.Namespace) -> None:
+    from diveparse.datasets.video.captions import write_captioned
+
+    end_s = math.inf if args.end is None else args.end
+    write_captioned(video, target, caption(answer), start_s=args.start, end_s=end_s)
+
+
+def caption(answer: Answer) -> list[str]:
+    """An answer in two lines over a video: the dive and the attributes, each with its probability."""
+    dive = number_and_name(answer)
+    if answer.number is not None:
+        dive += f", probability{NO_BREAK_SPACE}{answer.probability:.2f}"
+    attributes = [f"{best.value} {best.probability:.2f}" for best in answer.attributes.values()]
+    return [dive, ", ".join(each.replace(" ", NO_BREAK_SPACE) for each in attributes)]
+
+
+def number_and_name(answer: Answer) -> str:
+    if answer.number is None:
+        return f"no valid dive ({', '.join(best.value for best in answer.attributes.values())})"
+    return f"{answer.number}  {answer.name}"
+
+
+def _table(rows: list[list[Any]], **options: Any) -> str:
+    return tabulate(rows, tablefmt="plain", disable_numparse=True, **options)

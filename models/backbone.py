@@ -1,0 +1,71 @@
+"""What the rest of the project asks of any backbone.
+
+Input. Clips are float (batch, time, channel, height, width), normalised with the pixel mean and standard deviation of
+the backbone's `clip_format`, and of its frame count and picture size. In place of clips a backbone takes what its
+`frozen_tokens` made of them, (batch, tokens, dim): the feature cache stores that, and training then starts where it
+changes something.
+
+Output. `tokens` is every token after the last norm, (batch, tokens, embed_dim): the class token first, where there is
+one, then the patches frame by frame. `forward` is the class token alone, which may cost less.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from diveparse.datasets.constants import PIXEL_MEAN, PIXEL_STD
+
+
+@dataclass(frozen=True)
+class ClipFormat:
+    """The clips that a backbone takes."""
+
+    num_frames: int
+    image_size: int  # height and width, pixels
+    pixel_mean: tuple[float, ...] = PIXEL_MEAN  # a channel each, of pixels in [0, 1]
+    pixel_std: tuple[float, ...] = PIXEL_STD
+
+
+class Backbone(nn.Module, ABC):
+    """A video encoder under a head."""
+
+    embed_dim: int
+    num_heads: int  # of its attention, for pooling by queries
+    has_class_token: bool
+    clip_format: ClipFormat
+    num_frozen_blocks: int  # the embeddings and this many blocks are not trained
+
+    @abstractmethod
+    def tokens(self, inputs: Tensor) -> Tensor:
+        """Every token after the last norm, the class token first. Returns: (batch, tokens, embed_dim)."""
+
+    @abstractmethod
+    def frozen_tokens(self, clips: Tensor) -> Tensor:
+        """What the embeddings and the frozen blocks make of clips. Returns: (batch, tokens, dim), to go on from."""
+
+    @abstractmethod
+    def layers(self) -> Sequence[Sequence[nn.Parameter]]:
+        """Every parameter once, in groups from the embeddings at the bottom to the last norm at the top."""
+
+    @abstractmethod
+    def freeze(self, num_blocks: int) -> None:
+        """Keep the embeddings and the first `num_blocks` blocks as they are; 0 trains everything."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The class token after the last norm. Returns: (batch, embed_dim).
+
+        Raises: ValueError if the backbone has no class token.
+        """
+        self.require_class_token()
+        return self.tokens(inputs)[:, 0]
+
+    def require_class_token(self) -> None:
+        if not self.has_class_token:
+            raise ValueError(
+                f"head.pooling=class_token needs a class token, and {type(self).__name__} has none; "
+                "set head.pooling to mean or queries"
+            )

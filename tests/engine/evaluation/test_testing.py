@@ -1,0 +1,47 @@
+import json
+import math
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from diveparse.datasets.dives import DIVING48
+from diveparse.engine.evaluation.predictions import load_predictions
+from diveparse.engine.evaluation.testing import evaluate_run, score
+from diveparse.engine.run import RunFolder
+
+
+@pytest.fixture(scope="module")
+def tested(tiny_run, tmp_path_factory):
+    """A copy of the tiny run that has been tested."""
+    folder = shutil.copytree(tiny_run, tmp_path_factory.mktemp("tested") / "run")
+    evaluate_run(folder, [], split="test")
+    return RunFolder(folder)
+
+
+def test_metrics_begin_with_what_was_tested_and_end_with_the_scores(tested):
+    names = list(json.loads(tested.evaluation().metrics.read_text()))
+    about = ["split", "name", "arm", "seed", "num_views", "data_root", "rendered", "from_cache", "trained_from_cache"]
+    about += ["skipped_clips", "model_update", "num_updates", "num_train_clips"]
+    assert names[: len(about)] == about
+    assert names[len(about) :][0] == "num_clips"
+    assert names[-2:] == ["nll_calibrated", "ece_calibrated"]
+
+
+def test_the_scores_are_those_of_the_predictions_that_are_written(tested):
+    files = tested.evaluation()
+    metrics = json.loads(files.metrics.read_text())
+    predictions, dive_set = load_predictions(files.probabilities)
+    assert metrics["top1"] == (predictions.decoded_labels == predictions.labels).mean()
+    assert list(metrics["num_train_clips"]) == list(dive_set.numbers)
+
+
+def test_a_score_that_is_infinite_is_none(tested):
+    predictions, _ = load_predictions(tested.evaluation().probabilities)
+    impossible = predictions.dive_log_probs.copy()
+    impossible[0, predictions.labels[0]] = -math.inf
+    counts = dict.fromkeys(DIVING48.numbers, 1)
+    scores = score(replace(predictions, dive_log_probs=impossible), DIVING48, counts, temperature=1.0)
+    assert (scores["nll"], scores["nll_calibrated"]) == (None, None)
+    assert np.isfinite(scores["brier"])
