@@ -1,7 +1,7 @@
 """The evidence in the packets of the other codecs: MPEG-1, MPEG-2, MPEG-4, VP8, VP9, AV1 and Motion-JPEG.
 
-Sources: ITU-T H.262 (6.2), ISO/IEC 14496-2 (6.2), RFC 6386 (9.1), the bitstream specifications of VP9 (6.2, annex B) and
-AV1 (5.3).
+Sources: ITU-T H.262 (6.2), ISO/IEC 14496-2 (6.2), RFC 6386 (9.1), the bitstream specifications of VP9 (6.2, annex B)
+and AV1 (5.3).
 """
 
 from __future__ import annotations

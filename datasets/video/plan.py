@@ -43,6 +43,7 @@ class Plan:
         self.is_resettable = stream.container.format.name in RESETTABLE
         self.reorders = stream.codec_context.codec.reorder
         self.codec = stream.codec_context.name
+        self.pixel_aspect = stream.sample_aspect_ratio or Fraction(1)  # width to height of a pixel as stored
         self.rate_hz = stream.average_rate  # the mean; None where the file gives none
         self._end = index.spans.get(stream.index, (0, 0))[1]
         packets = index.packets

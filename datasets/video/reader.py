@@ -164,8 +164,7 @@ class Video:
         if latest_s > self.duration_s:
             end_s = f"{self.duration_s:.3f} s" + (f" ({self.loss})" if self.loss else "")
             raise ValueError(f"{self.path}: expected times up to the end at {end_s}, got {latest_s:.3f} s")
-        if self._survey and self._survey.damage and latest_s >= self.timeline.duration_s:
-            raise VideoError(self._survey.damage)
+        self.require(latest_s)
         wanted: dict[int, list[int]] = defaultdict(list)  # number of a frame -> where it is drawn
         for index, time_s in enumerate(times_s):
             wanted[self.timeline.on_screen(time_s)].append(index)
@@ -178,6 +177,11 @@ class Video:
                 canvas.draw(index, frame)
         assert canvas is not None  # every wanted frame came, or an error
         return canvas
+
+    def require(self, time_s: float) -> None:
+        """Raises: VideoError if the video is damaged before this time."""
+        if self._survey and self._survey.damage and time_s >= self.timeline.duration_s:
+            raise VideoError(self._survey.damage)
 
     def frames(self, numbers: set[int]) -> Iterator[tuple[int, VideoFrame]]:
         """(number, frame) of each of these frames, ascending. Raises: DisagreementError at any time."""

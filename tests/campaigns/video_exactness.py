@@ -192,10 +192,13 @@ def full_decode(path: Path) -> Truth:
     """Decode everything, plainly. Raises: av.FFmpegError if that fails; ValueError if a frame is damaged or missing."""
     with av.open(str(path)) as file:
         stream = file.streams.best("video")
-        if stream is None:
+        if stream is None or stream.codec_context is None:
             raise ValueError("no video")
+        stream.codec_context.thread_count = 1  # with several, FFmpeg does not mark all damaged frames
         frames = list(file.decode(stream))
         tick_s, rate_hz, resets = stream.time_base, stream.average_rate or 25, file.format.name in {"mpegts", "mpeg"}
+    while frames and frames[-1].is_corrupt:  # a cut end is a loss that is named, and not read
+        frames.pop()
     if not frames or any(frame.is_corrupt for frame in frames):
         raise ValueError("nothing whole")
     usual = max(1, round(1 / rate_hz / tick_s))
