@@ -137,6 +137,12 @@ def open_run(cfg: Schema, *, resume: bool) -> RunFolder:
             names = "name, arm or seed" if isinstance(cfg, Config) else "name"
             raise ValueError(f"{run} already holds a run; add --resume to go on with it, or change {names}")
         _require_same_options(run, cfg)
+        older = sorted(path.name for path in run.checkpoints.glob("step-*"))
+        if older:
+            raise ValueError(
+                f"{run.checkpoints}/{older[-1]} is of an earlier version and cannot be resumed; "
+                f"remove {run} to train anew"
+            )
         return run
     # the config is the first file of a run, so whatever else lies in a folder without one is somebody else's
     others = sorted(path.name for path in run.path.glob("*") if path.name != run.config.name + TEMPORARY_SUFFIX)
