@@ -105,10 +105,10 @@ class Plan:
         for number in sorted(number_of):
             while following <= number:
                 pts = packets[following].pts
-                pts = -math.inf if pts is None else pts
-                while starts and starts[-1][0] >= pts:
+                start = -math.inf if pts is None else pts
+                while starts and starts[-1][0] >= start:
                     starts.pop()  # whatever could start there can start here
-                starts.append((pts, following))
+                starts.append((start, following))
                 following = next(coming)
             # frames that are shown before the start that they follow refer to what was before it
             before = bisect_right(starts, (packets[number].pts or 0, number))
