@@ -47,7 +47,8 @@ class H264Examiner:
             pictures, _ = sized_units(extradata, at + 1, extradata[at])
             units = [*sequences, *pictures]
         else:
-            self._length_size, units = 0, list(nal_units(extradata, 0))
+            self._length_size = 0
+            units = [extradata[start:end] for start, end in nal_units(extradata, 0)]
         self.headers = frozenset(self._learn(unit) for unit in units if unit[0] & 31 in HEADERS)
 
     @property
@@ -55,30 +56,26 @@ class H264Examiner:
         return len(self._sequences) == 1
 
     def read(self, data: bytes, is_keyframe: bool) -> Evidence:
-        num_frames, is_reference, is_idr, recovers, headers = 0, False, False, False, []
+        num_frames, is_reference, is_idr, recovers, headers = 0, False, False, False, NO_HEADERS
         first = b""
-        for unit in nal_units(data, self._length_size):
-            kind = unit[0] & 31
+        for start, end in nal_units(data, self._length_size):
+            kind = data[start] & 31
             if kind in SLICES:
-                is_reference |= unit[0] & 0x60 > 0
-                is_idr |= kind == IDR
-                if unit[1] & 0x80:  # begins at macroblock 0
+                is_reference = is_reference or data[start] & 0x60 > 0
+                is_idr = is_idr or kind == IDR
+                if data[start + 1] & 0x80:  # begins at macroblock 0
                     num_frames += 1
-                    first = first or unit[:SLICE_HEADER_BYTES]
+                    first = first or data[start + 1 : start + SLICE_HEADER_BYTES]
             elif kind == SEI:
-                recovers |= _recovers_at_once(unit)
+                recovers = recovers or _recovers_at_once(data[start:end])
             elif kind in HEADERS:
-                headers.append(self._learn(unit))
+                headers |= {self._learn(data[start:end])}
         picture = self._slice(first, is_idr=is_idr)
+        is_frame = num_frames == 1 and not picture.is_field
+        can_start = is_idr or (recovers and picture.kind == I_SLICE)
         follows = self._follows(picture, is_idr=is_idr, is_reference=is_reference)
-        return Evidence(
-            is_frame=num_frames == 1 and not picture.is_field,
-            can_start=is_idr or (recovers and picture.kind == I_SLICE),
-            is_disposable=not is_reference and not headers,
-            follows=follows,
-            rank=self._rank(picture, is_idr=is_idr, is_reference=is_reference),
-            headers=frozenset(headers) if headers else NO_HEADERS,
-        )
+        rank = self._rank(picture, is_idr=is_idr, is_reference=is_reference)
+        return Evidence(is_frame, False, can_start, not is_reference and not headers, follows, rank, 0, headers)
 
     def _follows(self, picture: Slice, *, is_idr: bool, is_reference: bool) -> bool:
         last, full = self._last_number, 1 << picture.sequence.num_number_bits
@@ -95,14 +92,16 @@ class H264Examiner:
         return (self._num_pictures, 0) if picture.sequence.order_type == 2 else None  # 2: as they are decoded
 
     def _slice(self, unit: bytes, *, is_idr: bool) -> Slice:
-        bits = Bits(unit[1:])
-        bits.unsigned()
+        bits = Bits(unit)
+        bits.read(1)  # the first macroblock, 0
         kind = bits.unsigned() % 5
         sequence = self._sequences[self._sequence_of[bits.unsigned()]]
-        bits.read(2 * sequence.has_colour_planes)
+        if sequence.has_colour_planes:
+            bits.read(2)
         number = bits.read(sequence.num_number_bits)
         is_field = not sequence.is_frames_only and bits.read(1) == 1
-        bits.read(is_field)  # which of the two
+        if is_field:
+            bits.read(1)  # which of the two
         if is_idr:
             bits.unsigned()
         order = bits.read(sequence.num_order_bits) if sequence.order_type == 0 else 0

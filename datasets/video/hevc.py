@@ -39,7 +39,8 @@ class HevcExaminer:
                 found, at = sized_units(extradata, at + 3, int.from_bytes(extradata[at + 1 : at + 3], "big"))
                 units += found
         else:
-            self._length_size, units = 0, list(nal_units(extradata, 0))
+            self._length_size = 0
+            units = [extradata[start:end] for start, end in nal_units(extradata, 0)]
         headers = [unit for unit in units if _kind(unit) in HEADERS]
         self.headers = frozenset(self._learn(unit) for unit in sorted(headers, key=_kind))
 
@@ -49,7 +50,8 @@ class HevcExaminer:
 
     def read(self, data: bytes, is_keyframe: bool) -> Evidence:
         num_frames, kind, layer, first, headers = 0, -1, 0, b"", []
-        for unit in nal_units(data, self._length_size):
+        for start, end in nal_units(data, self._length_size):
+            unit = data[start:end]
             if unit[0] & 1 or unit[1] >> 3:  # of another view, which is not decoded
                 continue
             if _kind(unit) in SLICES:

@@ -56,19 +56,23 @@ class Index:
         self.headers = examine.headers if examine else NO_HEADERS  # outside of the packets
         num_held_bytes = 0
         for packet in self._bounded_packets(file):
-            if packet.pts is not None and not packet.is_discard:
-                end = packet.pts + (packet.duration or 0)
-                first, last = self.spans.get(packet.stream_index, (packet.pts, end))
-                self.spans[packet.stream_index] = min(first, packet.pts), max(last, end)
-            if packet.stream_index != stream.index:
+            pts, number = packet.pts, packet.stream_index
+            if pts is not None and not packet.is_discard:
+                end = pts + (packet.duration or 0)
+                first, last = self.spans.get(number, (pts, end))
+                self.spans[number] = pts if pts < first else first, end if end > last else last
+            if number != stream.index:
                 continue
             if len(self.packets) == MAX_FRAMES:
                 raise VideoError(f"{path}: expected at most {MAX_FRAMES} frames")
             evidence = _evidence_of(packet, examine)
             is_shown = not packet.is_discard and not evidence.is_hidden
-            self.packets.append(PacketInfo(packet.pts, packet.dts, packet.size, is_shown, evidence))
-            if packet.is_corrupt or any(data.data_type in LASTING_SIDE_DATA for data in packet.iter_sidedata()):
+            self.packets.append(PacketInfo(pts, packet.dts, packet.size, is_shown, evidence))
+            if packet.is_corrupt:
                 self.is_steady = False
+            for side_data in packet.iter_sidedata():
+                if side_data.data_type in LASTING_SIDE_DATA:
+                    self.is_steady = False
             num_held_bytes += packet.size + PACKET_OVERHEAD_BYTES
             if num_held_bytes > MAX_HELD_BYTES:
                 self.held = None

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import islice
-
 from diveparse.datasets.video.evidence import MAX_UNITS, positions
 
 SLICE_HEADER_BYTES = 40  # more than the part of it that is read
@@ -13,8 +10,11 @@ SLICE_HEADER_BYTES = 40  # more than the part of it that is read
 class Bits:
     """The bits of a header, from its first; with the Exp-Golomb numbers of H.264 (9.1)."""
 
+    __slots__ = ("_left", "_value")
+
     def __init__(self, data: bytes) -> None:
-        data = data.replace(b"\0\0\3", b"\0\0")  # the bytes that keep a header from looking like a start code
+        if b"\0\0\3" in data:  # a byte that keeps a header from looking like a start code
+            data = data.replace(b"\0\0\3", b"\0\0")
         self._value, self._left = int.from_bytes(data, "big"), 8 * len(data)
 
     def read(self, count: int) -> int:
@@ -25,9 +25,10 @@ class Bits:
 
     def unsigned(self) -> int:
         rest = self._value & (1 << self._left) - 1
-        num_zeros = self._left - rest.bit_length()
-        self._left -= num_zeros
-        return self.read(num_zeros + 1) - 1
+        self._left = left = 2 * rest.bit_length() - self._left - 1  # as many zeros as there are bits after the 1
+        if left < 0:
+            raise ValueError("the header ends too early")
+        return (rest >> left) - 1
 
     def signed(self) -> int:
         number = self.unsigned()
@@ -55,27 +56,23 @@ class PictureOrder:
         return self._period, high + low
 
 
-def nal_units(data: bytes, length_size: int) -> Iterator[bytes]:
-    """The NAL units of a packet. length_size: bytes of the length before each; 0 where start codes separate them.
+def nal_units(data: bytes, length_size: int) -> list[tuple[int, int]]:
+    """(start, end) of each NAL unit. length_size: bytes of the length before each; 0 where start codes separate them.
 
-    Raises: ValueError if there are more than MAX_UNITS, or if one is empty or longer than the packet.
+    Raises: ValueError if there are more than MAX_UNITS, or if one is empty or longer than the data.
     """
-    for start, end in islice(_ranges(data, length_size), MAX_UNITS):
-        if not start < end <= len(data):
-            raise ValueError("a NAL unit is empty, or longer than its packet")
-        yield data[start:end]
-
-
-def _ranges(data: bytes, length_size: int) -> Iterator[tuple[int, int]]:
-    if length_size:
-        end = 0
-        while end < len(data):
-            start = end + length_size
-            end = start + int.from_bytes(data[end:start], "big")
-            yield start, end
-        return
-    starts = [at + 3 for at in positions(data, b"\0\0\1")]
-    yield from zip(starts, [*(start - 3 for start in starts[1:]), len(data)], strict=False)
+    if not length_size:
+        starts = [at + 3 for at in positions(data, b"\0\0\1")]
+        return list(zip(starts, [*(start - 3 for start in starts[1:]), len(data)], strict=False))
+    units: list[tuple[int, int]] = []
+    end, num_bytes = 0, len(data)
+    while end < num_bytes:
+        start = end + length_size
+        end = start + int.from_bytes(data[end:start], "big")
+        if not start < end <= num_bytes or len(units) == MAX_UNITS:
+            raise ValueError("a NAL unit is empty or longer than its packet, or there are too many")
+        units.append((start, end))
+    return units
 
 
 def sized_units(record: bytes, at: int, count: int) -> tuple[list[bytes], int]:

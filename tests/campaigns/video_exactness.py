@@ -189,28 +189,51 @@ class Truth:
 
 
 def full_decode(path: Path) -> Truth:
-    """Decode everything, plainly. Raises: av.FFmpegError if that fails; ValueError if a frame is damaged or missing."""
+    """Decode everything, plainly.
+
+    Raises: av.FFmpegError if that fails; ValueError if a frame is damaged, or if FFmpeg decodes the file to other
+    pixels a second time, as it does where it leaves damaged parts of a picture unwritten.
+    """
+    frames = list(plain_frames(path))
+    while frames and frames[-1].is_corrupt:  # a cut end is a loss that is named, and not read
+        frames.pop()
+    if not frames or any(frame.is_corrupt for frame in frames):
+        raise ValueError("nothing whole")
+    height, width = frames[0].height, frames[0].width
+    pixels = np.stack([as_rgb(frame, height, width) for frame in frames])
+    for frame, expected in zip(plain_frames(path), pixels, strict=False):  # where buffers are used again
+        if not np.array_equal(as_rgb(frame, height, width), expected):
+            raise ValueError("not decoded to the same pixels twice")
+    times_s, end_s = times_of(path, frames)
+    return Truth(times_s, torch.from_numpy(pixels), end_s)
+
+
+def plain_frames(path: Path) -> Iterator[av.VideoFrame]:
     with av.open(str(path)) as file:
         stream = file.streams.best("video")
         if stream is None or stream.codec_context is None:
             raise ValueError("no video")
         stream.codec_context.thread_count = 1  # with several, FFmpeg does not mark all damaged frames
-        frames = list(file.decode(stream))
+        packets = [packet for packet in file.demux(stream) if packet.size]
+        if packets and packets[-1].is_corrupt:
+            packets.pop()
+        for packet in [*packets, None]:
+            yield from stream.decode(packet)
+
+
+def times_of(path: Path, frames: list[av.VideoFrame]) -> tuple[list[float], float]:
+    """(when each frame comes on screen, when the last leaves it), by the rule in `datasets/video/timeline.py`."""
+    with av.open(str(path)) as file:
+        stream = file.streams.best("video")
         tick_s, rate_hz, resets = stream.time_base, stream.average_rate or 25, file.format.name in {"mpegts", "mpeg"}
-    while frames and frames[-1].is_corrupt:  # a cut end is a loss that is named, and not read
-        frames.pop()
-    if not frames or any(frame.is_corrupt for frame in frames):
-        raise ValueError("nothing whole")
     usual = max(1, round(1 / rate_hz / tick_s))
     durations = [frame.duration or usual for frame in frames]
-    pts, dts = [frame.pts for frame in frames], [frame.dts for frame in frames]
-    fed = [number for number, each in enumerate(dts) if each is not None]
-    clock = pts
-    if fed and num_faults(dts[: fed[-1] + 1]) < num_faults(pts[: fed[-1] + 1]):
+    clock, dts = [frame.pts for frame in frames], [frame.dts for frame in frames]
+    num_fed = max((number for number, each in enumerate(dts, start=1) if each is not None), default=0)
+    if num_fed and num_faults(dts[:num_fed]) < num_faults(clock[:num_fed]):
         clock = dts
     timed = [number for number, each in enumerate(clock) if each is not None]
-    ticks = [0]
-    offset = sum(durations[: timed[0]]) - (clock[timed[0]] or 0) if timed else 0
+    ticks, offset = [0], sum(durations[: timed[0]]) - clock[timed[0]] if timed else 0
     for number in range(1, len(frames)):
         end, now = ticks[-1] + durations[number - 1], clock[number]
         later = clock[number + 1] if number + 1 < len(frames) else None
@@ -222,13 +245,8 @@ def full_decode(path: Path) -> Truth:
             if now + offset < ticks[-1] or (resets and now + offset - end > MAX_JUMP_S / tick_s):
                 offset = end - now
             ticks.append(now + offset)
-    height, width = frames[0].height, frames[0].width
     last = frames[-1].duration or (ticks[-1] - ticks[-2] if len(ticks) > 1 else usual)
-    return Truth(
-        [float(each * tick_s) for each in ticks],
-        torch.from_numpy(np.stack([as_rgb(frame, height, width) for frame in frames])),
-        float((ticks[-1] + last) * tick_s),
-    )
+    return [float(each * tick_s) for each in ticks], float((ticks[-1] + last) * tick_s)
 
 
 def num_faults(clock: list[int | None]) -> int:
