@@ -39,7 +39,10 @@ V1_EVIDENCE_NATS = 10.0  # log-likelihood ratio of V1 over V2: odds of more than
 
 @dataclass(frozen=True)
 class FileCheck:
-    """The result of playing one file. `problem` is None if every frame could be decoded."""
+    """The result of playing one file.
+
+    problem: why it cannot be played, None if it can. loss: what a file that can be played lacks at its end, or None.
+    """
 
     name: str
     num_bytes: int
@@ -49,6 +52,7 @@ class FileCheck:
     num_frames: int = 0
     frame_rate_hz: float = 0.0
     duration_s: float = 0.0
+    loss: str | None = None
 
 
 def check_file(path: Path) -> FileCheck:
@@ -62,7 +66,7 @@ def check_file(path: Path) -> FileCheck:
         info = play(path)
     except VideoError as error:
         return FileCheck(path.stem, status.st_size, status.st_mtime_ns, digest.hexdigest(), str(error))
-    shown = (info.num_frames, info.frame_rate_hz, info.duration_s)
+    shown = (info.num_frames, info.frame_rate_hz, info.duration_s, info.loss)
     return FileCheck(path.stem, status.st_size, status.st_mtime_ns, digest.hexdigest(), None, *shown)
 
 
@@ -133,6 +137,7 @@ def report(root: Path, splits: dict[str, list[ClipRecord]]) -> dict[str, Any]:
     checks = read_log(root)
     found = {record.name for records in splits.values() for record in records if record.path.is_file()}
     problems = {name: checks[name].problem for name in sorted(found) if name in checks and checks[name].problem}
+    losses = {name: checks[name].loss for name in sorted(found) if name in checks and checks[name].loss}
     about = {split: _about_split(split, records, found, checks) for split, records in splits.items()}
     duplicates = _duplicates(checks, found)
     shared = sorted(set.intersection(*({record.source for record in records} for records in splits.values())))
@@ -150,6 +155,7 @@ def report(root: Path, splits: dict[str, list[ClipRecord]]) -> dict[str, Any]:
     errors += _counted("files are in both training and test under two names", [", ".join(names) for names in across])
     errors += [f"the training labels are the first ones (V1), not V2: {v1}"] if v1 else []
     warnings = _counted(f"clips are shorter than {MIN_FRAMES} frames", short)
+    warnings += _counted("files lack their end", [f"{name}: {loss}" for name, loss in losses.items()])
     warnings += _counted("files are there under two names", [", ".join(n) for n in duplicates if n not in across])
     warnings += _counted("videos are in neither split", in_neither_split)
     return {
@@ -160,6 +166,7 @@ def report(root: Path, splits: dict[str, list[ClipRecord]]) -> dict[str, Any]:
         "warnings": warnings,
         "splits": about,
         "unplayable": problems,
+        "losses": losses,
         "short": short,
         "duplicates": duplicates,
         "shared_sources": shared,

@@ -130,6 +130,16 @@ def test_short_clips_are_named(root: Path, write_video: WriteVideo) -> None:
     assert inspect(root)["warnings"] == [f"1 clips are shorter than 25 frames: {FIRST}"]
 
 
+def test_a_clip_that_lacks_its_end_is_fit_and_its_loss_is_named(root: Path, write_video: WriteVideo) -> None:
+    path = write_video(video_of(root, FIRST), num_frames=100, container_options={"movflags": "faststart"})
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
+    found = inspect(root)
+    assert found["fit"]
+    assert list(found["losses"]) == [FIRST]
+    assert found["warnings"] == [f"1 files lack their end: {FIRST}: {found['losses'][FIRST]}"]
+    assert found["losses"][FIRST].startswith("truncated")
+
+
 @pytest.mark.parametrize("share", [1.0, 0.2])
 def test_labels_of_v1_are_recognised_by_their_counts(share: float, root: Path) -> None:
     def labels(counts: tuple[int, ...]) -> dict[str, int]:
