@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from diveparse.commands.cli import add_command
 from diveparse.configs import DataConfig, Dives
+from diveparse.datasets.archives import unpack
 from diveparse.datasets.cache import (
     DEFAULTS,
     NUM_SAMPLE_CLIPS,
@@ -31,7 +32,7 @@ from diveparse.datasets.cache import (
 from diveparse.datasets.clips import read_clips
 from diveparse.datasets.data_set import open_data_set
 from diveparse.datasets.dives import DIVE_SETS, DIVING48_TEST_COUNTS, DIVING48_TRAIN_COUNTS, Dive
-from diveparse.datasets.inspection import REPORT_FILE, check_files, read_splits, report, unpack
+from diveparse.datasets.inspection import REPORT_FILE, check_files, read_splits, report
 from diveparse.datasets.records import ClipRecord
 from diveparse.datasets.rendered.clip import RenderedClip, Source, Split
 from diveparse.datasets.rendered.sets import ClassCounts, RenderSettings, Sources, render_data_set, write_clip

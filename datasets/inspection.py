@@ -7,9 +7,6 @@ continues where it stopped, and a file that has not changed is not played again.
 from __future__ import annotations
 
 import hashlib
-import shutil
-import tarfile
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,9 +22,8 @@ from diveparse.datasets.dives import (
     DIVING48_V1_TRAIN_COUNTS,
 )
 from diveparse.datasets.diving48 import SPLITS, read_annotations
-from diveparse.datasets.records import NAME_PATTERN, ClipRecord, is_rendered
+from diveparse.datasets.records import ClipRecord, is_rendered
 from diveparse.datasets.storage import journal
-from diveparse.datasets.storage.atomic import written_atomically
 from diveparse.datasets.storage.workers import worker_pool
 from diveparse.datasets.video import VideoError, play
 
@@ -92,33 +88,6 @@ def _is_current(check: FileCheck | None, path: Path) -> bool:
         return False
     status = path.stat()
     return (check.num_bytes, check.modified_ns) == (status.st_size, status.st_mtime_ns)
-
-
-def unpack(archive: Path, root: Path) -> Iterator[tuple[int, int]]:
-    """Unpack the videos of a tar file into `rgb/`. Yields: (bytes read, bytes in all).
-
-    Only regular files with the name of a clip are unpacked, from any folder of the archive; those that `rgb/` already
-    has are skipped.
-    Raises: ValueError if the archive is damaged or has no such file.
-    """
-    num_bytes, num_videos = archive.stat().st_size, 0
-    try:
-        with archive.open("rb") as file, tarfile.open(fileobj=file) as tar:
-            for member in tar:
-                name = Path(member.name)
-                if member.isfile() and name.suffix == ".mp4" and NAME_PATTERN.fullmatch(name.stem):
-                    num_videos += 1
-                    path = root / "rgb" / name.name
-                    content = tar.extractfile(member)
-                    assert content is not None  # as for every regular file
-                    if not path.is_file() or path.stat().st_size != member.size:
-                        with written_atomically(path) as temporary, temporary.open("wb") as target:
-                            shutil.copyfileobj(content, target)
-                yield file.tell(), num_bytes
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise ValueError(f"{archive}: not a whole tar file: {error}; download it again") from error
-    if not num_videos:
-        raise ValueError(f"{archive}: holds no video named as a clip, such as _8Vy3dlHg2w_00000.mp4")
 
 
 def read_splits(root: Path) -> dict[str, list[ClipRecord]]:
