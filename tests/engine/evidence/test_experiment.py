@@ -212,7 +212,7 @@ def test_an_arm_of_another_experiment_is_scored_on_the_split_of_the_one_that_ask
         ({"plain": "tiny/residual"}, {}, "has no arm 'residual' of seed 0"),
         ({"plain": "tiny/flat"}, {"seeds": [0, 3]}, "has no arm 'flat' of seed 3"),
         ({"plain": "tiny"}, {}, "has no arm '' of seed 0"),
-        ({"plain": "elsewhere/flat"}, {}, "elsewhere.yaml: no such config file"),
+        ({"plain": "elsewhere/flat"}, {}, "elsewhere: no such config file"),
         ({"plain": "head.kind=softmax"}, {}, "head.kind"),
         ({"plain": "head.knid=flat"}, {}, "head.knid"),
         ({"plain": ""}, {"config": "nowhere.yaml"}, "nowhere.yaml: no such config file"),
