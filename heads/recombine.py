@@ -67,7 +67,5 @@ def marginals(dive_log_probs: Tensor, slots: Tensor) -> dict[str, Tensor]:
     """
     sizes = (slots.amax(dim=1) + 1).tolist()
     takes = torch.cat([F.one_hot(row, size).T for row, size in zip(slots, sizes, strict=True)])  # (all values, dives)
-    each = (
-        dive_log_probs[:, None].masked_fill(takes == 0, -torch.inf).logsumexp(-1)
-    )  # (batch, values of all attributes)
+    each = dive_log_probs[:, None].masked_fill(takes == 0, -torch.inf).logsumexp(-1)  # (batch, all values)
     return dict(zip(ATTRIBUTES, each.split(sizes, dim=-1), strict=True))

@@ -7,6 +7,8 @@ from dataclasses import Field, asdict
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TextIO, TypeVar
 
+from diveparse.datasets.storage.json_file import parse_json
+
 
 class Entry(Protocol):
     """A dataclass of plain values with a name. The last entry of a name replaces earlier ones."""
@@ -31,7 +33,7 @@ def read(path: Path, kind: type[EntryKind]) -> dict[str, EntryKind]:
     entries = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
-            entry = kind(**json.loads(line))
+            entry = kind(**parse_json(line))
         except (ValueError, TypeError):
             continue
         entries[entry.name] = entry

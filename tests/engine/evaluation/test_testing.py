@@ -8,7 +8,7 @@ import pytest
 
 from diveparse.datasets.dives import DIVING48
 from diveparse.engine.evaluation.predictions import load_predictions
-from diveparse.engine.evaluation.testing import evaluate_run, score
+from diveparse.engine.evaluation.testing import evaluate_run, scores_of
 from diveparse.engine.run import RunFolder
 
 
@@ -42,6 +42,6 @@ def test_a_score_that_is_infinite_is_none(tested):
     impossible = predictions.dive_log_probs.copy()
     impossible[0, predictions.labels[0]] = -math.inf
     counts = dict.fromkeys(DIVING48.numbers, 1)
-    scores = score(replace(predictions, dive_log_probs=impossible), DIVING48, counts, temperature=1.0)
+    scores = scores_of(replace(predictions, dive_log_probs=impossible), DIVING48, counts, temperature=1.0)
     assert (scores["nll"], scores["nll_calibrated"]) == (None, None)
     assert np.isfinite(scores["brier"])

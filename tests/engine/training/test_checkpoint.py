@@ -166,3 +166,19 @@ def test_every_generator_goes_on_where_it_was():
     expected = [draw() for _ in range(3)]
     restore_random_state(state)
     assert [draw() for _ in range(3)] == expected
+
+
+@pytest.mark.parametrize("part", ["optimizer", "schedule", "progress", "random"])
+@pytest.mark.parametrize("value", [None, 3, "text", [], {}, torch.zeros(2)], ids=repr)
+def test_a_state_with_a_part_of_another_kind_is_refused_in_one_line(part, value, tmp_path):
+    learner = toy_learner()
+    update(learner)
+    save_checkpoint(RunFolder(tmp_path), learner)
+    folder = RunFolder(tmp_path).newest_checkpoint()
+    state = torch.load(folder / "state.pt", weights_only=True)
+    torch.save(state | {part: value}, folder / "state.pt")
+    with pytest.raises(
+        ValueError, match=r"update-00000001: not a checkpoint .*; remove it to train from the start$"
+    ) as error:
+        resume_from_checkpoint(RunFolder(tmp_path), toy_learner())
+    assert "\n" not in str(error.value)
