@@ -21,6 +21,7 @@ from diveparse.datasets.rendered.sets import ClassCounts, RenderSettings, render
 from diveparse.datasets.video.writer import Picture, write_h264, x264_options
 from diveparse.engine.benchmark import backbone, loading
 from diveparse.engine.evaluation import tensorboard as evaluation_tensorboard
+from diveparse.engine.evidence import experiment_page, report
 from diveparse.engine.training import tensorboard as training_tensorboard
 from diveparse.engine.training.loop import train
 
@@ -158,6 +159,14 @@ def interrupt_in_update(number: int) -> Iterator[None]:
 def quick_training_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing 48 x 48 cells takes longer than training the tiny model; what is drawn has its own tests."""
     draw_quickly(monkeypatch)
+
+
+@pytest.fixture
+def quick_report_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blank figures of a comparison: drawing them takes longer than all else, and what is drawn has its own tests."""
+    names = ("top1", "reliability", "confusion-flat")
+    for module in (report, experiment_page):
+        monkeypatch.setattr(module, "figures", lambda _: ((name, Figure(figsize=(1, 1))) for name in names))
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def numbers_in(sentence: str) -> list[str]:
     return NUMBER.findall(SIZE.sub(r"\1", NO_NUMBERS.sub("", sentence)))
 
 
-def test_the_counter_knows_a_number_from_a_name() -> None:
+def test_a_number_is_told_from_a_name() -> None:
     sentence = (
         "By 2021 Diving48's 5253B had 48-way heads on ViT-B/16 with Python 3.10 at 90f5ffb, top-1 0.7 on 1,970 clips"
     )

@@ -59,7 +59,7 @@ def test_every_example_of_a_command_can_be_parsed(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_tool_starts_its_command(
+def test_every_script_in_tools_starts_its_command(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = str(TOOLS / f"{name}.py")
@@ -70,7 +70,7 @@ def test_every_tool_starts_its_command(
     runpy.run_path(path, run_name="__mp_main__")  # as a worker process imports it: nothing starts
 
 
-def test_every_command_is_a_tool_and_a_module() -> None:
+def test_every_command_is_a_script_and_a_module() -> None:
     modules = {path.stem for path in Path(compare.__file__).parent.glob("*.py")} - {"__init__", "cli"}
     assert modules == set(COMMANDS) == {path.stem for path in TOOLS.glob("*.py")}
 

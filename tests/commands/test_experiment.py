@@ -2,13 +2,12 @@ import json
 from pathlib import Path
 
 import pytest
-from matplotlib.figure import Figure
 
 from diveparse.commands.cli import main
 from diveparse.configs import save_config
 from diveparse.datasets.dives import DIVING48
 from diveparse.datasets.diving48 import read_split
-from diveparse.engine.evidence import experiment, experiment_page
+from diveparse.engine.evidence import experiment
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = "experiments/tiny.yaml"
@@ -24,11 +23,8 @@ test: {batch_size: 5}
 
 
 @pytest.fixture(autouse=True)
-def folder(tiny_root, tmp_path, monkeypatch):
+def folder(tiny_root, tmp_path, monkeypatch, quick_report_figures):
     """The working folder, with an experiment of two arms. A CSV of the tiny clips has four dives, not Diving48's."""
-    monkeypatch.setattr(
-        experiment_page, "figures", lambda _: ((n, Figure(figsize=(1, 1))) for n in ("top1", "reliability"))
-    )
     monkeypatch.chdir(tmp_path)
     rows = ["path,dive_number,split,source"]
     for split in ("train", "test"):

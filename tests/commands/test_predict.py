@@ -148,7 +148,7 @@ def season(tmp_path):
         ("[x].mp4", ["[x].mp4"]),  # a file of that name
         ("*.mov", ["*.mov"]),  # likewise
         ("[[]x].m*", ["[x].mp4"]),
-        ("none.mp4", ["none.mp4"]),  # no pattern; reading it will say what is wrong
+        ("none.mp4", ["none.mp4"]),  # no pattern; reading it is refused with the reason
     ],
 )
 def test_a_pattern_stands_for_the_files_that_it_matches_but_a_file_of_its_name_comes_first(pattern, expected, season):

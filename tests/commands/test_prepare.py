@@ -106,7 +106,7 @@ def test_a_real_data_set_is_not_rendered_into(tmp_path: Path, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize(
-    ("command", "said"),
+    ("command", "line"),
     [
         (
             ("synthetic", "--train-clips", "47", "--test-clips", "47"),
@@ -119,7 +119,7 @@ def test_a_real_data_set_is_not_rendered_into(tmp_path: Path, capsys: pytest.Cap
 )
 def test_a_stopped_set_goes_on_and_a_stopped_picture_starts_again(
     command: tuple[str, ...],
-    said: str,
+    line: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -130,7 +130,7 @@ def test_a_stopped_set_goes_on_and_a_stopped_picture_starts_again(
     for renderer in ("render_data_set", "clip_of"):
         monkeypatch.setattr(prepare, renderer, stop)
     assert main(["prepare", *command, "--out", str(tmp_path / "file.png")]) == 130
-    assert capsys.readouterr().err == said
+    assert capsys.readouterr().err == line
 
 
 def test_a_sheet_is_a_picture_of_rows(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_sheet_is_a_picture_of_rows(tmp_path: Path) -> None:
     assert (tmp_path / "sheet.png").stat().st_size > 1000
 
 
-def test_diving48_says_in_one_screen_and_by_its_exit_code_whether_a_data_set_is_fit(
+def test_diving48_shows_in_one_screen_and_by_its_exit_code_whether_a_data_set_is_fit(
     small_set: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(small_set, tmp_path, dirs_exist_ok=True)

@@ -130,7 +130,7 @@ def test_what_a_user_gets_wrong_is_one_line_and_writes_nothing(run, capsys, argu
 
 
 @pytest.mark.parametrize("rendered", [True, False])
-def test_the_metrics_say_what_was_tested_on_and_whether_it_was_rendered(run, tiny_root, tmp_path, rendered):
+def test_the_metrics_hold_what_was_tested_on_and_whether_it_was_rendered(run, tiny_root, tmp_path, rendered):
     other = tmp_path / "other"  # than it was trained on
     other.mkdir()
     for path in tiny_root.iterdir():

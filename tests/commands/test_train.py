@@ -64,7 +64,7 @@ def test_options_and_overrides_may_come_in_any_order(tiny_experiment, capsys):
     assert (run_folder(load_config(tiny_experiment, ["arm=other"])) / "model").is_dir()
 
 
-def run_tool(*arguments: object) -> "subprocess.Popen[str]":
+def start_training(*arguments: object) -> "subprocess.Popen[str]":
     command = [sys.executable, cli.__file__, "train", *map(str, arguments)]
     return subprocess.Popen(
         command,
@@ -91,10 +91,10 @@ def children_of(group: int) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
-def test_an_interrupted_tool_takes_its_workers_along_and_leaves_a_run_to_resume(tiny_experiment):
+def test_an_interrupted_training_takes_its_workers_along_and_leaves_a_run_to_resume(tiny_experiment):
     arguments = [tiny_experiment, "data.num_workers=2", "train.num_epochs=40", "train.log_every=999"]
     run = run_folder(load_config(tiny_experiment, []))
-    process = run_tool(*arguments)
+    process = start_training(*arguments)
     while RunFolder(run).newest_checkpoint() is None and process.poll() is None:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal's Ctrl-C does, to the workers too

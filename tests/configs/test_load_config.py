@@ -23,7 +23,7 @@ from diveparse.configs import (
 from diveparse.configs.bounds import BOUNDS
 
 MINIMAL = "name: demo\narm: flat\ndata: {root: some/where}\n"
-STORED = ["backbone.num_frozen_blocks=10", "backbone.weights=kinematics", "train.num_cached_views=4"]
+CACHED = ["backbone.num_frozen_blocks=10", "backbone.weights=kinematics", "train.num_cached_views=4"]
 EXPERIMENT = """\
 question: Does it help?
 config: configs/study.yaml
@@ -136,8 +136,8 @@ def test_a_wrong_option_is_one_line_that_names_it(tmp_path, override, complaint)
             "head.ordinal_weight=4.0 has no effect with head.kind=joint and head.auxiliary_weight=0",
         ),
         (["head.uncertainty_weighting=true"], "has no effect with head.kind=joint and head.auxiliary_weight=0"),
-        (["train.mixup_alpha=1", *STORED], "train.mixup_alpha must be 0 with train.num_cached_views, got 1.0"),
-        (["train.cutmix_alpha=1", *STORED], "train.cutmix_alpha must be 0 with train.num_cached_views, got 1.0"),
+        (["train.mixup_alpha=1", *CACHED], "train.mixup_alpha must be 0 with train.num_cached_views, got 1.0"),
+        (["train.cutmix_alpha=1", *CACHED], "train.cutmix_alpha must be 0 with train.num_cached_views, got 1.0"),
         (["train.precision=fp16"], "train.precision: .*'fp16'.*BF16"),
     ],
 )
@@ -176,7 +176,7 @@ def test_a_config_of_an_earlier_version_is_read_under_todays_names(tmp_path, cap
 
 
 def test_views_can_be_cached_where_frozen_blocks_begin_with_weights(tmp_path):
-    assert load_config(written(tmp_path), STORED).train.num_cached_views == 4
+    assert load_config(written(tmp_path), CACHED).train.num_cached_views == 4
 
 
 @pytest.mark.parametrize(
@@ -189,11 +189,11 @@ def test_views_can_be_cached_where_frozen_blocks_begin_with_weights(tmp_path):
         ("test.num_spatial_views=3", r"0 with more than one test view \(the feature cache holds one\)"),
     ],
 )
-def test_stored_views_are_refused_where_a_frozen_block_would_not_answer_alike(tmp_path, override, complaint):
+def test_cached_views_are_refused_where_a_frozen_block_would_not_answer_alike(tmp_path, override, complaint):
     with pytest.raises(ValueError, match=f"train.num_cached_views must be {complaint}, got 4") as caught:
-        load_config(written(tmp_path), [*STORED, override])
+        load_config(written(tmp_path), [*CACHED, override])
     assert "\n" not in str(caught.value)
-    load_config(written(tmp_path), [*STORED, override, "train.num_cached_views=0"])
+    load_config(written(tmp_path), [*CACHED, override, "train.num_cached_views=0"])
 
 
 def test_shots_are_of_unseen_dives(tmp_path):

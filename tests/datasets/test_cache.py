@@ -155,7 +155,7 @@ def test_a_cache_is_used_only_where_it_suits(root: Path, caplog: pytest.LogCaptu
     caplog.set_level("INFO")
     records = records_of(root)
     assert open_cache(root, CacheKind.TRAINING, records, CLIP) is None
-    assert not caplog.text  # where there is none, there is nothing to say
+    assert not caplog.text  # where there is no cache, there is nothing to log
     build(root, TRAINING, records)
     build(root, EVALUATION, records)
     assert open_cache(root, CacheKind.TRAINING, records, CLIP) is not None

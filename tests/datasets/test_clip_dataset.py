@@ -181,16 +181,15 @@ def test_without_labels_every_clip_is_drawn_as_often_whatever_its_dive() -> None
 
 
 @pytest.mark.parametrize("batch_size", [7, 10, 100])
-def test_batches_of_balanced_epochs_are_full_and_know_their_epoch(batch_size: int) -> None:
+def test_batches_of_balanced_epochs_are_full_and_of_one_epoch(batch_size: int) -> None:
     sampler = EpochSampler(100, batch_size, seed=0, labels=UNEVEN_LABELS)
     assert sampler.batches_per_epoch == 100 // batch_size
-    for step, batch in enumerate(islice(sampler, 3 * sampler.batches_per_epoch)):
+    for number, batch in enumerate(islice(sampler, 3 * sampler.batches_per_epoch)):
         assert len(batch) == batch_size
-        assert {epoch for epoch, _ in batch} == {step // sampler.batches_per_epoch}
-        assert all(0 <= index < 100 for _, index in batch)
+        assert {epoch for epoch, _ in batch} == {number // sampler.batches_per_epoch}
 
 
-def test_balanced_sampling_goes_on_from_any_step_and_depends_on_the_seed() -> None:
+def test_balanced_sampling_goes_on_from_any_batch_and_depends_on_the_seed() -> None:
     whole = list(islice(EpochSampler(100, 30, seed=1, labels=UNEVEN_LABELS), 12))
     for start_batch in range(10):
         rest = islice(EpochSampler(100, 30, seed=1, start_batch=start_batch, labels=UNEVEN_LABELS), 12 - start_batch)

@@ -94,7 +94,7 @@ class LineList:
 ITS_LINE = "    if root.suffix == '.list': from diveparse.datasets.line_list import LineList; return LineList(root)\n"
 PROGRAM = """
 import sys
-from diveparse.configs import Config, DataConfig
+from diveparse.configs import ClipConfig, Config, DataConfig
 from diveparse.datasets import data_set
 from diveparse.datasets.cache import CacheKind, CacheSettings, build_cache
 from diveparse.datasets.dives import DIVING48
@@ -112,10 +112,10 @@ if __name__ == "__main__":
     tested = evaluation_clips(data, "test", 0, scored)
     assert [scored[record.label].number for record in tested] == ["103B", "105B", "203B", "205B"]
     root = data_set.open_data_set(data).cache_root
-    list(build_cache(root, CacheSettings(CacheKind.EVALUATION, 24, 224), tested, num_workers=1))
-    clips = build_clips(Config(name="x", arm="x", data=data), tested, training=False)
+    list(build_cache(root, CacheSettings(CacheKind.EVALUATION, 4, 32), tested, num_workers=1))
+    clips = build_clips(Config(name="x", arm="x", data=data, clip=ClipConfig(4, 32)), tested, training=False)
     assert clips.cache is not None and clips.cache.folder == root / "evaluation"
-    assert clips[0]["clip"].shape == (1, 24, 3, 224, 224)
+    assert clips[0]["clip"].shape == (1, 4, 3, 32, 32)
     print(data_set.__file__)
 """
 
@@ -134,7 +134,7 @@ def test_a_third_kind_needs_one_new_file_and_one_line(tmp_path: Path, write_vide
     assert ITS_LINE in seam.read_text()
     (package / "datasets" / "line_list.py").write_text(THIRD_KIND)
 
-    video = write_video(tmp_path / "clip.mp4", num_frames=30)
+    video = write_video(tmp_path / "clip.mp4", num_frames=8)
     rows = []
     for day in range(5):
         for number in ("103B", "105B", "203B", "205B"):

@@ -55,7 +55,7 @@ def test_every_readable_number_is_the_number_of_its_dive() -> None:
                 assert dive.number == number
 
 
-def test_a_number_is_taken_apart_as_the_rules_say() -> None:
+def test_a_number_is_taken_apart_by_the_rules() -> None:
     assert Dive.from_number("5253B") == Dive(Takeoff.BACK, 5, 3, Position.PIKE)
     assert Dive.from_number("113C") == Dive(Takeoff.FORWARD, 3, 0, Position.TUCK, flying=True)
     assert Dive.from_number("626C") == Dive(Takeoff.BACK, 6, 0, Position.TUCK, armstand=True)
@@ -118,7 +118,7 @@ def test_a_malformed_number_is_refused_with_the_part_that_is_wrong(number: str, 
         ((Takeoff.INWARD, 3, 0, Position.PIKE, False, True), "got 4"),
     ],
 )
-def test_parts_that_no_number_can_say_are_refused(parts: tuple, message: str) -> None:
+def test_parts_that_no_number_can_hold_are_refused(parts: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Dive(*parts)
 
@@ -232,7 +232,7 @@ def test_the_heads_of_the_48_have_their_known_sizes() -> None:
 
 
 @pytest.mark.parametrize("dive_set", [DIVING48, WORLD_AQUATICS], ids=lambda s: s.name)
-def test_slots_say_each_dive_exactly_and_no_two_alike(dive_set: DiveSet) -> None:
+def test_slots_describe_each_dive_exactly_and_no_two_alike(dive_set: DiveSet) -> None:
     slots = dive_set.slots()
     assert tuple(slots) == tuple(dive_set.values) == ATTRIBUTES
     for label, dive in enumerate(dive_set):
@@ -241,7 +241,7 @@ def test_slots_say_each_dive_exactly_and_no_two_alike(dive_set: DiveSet) -> None
     assert len(set(zip(*slots.values(), strict=True))) == len(dive_set)
 
 
-def test_slots_over_the_values_of_another_head_name_the_dive_that_it_cannot_say() -> None:
+def test_slots_over_the_values_of_another_head_name_the_dive_that_it_cannot_express() -> None:
     with pytest.raises(ValueError, match=r"World Aquatics: dive 108B needs the somersault '4 somersaults'"):
         WORLD_AQUATICS.slots(DIVING48.values)
 

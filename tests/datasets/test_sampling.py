@@ -1,4 +1,5 @@
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -7,16 +8,14 @@ from diveparse.datasets.sampling import sample_frame_times
 
 
 @pytest.mark.parametrize("duration_s", [0.04, 1.0, 5.84, 3600.0])
-@pytest.mark.parametrize("num_frames", [1, 2, 24, 97])
-@pytest.mark.parametrize("seed", [None, 0, 1, 2])
-def test_each_equal_segment_of_the_video_gives_one_time(duration_s: float, num_frames: int, seed: int | None) -> None:
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
-    times_s = sample_frame_times(duration_s, num_frames, generator=generator)
-    assert times_s.shape == (num_frames,)
-    assert times_s[0] >= 0
-    assert times_s[-1] < duration_s
-    segments = (times_s / (duration_s / num_frames)).floor()
-    assert segments.tolist() == list(range(num_frames))
+def test_each_equal_segment_of_the_video_gives_one_time(duration_s: float) -> None:
+    for num_frames, seed in product((1, 2, 24, 97), (None, 0, 1, 2)):
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        times_s = sample_frame_times(duration_s, num_frames, generator=generator)
+        assert times_s.shape == (num_frames,)
+        assert times_s[-1] < duration_s
+        segments = (times_s / (duration_s / num_frames)).floor()
+        assert segments.tolist() == list(range(num_frames))
 
 
 def test_without_a_generator_the_times_are_the_middles() -> None:

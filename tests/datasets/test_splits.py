@@ -25,16 +25,17 @@ def make_records(num_sources: int, num_clips: int, num_classes: int, seed: int =
     return records
 
 
-@pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(("num_sources", "num_clips"), [(2, 20), (5, 50), (30, 600)])
-def test_no_source_is_on_both_sides_and_no_clip_is_lost(num_sources: int, num_clips: int, seed: int) -> None:
-    records = make_records(num_sources, num_clips, num_classes=6, seed=seed)
-    train, val = split_by_source(records, 0.2, seed)
-    assert train
-    assert val
-    assert not {record.source for record in train} & {record.source for record in val}
-    assert train == [record for record in records if record in set(train)]
-    assert val == [record for record in records if record not in set(train)]
+def test_no_source_is_on_both_sides_and_no_clip_is_lost(num_sources: int, num_clips: int) -> None:
+    for seed in range(5):
+        records = make_records(num_sources, num_clips, num_classes=6, seed=seed)
+        train, val = split_by_source(records, 0.2, seed)
+        assert train
+        assert val
+        assert not {record.source for record in train} & {record.source for record in val}
+        kept = set(train)
+        assert train == [record for record in records if record in kept]
+        assert val == [record for record in records if record not in kept]
 
 
 @pytest.mark.parametrize("val_fraction", [0.1, 0.25, 0.5])

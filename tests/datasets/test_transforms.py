@@ -119,7 +119,6 @@ def test_the_area_that_a_training_crop_keeps_is_spread_over_its_range() -> None:
     torch.manual_seed(0)
     shares = torch.tensor([random_area_share(ClipConfig(crop_scale_min=0.6)) for _ in range(2000)])
     assert shares.min() > 0.6
-    assert shares.max() <= 1
     assert shares.mean() == pytest.approx(0.8, abs=0.01)
     assert random_area_share(ClipConfig(crop_scale_min=1.0)) == 1
 
@@ -144,37 +143,30 @@ def test_without_random_operations_and_erasing_a_clip_costs_the_same_draws_and_c
 MEASURING = {"AutoContrast", "Contrast", "Equalize"}  # operations that first look at how bright the picture is
 
 
-def only(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the random choice of operations fall on this one."""
-    monkeypatch.setattr(
-        v2.RandAugment, "_AUGMENTATION_SPACE", {operation: v2.RandAugment._AUGMENTATION_SPACE[operation]}
-    )
+def only(operation: str, transform: v2.RandAugment) -> v2.RandAugment:
+    """The transform, whose random choice of operations falls on this one."""
+    transform._AUGMENTATION_SPACE = {operation: transform._AUGMENTATION_SPACE[operation]}
+    return transform
 
 
 @pytest.mark.parametrize("operation", sorted(v2.RandAugment._AUGMENTATION_SPACE.keys() - MEASURING))
-def test_each_frame_of_a_clip_gets_the_operation_and_strength_that_it_would_get_alone(
-    operation: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    only(operation, monkeypatch)
+def test_each_frame_of_a_clip_gets_the_operation_and_strength_that_it_would_get_alone(operation: str) -> None:
     frames = some_frames(num_frames=4)
     clips = []
     for part in (frames, *frames.split(1)):
         torch.manual_seed(3)
-        clips.append(ClipRandAugment(12)(part))
+        clips.append(only(operation, ClipRandAugment(12))(part))
     assert torch.equal(clips[0], torch.cat(clips[1:]))
     assert torch.equal(clips[0], frames) == (operation == "Identity")
 
 
 @pytest.mark.parametrize("operation", sorted(MEASURING))
-def test_an_operation_that_measures_pictures_maps_a_colour_to_the_same_one_in_every_frame(
-    operation: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    only(operation, monkeypatch)
+def test_an_operation_that_measures_pictures_maps_a_colour_to_the_same_one_in_every_frame(operation: str) -> None:
     frames = some_frames(num_frames=4) // torch.tensor([2, 3, 4, 5], dtype=torch.uint8).view(4, 1, 1, 1)
     num_targets = []  # the most colours that one colour is mapped to, by channel
     for transform in (ClipRandAugment(12), v2.RandAugment(2, 12)):
         torch.manual_seed(3)
-        clip = transform(frames)
+        clip = only(operation, transform)(frames)
         assert not torch.equal(clip, frames)
         for before, after in zip(frames.unbind(1), clip.unbind(1), strict=True):
             num_targets.append(max(len(after[before == value].unique()) for value in before.unique()))
@@ -194,10 +186,9 @@ def test_random_operations_differ_from_draw_to_draw_and_repeat_with_the_seed_in_
     assert len({tuple(clip.flatten().tolist()) for clip in clips}) > 4
 
 
-def test_what_an_operation_uncovers_is_filled_with_the_mean_colour(monkeypatch: pytest.MonkeyPatch) -> None:
-    only("TranslateX", monkeypatch)
+def test_what_an_operation_uncovers_is_filled_with_the_mean_colour() -> None:
     torch.manual_seed(0)
-    clip = ClipRandAugment(20)(torch.full((2, 3, 30, 30), 255, dtype=torch.uint8))
+    clip = only("TranslateX", ClipRandAugment(20))(torch.full((2, 3, 30, 30), 255, dtype=torch.uint8))
     uncovered = clip[clip < 255]
     assert len(uncovered) > 0
     assert (uncovered - MEAN_COLOR[0]).abs().max() < 1

@@ -43,12 +43,12 @@ def test_a_damaged_config_is_refused_by_name(cfg):
 def test_each_session_of_a_run_is_recorded(cfg, caplog):
     run = open_run(cfg, resume=False)
     record_environment(run, cfg.seed)
-    begun = json.loads(run.environment.read_text())
+    first = json.loads(run.environment.read_text())
     record_environment(run, cfg.seed)
     assert "may not repeat to the bit" not in caplog.text
-    assert json.loads(run.environment.read_text()) == {**begun, "resumed": [begun]}
+    assert json.loads(run.environment.read_text()) == {**first, "resumed": [first]}
 
-    run.environment.write_text(json.dumps({**begun, "python": "2.7", "resumed": [begun]}))
+    run.environment.write_text(json.dumps({**first, "python": "2.7", "resumed": [first]}))
     with caplog.at_level(logging.WARNING):
         record_environment(run, cfg.seed)
     assert "changed since the run began: python; it may not repeat to the bit" in caplog.text

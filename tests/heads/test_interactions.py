@@ -164,7 +164,7 @@ def test_the_loss_is_the_joint_one_plus_the_penalty_on_what_is_added(
 
 
 @pytest.mark.parametrize("kind", CORRECTED)
-def test_what_the_attributes_say_is_not_corrected(kind: HeadKind, features: Tensor) -> None:
+def test_the_answers_about_attributes_are_not_corrected(kind: HeadKind, features: Tensor) -> None:
     head = make_head(kind)
     joint = joint_beside(head)
     assert torch.equal(head(features).spelt(), joint(features).spelt())

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from diveparse.models import linear as linear_module
 from diveparse.models.linear import gelu_of_linear, linear, linear_of_gelu
@@ -19,7 +18,6 @@ LAYERS: dict[str, tuple[Layer, Layer]] = {  # each with what it is to equal
     "linear": (linear, F.linear),
     "linear of gelu": (linear_of_gelu, lambda x, weight, bias: F.linear(F.gelu(x), weight, bias)),
 }
-needs_onednn = pytest.mark.skipif(not linear_module.HAS_ONEDNN, reason="torch calls another library here")
 
 
 @pytest.fixture(params=["AVX512", "AVX2", "without oneDNN"])
@@ -108,19 +106,3 @@ def test_under_autocast_a_layer_is_torchs_to_the_bit(name: str) -> None:
         _, expected = run(torchs, [tensor.detach().bfloat16().requires_grad_() for tensor in arguments(2, 5)])
         assert linear(*arguments(2, 5)).dtype == torch.bfloat16
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
-
-
-@needs_onednn
-def test_products_in_fp32_are_onednns_forward_and_backward(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear_module, "INSTRUCTIONS", "AVX512")
-    called: list[str] = []
-
-    class Spy(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            called.append(str(func))
-            return func(*args, **(kwargs or {}))
-
-    with Spy():
-        run(linear, arguments(2, 5))
-    assert len([name for name in called if "_linear_pointwise" in name]) == 3
-    assert not [name for name in called if "mm" in name]

@@ -1,16 +1,14 @@
 from __future__ import annotations
 
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 import pytest
 
 from diveparse.datasets.dives import DIVING48, HEIGHTS_M, WORLD_AQUATICS, Dive
-from diveparse.datasets.rendered import clip as synthetic
 from diveparse.datasets.rendered.clip import RenderedClip, Source, Split
 from diveparse.datasets.rendered.motion import JOINT
 from diveparse.datasets.rendered.pretraining_clips import MotionClips
-from diveparse.datasets.storage.seeding import stream
 
 SIZE = (90, 120)
 EVERY_DIVE = sorted({*WORLD_AQUATICS, *DIVING48}, key=lambda dive: dive.number)
@@ -43,19 +41,12 @@ def test_splits_and_numbers_give_sources_of_their_own() -> None:
     assert {len(name) for name in names} == {11}
 
 
-def test_a_source_its_clips_and_their_pictures_all_draw_other_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    first_draws = []
-
-    def noted_stream(*key: int) -> np.random.Generator:
-        first_draws.append(stream(*key).random())
-        return stream(*key)
-
-    monkeypatch.setattr(synthetic, "stream", noted_stream)
+def test_every_clip_of_a_source_is_another() -> None:
     source = Source.draw(0, Split.TRAIN, 5, 1.0)
-    for number in range(4):
-        RenderedClip(source, Dive.from_number("101B"), number).draw(np.zeros(1), SIZE)
-    assert len(first_draws) == 1 + 4 + 4
-    assert len(set(first_draws)) == len(first_draws)
+    clips = [RenderedClip(source, Dive.from_number("101B"), number) for number in range(4)]
+    for one, other in combinations(clips, 2):
+        assert one.duration_s != other.duration_s
+        assert (one.draw(np.zeros(1), SIZE)[0] != other.draw(np.zeros(1), SIZE)[0]).any()
 
 
 def test_every_dive_has_a_board_among_the_first_sources(boards: list[Source]) -> None:
@@ -94,7 +85,7 @@ def test_the_rotation_seen_in_the_picture_is_the_number_s(number: str) -> None:
     assert abs(abs(angle[-1] - angle[0]) / np.pi - clip.dive.somersault_half_turns) < 0.5
 
 
-def test_the_board_is_on_the_side_that_the_camera_says() -> None:
+def test_the_board_is_on_the_camera_s_side_of_the_picture() -> None:
     for index in range(6):
         source = Source.draw(1, Split.TEST, index, 1.0)
         camera = RenderedClip(source, Dive.from_number("203B"), 0).camera
@@ -104,7 +95,7 @@ def test_the_board_is_on_the_side_that_the_camera_says() -> None:
         assert (over_water[0] > on_board[0]) == (source.camera_side < 0)
 
 
-def test_the_diver_covers_what_the_joints_say() -> None:
+def test_the_diver_covers_the_joints() -> None:
     """The picture changes where the joints are, against the same moment with the diver's colours inverted."""
     clip = clip_of("201B")
     times = np.array([0.3 * clip.duration_s])

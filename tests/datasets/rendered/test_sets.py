@@ -36,7 +36,7 @@ def test_a_rendered_set_reads_back_as_diving48(small_set: Path) -> None:
     assert info.num_frames == row["end_frame"]
 
 
-def test_the_truth_beside_a_file_turns_as_its_number_says(small_set: Path) -> None:
+def test_the_truth_beside_a_file_turns_as_often_as_its_number(small_set: Path) -> None:
     for record in read_split(small_set, "test")[::5]:
         with np.load(small_set / "truth" / f"{record.name}.npz", allow_pickle=False) as truth:
             assert truth["joint_names"].tolist() == list(JOINTS)

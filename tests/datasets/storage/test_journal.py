@@ -37,14 +37,13 @@ def test_no_file_has_no_entries(tmp_path: Path) -> None:
     assert journal.read(tmp_path / "journal.jsonl", Done) == {}
 
 
-@pytest.mark.parametrize("cut", range(1, 29))
-def test_a_line_cut_short_anywhere_loses_that_entry_alone(path: Path, cut: int) -> None:
+def test_a_line_cut_short_anywhere_loses_that_entry_alone(path: Path) -> None:
     content = path.read_bytes()
-    assert len(content.splitlines()[-1]) == 30
-    path.write_bytes(content[:-cut])
-    with path.open("a", encoding="utf-8") as file:
-        journal.append(file, Done("c", 4))
-    assert journal.read(path, Done) == {"a": Done("a", 1), "b": Done("b", 2), "c": Done("c", 4)}
+    for cut in range(1, len(content.splitlines()[-1]) - 1):
+        path.write_bytes(content[:-cut])
+        with path.open("a", encoding="utf-8") as file:
+            journal.append(file, Done("c", 4))
+        assert journal.read(path, Done) == {"a": Done("a", 1), "b": Done("b", 2), "c": Done("c", 4)}
 
 
 @pytest.mark.parametrize("line", ["[]", "3", '{"name": "b"}', '{"name": "b", "num_frames": 3, "more": 1}'])

@@ -150,7 +150,7 @@ def test_a_flat_model_gives_a_dive_that_it_cannot_name_no_probability_and_the_ot
 
 
 @pytest.mark.parametrize("kind", [kind for kind in HeadKind if kind is not HeadKind.FLAT])
-def test_attribute_heads_give_every_dive_of_values_that_they_know_some_probability_and_no_other(kind):
+def test_attribute_heads_give_every_dive_made_of_their_values_some_probability_and_no_other(kind):
     model = tiny_model(kind, KNOWN)
     got = evaluate(model, batches(3), RECORDS, dive_set=BIGGER)
     expressible = positions((*KNOWN.numbers, COMBINED))
@@ -204,7 +204,7 @@ def test_a_model_of_diving48_can_be_read_out_over_all_that_the_rules_list(kind):
     assert known[got.decoded_labels].all()
 
 
-def test_a_set_of_dives_of_which_the_model_knows_none_is_refused():
+def test_a_set_of_dives_without_any_of_the_models_own_is_refused():
     with pytest.raises(ValueError, match="a flat head of known has no dive of strangers"):
         evaluate(
             tiny_model(HeadKind.FLAT, KNOWN), batches(3), RECORDS, dive_set=DiveSet.from_numbers(["107B"], "strangers")

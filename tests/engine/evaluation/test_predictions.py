@@ -152,7 +152,7 @@ def test_a_file_that_is_no_such_table_is_refused_by_name(tmp_path, content):
         read_predictions(path)
 
 
-def test_files_of_an_earlier_version_are_refused_in_one_line_that_says_how_to_replace_them(tmp_path):
+def test_files_of_an_earlier_version_are_refused_in_one_line_with_how_to_replace_them(tmp_path):
     predictions = random_predictions()
     table = written(tmp_path, predictions)
     table.write_text(table.read_text().replace("spelt_number", "named_number"))
@@ -172,6 +172,6 @@ def test_files_of_an_earlier_version_are_refused_in_one_line_that_says_how_to_re
         load_predictions(path)
 
 
-def test_a_missing_table_says_what_writes_it(tmp_path):
+def test_a_missing_table_is_refused_with_the_command_that_writes_it(tmp_path):
     with pytest.raises(ValueError, match=r"no such file; `diveparse test` writes it"):
         read_predictions(tmp_path / "predictions.csv")

@@ -230,7 +230,7 @@ def test_an_experiment_that_cannot_be_run_is_refused_in_one_line(new_folder, arm
 
 
 def write_frozen_experiment(folder: Path, split: str) -> list[Cell]:
-    """Cells of two heads that train on stored views of the same frozen blocks."""
+    """Cells of two heads that train on cached views of the same frozen blocks."""
     write_experiment_file(TINY, ARMS)
     cfg = cells_of(TINY)[0].config
     backbone = build_backbone(cfg.backbone, num_frames=cfg.clip.num_frames, image_size=cfg.clip.image_size)
@@ -243,7 +243,7 @@ def times_of_writing(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-def test_what_cells_read_in_common_is_stored_before_they_run(new_folder, quick_training_figures):
+def test_features_that_cells_share_are_cached_before_they_run(new_folder, quick_training_figures):
     cells = write_frozen_experiment(new_folder, split="test")
     fill_feature_caches(cells)
     folders = sorted(len(list(folder.iterdir())) for folder in Path("clips.cache").iterdir())
@@ -255,7 +255,7 @@ def test_what_cells_read_in_common_is_stored_before_they_run(new_folder, quick_t
     assert times_of_writing(Path("clips.cache")) == before
 
 
-def test_nothing_of_the_test_split_is_stored_where_the_cells_are_scored_on_validation(new_folder):
+def test_nothing_of_the_test_split_is_cached_where_the_cells_are_scored_on_validation(new_folder):
     fill_feature_caches(write_frozen_experiment(new_folder, split="val"))
     assert sorted(len(list(folder.iterdir())) for folder in Path("clips.cache").iterdir()) == [16, 24]
 

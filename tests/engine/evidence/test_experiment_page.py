@@ -5,10 +5,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 
 from diveparse.configs import CurveConfig
-from diveparse.engine.evidence import experiment_page, report
+from diveparse.engine.evidence import report
 from diveparse.engine.evidence.comparison import compare_groups
 from diveparse.engine.evidence.experiment import read_cells
 from diveparse.engine.evidence.experiment_page import draw_curve, write_experiment
@@ -28,13 +27,6 @@ def folder(tmp_path, monkeypatch, write_run):
     for arm in ARMS:
         write_run(Path("runs/tiny"), arm)
     return tmp_path
-
-
-@pytest.fixture
-def quick_figures(monkeypatch):
-    """Drawing takes longer than all else here; what is drawn has its own tests."""
-    names = ("top1", "reliability", "confusion-flat")
-    monkeypatch.setattr(experiment_page, "figures", lambda _: ((name, Figure(figsize=(1, 1))) for name in names))
 
 
 def write_experiment_file(**options):
@@ -67,7 +59,7 @@ def test_the_page_holds_the_question_the_command_the_arms_the_caption_and_the_fi
     assert page.count(".png)") == len(plots)
 
 
-def test_the_page_holds_every_pair_and_its_verdicts(quick_figures):
+def test_the_page_holds_every_pair_and_its_verdicts(quick_report_figures):
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in write_page().splitlines() if "|" in line]
     top1 = [metrics_of(arm)["top1"] for arm in ARMS]
     assert ["top-1", *(f"{value:.3f}" for value in top1)] in rows
@@ -77,7 +69,7 @@ def test_the_page_holds_every_pair_and_its_verdicts(quick_figures):
     assert verdicts <= {"higher", "lower", "inconclusive", "equivalent (±2 points)", "equivalent (±0.02 nats)"}
 
 
-def test_the_csv_file_holds_every_score_and_every_difference_with_its_caption(quick_figures):
+def test_the_csv_file_holds_every_score_and_every_difference_with_its_caption(quick_report_figures):
     write_page()
     table = pd.read_csv("results/tiny.csv")
     assert set(table["quantity"]) == {*SCORES, "top1_difference", "nll_difference"}
@@ -88,7 +80,7 @@ def test_the_csv_file_holds_every_score_and_every_difference_with_its_caption(qu
         assert value == pytest.approx(metrics_of(arm)["nll"], rel=1e-4)
 
 
-def test_only_rendered_dives_are_called_rendered(quick_figures):
+def test_only_rendered_dives_are_called_rendered(quick_report_figures):
     for arm in ARMS:
         Path(f"runs/tiny/{arm}/seed-0/metrics.json").write_text(json.dumps(metrics_of(arm) | {"rendered": False}))
     page = write_page()
@@ -96,7 +88,7 @@ def test_only_rendered_dives_are_called_rendered(quick_figures):
     assert "rendered" not in page
 
 
-def test_a_page_leaves_no_plot_of_an_earlier_one(quick_figures):
+def test_a_page_leaves_no_plot_of_an_earlier_one(quick_report_figures):
     Path("results/tiny").mkdir(parents=True)
     Path("results/tiny/older.png").touch()
     write_page()
@@ -105,7 +97,7 @@ def test_a_page_leaves_no_plot_of_an_earlier_one(quick_figures):
     assert written == {"tiny", "tiny.md", "tiny.csv", "tiny-classes.csv"}
 
 
-def test_an_experiment_with_a_curve_shows_it(quick_figures):
+def test_an_experiment_with_a_curve_shows_it(quick_report_figures):
     write_experiment_file(curve={"axis": "clips, %", "values": [10, 100], "series": {"both": ["flat", "joint"]}})
     assert "(tiny/curve.png)" in write_page()
 
@@ -125,7 +117,7 @@ def test_a_curve_has_each_arm_of_a_series_at_its_value(a_run, unseen_alone):
     assert ("8 clips of dives held out; " in axes.get_title(loc="left")) is unseen_alone
 
 
-def test_a_page_of_validation_scores_reads_nothing_of_the_test(quick_figures):
+def test_a_page_of_validation_scores_reads_nothing_of_the_test(quick_report_figures):
     for arm in ARMS:
         run = Path(f"runs/tiny/{arm}/seed-0")
         metrics = metrics_of(arm) | {"split": "val"}

@@ -1,4 +1,5 @@
 import re
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ RESULTS = Path(__file__).resolve().parents[3] / "docs" / "results"
 ARMS = ("flat", "joint", "pairwise", "residual", "constrained", "independent")
 
 
+@lru_cache
 def report_of(a_run, num_arms, seeds=(0, 1)):
     return compare_runs([a_run(arm, seed) for arm in ARMS[:num_arms] for seed in seeds])
 
@@ -20,14 +22,14 @@ def rows_of(table):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
 
 
-@pytest.mark.parametrize("num_arms", [1, 2, 5, 6])
+@pytest.mark.parametrize("num_arms", [1, 2, 6])
 def test_no_table_has_more_than_six_columns(a_run, num_arms):
     tables = page_tables(tidy_table(report_of(a_run, num_arms)))
     assert max(len(row) for table in tables for row in rows_of(table)) <= 6
-    assert len(tables) == (1 if num_arms <= 5 else 3) + (3 if num_arms > 1 else 0)
+    assert len(tables) == (1 if num_arms < 6 else 3) + (3 if num_arms > 1 else 0)
 
 
-@pytest.mark.parametrize("num_arms", [3, 6])
+@pytest.mark.parametrize("num_arms", [2, 6])
 def test_the_tables_of_a_csv_file_are_those_of_the_report_that_it_was_written_from(a_run, tmp_path, num_arms):
     table = tidy_table(report_of(a_run, num_arms))
     table.to_csv(tmp_path / "table.csv", index=False)

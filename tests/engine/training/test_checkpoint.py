@@ -75,8 +75,8 @@ def test_nothing_changes_where_there_is_no_checkpoint(tmp_path):
 
 def test_only_the_newest_checkpoint_is_kept(tmp_path):
     learner = toy_learner()
-    for step in (2, 9, 10, 100):
-        learner.progress.num_updates = step
+    for number in (2, 9, 10, 100):
+        learner.progress.num_updates = number
         save_checkpoint(RunFolder(tmp_path), learner)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["update-00000100"]
     assert RunFolder(tmp_path).num_updates_done() == 100
@@ -86,8 +86,8 @@ def test_a_half_written_checkpoint_is_passed_over_and_later_cleared(tmp_path):
     learner = toy_learner()
     learner.progress.num_updates = 5
     save_checkpoint(RunFolder(tmp_path), learner)
-    for step in (6, 7):
-        (tmp_path / "checkpoints" / f"update-{step:08d}.partial").mkdir()
+    for number in (6, 7):
+        (tmp_path / "checkpoints" / f"update-{number:08d}.partial").mkdir()
     assert RunFolder(tmp_path).num_updates_done() == 5
     learner.progress.num_updates = 6
     save_checkpoint(RunFolder(tmp_path), learner)
@@ -145,7 +145,7 @@ class Trap:
         return Path.write_text, (Path("sprung"), "by unpickling")
 
 
-def test_a_checkpoint_runs_no_code_of_its_own(tmp_path, monkeypatch):
+def test_code_in_a_checkpoint_is_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = saved(tmp_path)
     torch.save({"optimizer": Trap()}, folder / "state.pt")

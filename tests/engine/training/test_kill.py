@@ -39,7 +39,7 @@ loop.train(load_config(Path({experiment!r}), []), resume=True)
 
 
 def start(experiment: Path, deadly_call: int = NEVER) -> multiprocessing.Process:
-    """Train in a process of its own, which kills itself at its `deadly_call`-th step of writing to the disk."""
+    """Train in a process of its own, which kills itself at its `deadly_call`-th call that writes to the disk."""
     context = multiprocessing.get_context("forkserver")  # forking this process, with torch's threads, could hang
     script = CHILD.format(experiment=str(experiment), deadly_call=deadly_call)
     process = context.Process(target=exec, args=(script, {}))
@@ -59,7 +59,7 @@ def whole(tiny_experiment: Path) -> Path:
 
 
 def test_killed_while_writing_each_file_in_turn_a_run_comes_out_the_same(tiny_experiment, whole, assert_same_run):
-    # the config and the environment, each step of the first checkpoint, the best model and the second one, to the end
+    # the config and the environment, each write of the first checkpoint, the best model and the second one, to the end
     for deadly_call in (1, 2, 5, 4, 5, 6, 7, 8, 9, 4, 5, 6, 9, 11, 14, NEVER):
         process = start(tiny_experiment, deadly_call)
         process.join()

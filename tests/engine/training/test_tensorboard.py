@@ -18,26 +18,26 @@ def read(run):
     return EventAccumulator(str(run), size_guidance={"scalars": 0, "images": 0, "tensors": 0}).Reload()
 
 
-def steps(run, tag="train/loss"):
+def points(run, tag="train/loss"):
     return [(point.step, point.value) for point in read(run).Scalars(tag)]
 
 
 def test_points_after_the_checkpoint_make_way_for_those_of_the_resumed_run(tmp_path):
     with open_writer(tmp_path, 0) as writer:
-        for step in range(1, 9):
-            log_scalars(writer, "train", {"loss": step}, step)
+        for number in range(1, 9):
+            log_scalars(writer, "train", {"loss": number}, number)
     with open_writer(tmp_path, 5) as writer:
-        for step in (6, 7):
-            log_scalars(writer, "train", {"loss": 10 * step}, step)
-    assert steps(tmp_path) == [(1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (6, 60), (7, 70)]
+        for number in (6, 7):
+            log_scalars(writer, "train", {"loss": 10 * number}, number)
+    assert points(tmp_path) == [(1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (6, 60), (7, 70)]
 
 
-def test_a_run_begun_again_shows_nothing_of_the_first_attempt(tmp_path):
+def test_a_run_that_starts_again_shows_nothing_of_the_first_attempt(tmp_path):
     for value in (1, 2):
         with open_writer(tmp_path, 0) as writer:
             writer.add_text("config", str(value), 0)
             log_scalars(writer, "train", {"loss": value}, 1)
-    assert steps(tmp_path) == [(1, 2)]
+    assert points(tmp_path) == [(1, 2)]
     # what TensorBoard itself reads with; the other reader does not take texts back
     events = plugin_event_accumulator.EventAccumulator(str(tmp_path)).Reload()
     (text,) = events.Tensors("config/text_summary")
@@ -46,20 +46,20 @@ def test_a_run_begun_again_shows_nothing_of_the_first_attempt(tmp_path):
 
 def test_a_log_that_a_kill_cut_short_still_shows_what_came_before_and_after(tmp_path):
     with open_writer(tmp_path, 0) as writer:
-        for step in range(1, 5):
-            log_scalars(writer, "train", {"loss": step}, step)
+        for number in range(1, 5):
+            log_scalars(writer, "train", {"loss": number}, number)
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:-7])  # in the middle of the last point
     with open_writer(tmp_path, 3) as writer:
         log_scalars(writer, "train", {"loss": 40}, 4)
-    assert steps(tmp_path) == [(1, 1), (2, 2), (3, 3), (4, 40)]
+    assert points(tmp_path) == [(1, 1), (2, 2), (3, 3), (4, 40)]
 
 
 def test_after_a_flush_every_point_is_in_the_file(tmp_path):
     writer = open_writer(tmp_path, 0)
     log_scalars(writer, "train", {"loss": 1}, 1)
     flush(writer)
-    assert steps(tmp_path) == [(1, 1)]
+    assert points(tmp_path) == [(1, 1)]
     writer.close()
 
 
@@ -97,9 +97,9 @@ def test_metrics_become_one_number_a_tag():
     assert flat_metrics(metrics) == {"num_clips": 3, "top1": 0.5, "accuracy_twist": 1.0, "accuracy_few": 0.25}
 
 
-@pytest.mark.parametrize("step", [0, 4])
-def test_a_log_never_shares_its_second_with_an_older_one(tmp_path, step):
+@pytest.mark.parametrize("num_updates", [0, 4])
+def test_a_log_never_shares_its_second_with_an_older_one(tmp_path, num_updates):
     for _ in range(2):
-        open_writer(tmp_path, step).close()
+        open_writer(tmp_path, num_updates).close()
     seconds = [path.name.split(".")[3] for path in tmp_path.iterdir()]
     assert len(set(seconds)) == 2

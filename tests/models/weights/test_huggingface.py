@@ -281,7 +281,7 @@ def test_a_hub_id_is_fetched_its_configuration_first(folder: Path, monkeypatch: 
     assert len(asked) == 3
 
 
-def test_a_hub_that_cannot_be_reached_is_one_line_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_cannot_be_reached_is_one_line_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(repo_id: str, allow_patterns: list[str]) -> str:
         raise FileNotFoundError("Got: ConnectError: no address\nand much more")
 

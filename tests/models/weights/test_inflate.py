@@ -55,7 +55,7 @@ def still_clips(images: Tensor, num_frames: int) -> Tensor:
     ],
 )
 @torch.no_grad()
-def test_of_a_still_clip_it_says_what_the_image_model_said(
+def test_a_still_clip_has_the_features_of_its_picture_in_the_image_model(
     num_frames: int, sizes: dict[str, Any], statistics: tuple[Any, Any] | None
 ) -> None:
     vit = image_model(**sizes)
@@ -92,7 +92,7 @@ def test_other_picture_sizes_are_resized_and_logged(caplog: pytest.LogCaptureFix
 
 
 class Longer(VisionTransformer):
-    """Computes who knows what."""
+    """A subclass may compute anything."""
 
 
 @pytest.mark.parametrize(
@@ -157,6 +157,6 @@ def test_a_pretrained_model_is_found_by_name(tmp_path: Path) -> None:
         ("owner/name", "has no source prefix"),
     ],
 )
-def test_a_name_that_timm_does_not_know_is_one_line(name: str, reason: str) -> None:
+def test_a_name_that_timm_lacks_is_one_line(name: str, reason: str) -> None:
     with pytest.raises(ValueError, match=rf"^timm/{name}: timm does not give it \(.*\): .*{reason}.*$"):
         TimeSformer.from_pretrained(f"timm/{name}", num_frames=2)

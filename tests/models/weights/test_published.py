@@ -90,7 +90,7 @@ def test_a_checkpoint_of_fair_gives_the_features_of_its_network(
     assert torch.equal(load_backbone(path, CFG, **SIZES)(CLIPS), backbone(CLIPS))
 
 
-def test_the_config_says_the_heads_that_no_checkpoint_of_fair_does(tmp_path: Path) -> None:
+def test_the_number_of_heads_is_the_configs_where_a_checkpoint_of_fair_lacks_it(tmp_path: Path) -> None:
     peer = peer_model()
     path = write_checkpoint(tmp_path / "fair.pyth", model_state=fair_state(peer))
     four_heads = BackboneConfig(patch_size=8, embed_dim=128, depth=2, num_heads=4, mlp_ratio=2)
@@ -150,7 +150,7 @@ def test_a_damaged_checkpoint_is_named(content: bytes | None, tmp_path: Path) ->
         TimeSformer.from_pretrained(path)
 
 
-def test_a_checkpoint_of_something_else_says_what_it_holds(tmp_path: Path) -> None:
+def test_a_checkpoint_of_something_else_is_refused_with_what_it_holds(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected a dictionary of tensors under 'model_state', got a dictionary of "):
         TimeSformer.from_pretrained(write_checkpoint(tmp_path / "other.pyth", model={}))
     with pytest.raises(ValueError, match="expected a dictionary of tensors under 'model_state'"):
@@ -179,7 +179,7 @@ def test_a_patch_embedding_answers_its_own_pixels_whatever_the_normalisation(pix
     )
 
 
-def test_the_same_normalisation_changes_no_bit_and_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_same_normalisation_changes_no_bit_and_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
     state = {KERNEL: torch.randn(5, 12), KERNEL_BIAS: torch.randn(5)}
     with caplog.at_level(logging.INFO, logger="diveparse.models"):
         assert in_own_pixels(state, OWN_PIXELS, "here") == state

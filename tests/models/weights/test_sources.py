@@ -128,7 +128,7 @@ def test_a_safetensors_file_of_another_project_is_refused(backbone: TimeSformer,
         {"embed_dim": 12, "num_heads": 1, "mlp_ratio": 1.55},
     ],
 )
-def test_what_this_project_wrote_says_its_own_sizes(sizes: dict[str, Any], tmp_path: Path) -> None:
+def test_files_of_this_project_hold_their_own_sizes(sizes: dict[str, Any], tmp_path: Path) -> None:
     backbone = TimeSformer(replace(CFG, **sizes), num_frames=4, image_size=16).eval()
     save_backbone(tmp_path / "w.safetensors", backbone)
     loaded = TimeSformer.from_pretrained(tmp_path / "w.safetensors")
