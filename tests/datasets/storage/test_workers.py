@@ -32,7 +32,13 @@ def test_workers_end_with_a_main_process_that_is_killed_or_interrupted(deadly: s
     script = tmp_path / "main.py"
     script.write_text(MAIN)
     main = subprocess.Popen(
-        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # a shell that runs the tests in the background has them ignore Ctrl-C, and that would be inherited
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert main.stdout is not None
     worker = int(main.stdout.readline())

@@ -138,8 +138,9 @@ def test_a_checkpoint_that_cannot_be_used_is_refused_by_name(tmp_path: Path, dam
 
 def test_a_pretraining_that_diverges_stops_with_the_clips_names_and_its_last_checkpoint(tmp_path: Path) -> None:
     cfg = tiny(tmp_path, num_epochs=2)
-    cfg = replace(cfg, clips_per_epoch=2, train=replace(cfg.train, learning_rate=1e30))
-    with pytest.raises(NonFiniteError, match=r"loss is nan, .* in update 2; .* Clips: items 2, 3 of MotionClips"):
+    largest = replace(cfg.train, learning_rate=100, head_learning_rate_factor=1e6)
+    cfg = replace(cfg, clips_per_epoch=2, train=largest)
+    with pytest.raises(NonFiniteError, match=r"loss is (nan|inf), .* in update 2; .* Clips: items 2, 3 of MotionClips"):
         pretrain(cfg, resume=False)
     saved = torch.load(run_folder(cfg) / "checkpoint.pt", weights_only=True)
     assert saved["num_updates"] == 1
