@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
@@ -37,10 +38,17 @@ def worker_context(module: str) -> ForkServerContext:
 
 @contextmanager
 def worker_pool(num_workers: int, module: str) -> Iterator[ProcessPoolExecutor]:
-    """A pool of workers for functions of `module`. If the body raises an error, jobs that wait are cancelled."""
+    """A pool of workers for functions of `module`. If the body raises an error, jobs that wait are cancelled.
+
+    Raises: ValueError if a worker dies, in place of what each job that waits for it would raise.
+    """
     pool = ProcessPoolExecutor(num_workers, worker_context(module), end_with_main_process)
     try:
         yield pool
+    except BrokenProcessPool as error:
+        raise ValueError(
+            "a worker process was killed, perhaps because memory ran out; start again with fewer workers"
+        ) from error
     except BaseException:
         pool.shutdown(cancel_futures=True)  # else an interrupted `map` may still wait for all its jobs
         raise
