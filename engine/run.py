@@ -12,6 +12,7 @@ from typing import Any
 
 from diveparse.configs import Config, PretrainConfig, Schema, differing_options, load_config, run_folder, save_config
 from diveparse.datasets.storage.atomic import TEMPORARY_SUFFIX, write_json, written_atomically
+from diveparse.datasets.storage.foreign import own_paths
 from diveparse.engine.environment import describe_environment
 
 # a run can go on with other values of these: they change which clips can be read and by whom, not the recipe
@@ -112,7 +113,12 @@ class RunFolder:
     def newest_checkpoint(self) -> Path | None:
         """The whole checkpoint with the most updates, or None where there is none yet."""
         found = [path for path in self.checkpoints.glob("update-*") if CHECKPOINT_NAME.fullmatch(path.name)]
-        return max(found, key=_num_updates, default=None)
+        return max(filter(Path.is_dir, found), key=_num_updates, default=None)
+
+    def has_results(self) -> bool:
+        """Whether anything is there that training the run anew would lose."""
+        files = (self.model, self.trained, self.backbone, self.pretraining_checkpoint, self.evaluation().metrics)
+        return self.newest_checkpoint() is not None or any(path.exists() for path in files)
 
     def num_updates_done(self) -> int:
         """Updates behind the newest checkpoint, 0 where there is none."""
@@ -129,23 +135,32 @@ class RunFolder:
 def open_run(cfg: Schema, *, resume: bool) -> RunFolder:
     """Create a run's folder, or with `resume` continue in it; where there is nothing to resume, create it.
 
+    A run that ended before its first result, on a full disk for one, begins anew also without `resume`.
     Raises: ValueError if the folder already holds a run and `resume` is off, or a run with other options.
     """
     run = RunFolder.of(cfg)
-    if run.config.is_file():
-        if not resume:
-            names = "name, arm or seed" if isinstance(cfg, Config) else "name"
-            raise ValueError(f"{run} already holds a run; add --resume to go on with it, or change {names}")
+    if run.config.is_file() and resume:
         _require_same_options(run, cfg)
         return run
+    if run.config.is_file():
+        if run.has_results():
+            names = "name, arm or seed" if isinstance(cfg, Config) else "name"
+            raise ValueError(f"{run} already holds a run; add --resume to go on with it, or change {names}")
+        run.environment.unlink(missing_ok=True)
+        _write_config(run, cfg)
+        return run
     # the config is the first file of a run, so whatever else lies in a folder without one is somebody else's
-    others = sorted(path.name for path in run.path.glob("*") if path.name != run.config.name + TEMPORARY_SUFFIX)
+    others = [path.name for path in own_paths(run.path) if path.name != run.config.name + TEMPORARY_SUFFIX]
     if others:
         names = ", ".join(others[:5])
         raise ValueError(f"{run} holds files but no {run.config.name}, so it is no run: {names}; choose another name")
+    _write_config(run, cfg)
+    return run
+
+
+def _write_config(run: RunFolder, cfg: Schema) -> None:
     with written_atomically(run.config) as temporary:
         save_config(cfg, temporary)
-    return run
 
 
 def _require_same_options(run: RunFolder, cfg: Schema) -> None:

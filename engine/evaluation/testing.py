@@ -16,6 +16,7 @@ from diveparse.datasets.dives import DiveSet
 from diveparse.datasets.records import ClipRecord, is_rendered
 from diveparse.datasets.splits import evaluation_clips, scored_dives
 from diveparse.datasets.storage.atomic import write_json, written_atomically
+from diveparse.datasets.storage.lock import locked, require_unlocked
 from diveparse.engine.batches import build_clips, cached_or_read, evaluation_batches
 from diveparse.engine.device import choose_device
 from diveparse.engine.evaluation.evaluate import evaluate
@@ -34,10 +35,17 @@ def evaluate_run(folder: Path, overrides: list[str], *, split: str, again: bool 
     Nothing is fitted or chosen here. The files are metrics.json, confusion.csv, predictions.safetensors and
     predictions.csv. Their names begin with validation_ for "val", and with shuffled_ where clip.order=shuffled turns
     the evaluation of a run trained in order into its control.
-    Raises: ValueError if training has not ended, an option is not for testing, or the metrics already exist.
+    Raises: ValueError if training has not ended, an option is not for testing, or the metrics already exist;
+    InUseError while another process trains or tests the run.
     """
     run = RunFolder(folder)
+    require_unlocked(folder)
     cfg, files = read_test_config(run, overrides, split)
+    with locked(folder, "testing"):
+        return _evaluate(run, cfg, files, split=split, again=again)
+
+
+def _evaluate(run: RunFolder, cfg: Config, files: EvaluationFiles, *, split: str, again: bool) -> dict[str, Any]:
     if files.metrics.exists() and not again:
         raise ValueError(f"{files.metrics} already exists, and a test is read once; add --again to replace it")
     model = DiveClassifier.load(run.model).to(choose_device())

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from diveparse.configs import TrainConfig
+from diveparse.datasets.storage.disk import DiskFullError
 from diveparse.engine.run import RunFolder
 from diveparse.engine.training import checkpoint
 from diveparse.engine.training.checkpoint import (
@@ -104,7 +105,7 @@ def test_an_error_while_writing_leaves_the_older_checkpoint(tmp_path, monkeypatc
 
     monkeypatch.setattr(checkpoint.torch, "save", full_disk)
     learner.progress.num_updates = 6
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DiskFullError, match=r"update-00000006: no space left on the disk .\d+ bytes needed, "):
         save_checkpoint(RunFolder(tmp_path), learner)
     monkeypatch.undo()
     resumed = toy_learner(seed=1)
