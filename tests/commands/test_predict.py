@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from diveparse.commands import cli
+from diveparse.commands import __main__
 from diveparse.commands.cli import main
 from diveparse.commands.predict import caption, in_words, videos_in
 from diveparse.configs import HeadKind, load_config
@@ -211,7 +211,7 @@ def test_a_caption_has_the_dive_and_the_attributes_with_their_probabilities():
 def test_a_reader_that_has_seen_enough_ends_it_without_a_word(tiny_run, videos):
     """As in `diveparse predict RUN VIDEOS --csv | head -1`."""
     reading, writing = os.pipe()
-    command = [sys.executable, cli.__file__, "predict", str(tiny_run), *map(str, videos), "--csv"]
+    command = [sys.executable, __main__.__file__, "predict", str(tiny_run), *map(str, videos), "--csv"]
     process = subprocess.Popen(command, stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
     os.close(reading)
