@@ -87,9 +87,9 @@ def train(cfg: Config, *, resume: bool = False) -> Path:
     model.head.set_class_counts(data.num_train_clips)
     learner = build_learner(model, cfg.train, num_updates)
     run = RunFolder.of(cfg)
+    if not run.trained.is_file():
+        require_space_for_run(run, learner)
     with locked(run.path, "training"):  # not before: a config that cannot be trained leaves no folder behind
-        if not run.trained.is_file():
-            require_space_for_run(run, learner)
         open_run(cfg, resume=resume)
         train_into_folder(cfg, run, learner, data)
     return run.path

@@ -74,9 +74,10 @@ def pretrain(cfg: PretrainConfig, *, resume: bool) -> Path:
     updates_per_epoch = count_updates(cfg, world_size)
     state = build_pretraining(cfg, updates_per_epoch * cfg.train.num_epochs, device, rank, world_size)
     run = RunFolder.of(cfg)
+    if rank == 0:
+        require_space(run.path, num_run_bytes(state, run), "pretraining (two checkpoints and the backbone)")
     with locked(run.path, "pretraining") if rank == 0 else nullcontext():
         if rank == 0:
-            require_space(run.path, num_run_bytes(state, run), "pretraining (two checkpoints and the backbone)")
             open_run(cfg, resume=resume)
         first_update = load_checkpoint(run.pretraining_checkpoint, state) if resume else 0
         if rank == 0:

@@ -13,7 +13,9 @@ from diveparse.engine.run import RunFolder
 from diveparse.engine.training import checkpoint
 from diveparse.engine.training.checkpoint import (
     Learner,
+    num_checkpoint_bytes,
     random_state,
+    require_space_for_run,
     restore_random_state,
     resume_from_checkpoint,
     save_checkpoint,
@@ -167,3 +169,41 @@ def test_every_generator_goes_on_where_it_was():
     expected = [draw() for _ in range(3)]
     restore_random_state(state)
     assert [draw() for _ in range(3)] == expected
+
+
+def test_files_of_others_beside_checkpoints_are_left_alone(tmp_path):
+    folder = tmp_path / "checkpoints"
+    others = [".DS_Store", "note.txt", "update-00000099", "update-00000003.partial", "update-00000001 copy/state.pt"]
+    for name in others:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("mine")
+    learner = toy_learner()
+    for step in (5, 6):
+        learner.progress.num_updates = step
+        save_checkpoint(RunFolder(tmp_path), learner)
+        resume_from_checkpoint(RunFolder(tmp_path), toy_learner())
+    assert RunFolder(tmp_path).num_updates_done() == 6
+    assert all((folder / name).read_text() == "mine" for name in others)
+    assert not (folder / "update-00000005").exists()
+
+
+def test_a_full_disk_leaves_the_older_checkpoint_and_nothing_of_the_new_one(small_disk):
+    learner, run = toy_learner(width=4000), RunFolder(small_disk)
+    assert num_checkpoint_bytes(learner) > 100_000
+    save_checkpoint(run, learner)
+    learner.progress.num_updates = 1
+    (small_disk / "filling").write_bytes(bytes(50_000))
+    with pytest.raises(DiskFullError, match=r"update-00000001: no space left on the disk \(\S+ kB needed, "):
+        save_checkpoint(run, learner)
+    assert [path.name for path in run.checkpoints.iterdir()] == ["update-00000000"]
+    resume_from_checkpoint(run, toy_learner(width=4000))
+    with pytest.raises(DiskFullError, match=r"training \(two checkpoints and the model\) needs about \S+ kB and "):
+        require_space_for_run(run, learner)
+
+
+def test_a_checkpoint_is_about_as_large_as_estimated(tmp_path):
+    learner = toy_learner(width=4000)
+    update(learner)
+    save_checkpoint(RunFolder(tmp_path), learner)
+    size = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    assert size == pytest.approx(num_checkpoint_bytes(learner), rel=0.2)

@@ -1,4 +1,6 @@
+import contextlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +15,8 @@ from diveparse.configs import Config, HeadKind, Precision, load_config, save_con
 from diveparse.datasets.cache import CacheKind, CacheSettings, build_cache
 from diveparse.datasets.diving48 import read_split
 from diveparse.datasets.splits import split_by_source
+from diveparse.datasets.storage.disk import DiskFullError
+from diveparse.datasets.storage.lock import LOCK_FILE, InUseError
 from diveparse.engine.run import RunFolder
 from diveparse.engine.training import loop
 from diveparse.engine.training.loop import NonFiniteError, train
@@ -413,3 +417,51 @@ def test_a_run_that_a_damaged_clip_stopped_can_go_on_without_it(tiny_experiment,
         train(load_config(tiny_experiment, options))
     run = train(load_config(tiny_experiment, [*options, "data.damaged=skip"]), resume=True)
     assert curves(run)["train_epoch/damaged_clips"] == {4: 1}
+
+
+def fill(disk: Path) -> None:
+    """Leave no space on the small disk."""
+    with contextlib.suppress(OSError):
+        (disk / "filling").write_bytes(bytes(10**7))
+
+
+@pytest.mark.parametrize("small_disk", ["3m"], indirect=True)
+def test_a_run_that_does_not_fit_is_refused_before_it_begins(tiny_experiment, small_disk):
+    cfg = load_config(tiny_experiment, ["train.num_epochs=1", f"runs_dir={small_disk}"])
+    fill(small_disk)
+    needs = r"seed-0: training \(two checkpoints and the model\) needs about \d+ kB and .* are free; free some space$"
+    with pytest.raises(DiskFullError, match=needs):
+        train(cfg)
+    (small_disk / "filling").unlink()
+    train(cfg)
+
+
+@pytest.mark.parametrize("small_disk", ["3m"], indirect=True)
+@pytest.mark.parametrize("step", [1, 4])
+def test_a_run_whose_disk_fills_up_goes_on_to_the_same_bits(
+    tiny_experiment, small_disk, monkeypatch, step, assert_same_run
+):
+    cfg = load_config(tiny_experiment, ["train.num_epochs=1"])
+    full = replace(cfg, runs_dir=str(small_disk))
+    line = rf"^{small_disk}/\S+: no space left on the disk \(.* free\); nothing that was there before is lost"
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "compute_loss", at_update(step, lambda: fill(small_disk)))
+        with pytest.raises(DiskFullError, match=line):
+            train(full)
+    (small_disk / "filling").unlink()
+    assert_same_run(train(full, resume=step > 1), train(cfg))  # without a checkpoint, it need not be resumed
+
+
+def test_a_run_that_is_being_trained_is_refused_to_others(tiny_experiment, monkeypatch):
+    cfg = load_config(tiny_experiment, ["train.num_epochs=1"])
+
+    def train_again() -> None:
+        for resume in (False, True):
+            with pytest.raises(InUseError, match=rf"seed-0 is in use: training by process {os.getpid()} on "):
+                train(cfg, resume=resume)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "log_start", lambda *_: train_again())
+        run = train(cfg)
+    assert json.loads((run / "trained.json").read_text())["num_updates"] == NUM_STEPS // 2
+    assert not (run / LOCK_FILE).exists()
