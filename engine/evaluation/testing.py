@@ -16,6 +16,7 @@ from diveparse.datasets.dives import DiveSet
 from diveparse.datasets.records import ClipRecord, is_rendered
 from diveparse.datasets.splits import evaluation_clips, scored_dives
 from diveparse.datasets.storage.atomic import write_json, written_atomically
+from diveparse.datasets.storage.disk import require_space
 from diveparse.datasets.storage.lock import locked, require_unlocked
 from diveparse.engine.batches import build_clips, cached_or_read, evaluation_batches
 from diveparse.engine.device import choose_device
@@ -26,6 +27,7 @@ from diveparse.engine.evaluation.tensorboard import log_test
 from diveparse.engine.run import EvaluationFiles, RunFolder, read_json
 from diveparse.models.classifier import DiveClassifier
 
+RESULT_BYTES = 10**6  # of the files of a test, without their log-probabilities
 TEST_OPTIONS = ("data.root", "data.num_workers", "data.cache", "data.damaged", "test.", "clip.order")  # in a test
 
 
@@ -51,6 +53,7 @@ def _evaluate(run: RunFolder, cfg: Config, files: EvaluationFiles, *, split: str
     model = DiveClassifier.load(run.model).to(choose_device())
     dive_set = scored_dives(cfg.data, model.dive_set)
     records = evaluation_clips(cfg.data, split, cfg.seed, dive_set)
+    require_space(run.path, RESULT_BYTES + 8 * len(records) * len(dive_set), f"a test of {len(records)} clips")
     views = (cfg.test.num_temporal_views, cfg.test.num_spatial_views)
     clips = build_clips(cfg, records, training=False, views=views)
     inputs = cached_or_read(clips, model, cfg)

@@ -58,11 +58,13 @@ def write_report(out: Path, report: Report, text: str) -> None:
     """Write comparison.md, comparison.csv and classes.csv, and into comparison/ the figures, also for TensorBoard."""
     folder = out / "comparison"
     images = {name: figure_image(figure) for name, figure in figures(report)}
-    for stale in (*folder.rglob(EVENT_FILES), *own_paths(folder, "*.png")):
-        stale.unlink()  # figures of an earlier comparison would show beside these
+    earlier = [*folder.rglob(EVENT_FILES), *own_paths(folder, "*.png")]
     for name, pixels in images.items():
         write_png(folder / f"{name}.png", pixels)
     log_comparison(folder, report, text, images)
+    for path in earlier:
+        if path.stem not in images:
+            path.unlink()  # figures of an earlier comparison would show beside these
     links = [f"![{name}](comparison/{name}.png)" for name in images]
     folders = "\n".join(f"- `{run.folder}`" for _, _, run in report.runs)
     page = [f"# Comparison of {', '.join(report.arms)}", text, NOTES, *links, "Runs:", folders]

@@ -154,7 +154,7 @@ except KeyboardInterrupt:
 @pytest.mark.parametrize("module", ["argparse", "tqdm", "torch"])
 def test_ctrl_c_while_anything_is_imported_shows_no_traceback(module: str, tmp_path: Path) -> None:
     (tmp_path / f"{module}.py").write_text(INTERRUPTED_IMPORT)
-    code = "import sys; from diveparse.commands.__main__ import main; sys.path.insert(0, sys.argv.pop(1)); sys.exit(main())"
+    code = "import sys; from diveparse.commands.__main__ import main; sys.path.insert(0, sys.argv.pop(1)); exit(main())"
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path), "train", "demo"],
         capture_output=True,

@@ -92,7 +92,8 @@ def test_a_height_without_a_board_is_refused(tiny_run, videos, capsys):
 
 
 def test_a_folder_is_read_video_by_video_into_a_table(tiny_run, videos, capsys):
-    (videos[0].parent / "notes.txt").touch()
+    for name in ("notes.txt", "._a.MP4", "b.mp4~", ".DS_Store"):
+        (videos[0].parent / name).touch()
     assert main(["predict", str(tiny_run), str(videos[0].parent), "--csv"]) == 0
     rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
     assert [row["video"] for row in rows] == list(map(str, videos))
@@ -217,3 +218,9 @@ def test_a_reader_that_has_seen_enough_ends_it_without_a_word(tiny_run, videos):
     os.close(reading)
     _, errors = process.communicate()
     assert (process.returncode, errors) == (1, "")
+
+
+def test_a_pattern_passes_over_foreign_files(tmp_path):
+    for name in ("a.mp4", "Thumbs.db", "a.mp4~"):
+        (tmp_path / name).touch()
+    assert videos_in(f"{tmp_path}/*") == [tmp_path / "a.mp4"]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
 import signal
@@ -17,6 +18,7 @@ import pytest
 from diveparse.commands import __main__, prepare
 from diveparse.commands.cli import main
 from diveparse.datasets.diving48 import read_split
+from diveparse.datasets.storage.lock import locked
 from diveparse.datasets.video import probe
 
 SMALL = ("--train-clips", 47, "--test-clips", 47, "--test-counts", "balanced", "--height", 48, "--workers", 2)
@@ -241,3 +243,38 @@ def test_clips_checks_a_csv_and_makes_its_cache(tiny_root: Path, tmp_path: Path)
     assert "line 4: " in wrong.stderr
     assert wrong.stderr.count("\n") == 3
     assert "--column must look like" in call("clips", table, "--column", "path").stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "folder"),
+    [
+        (("diving48", "{set}", *SMALL_CACHES), "{set}"),
+        (("synthetic", "--out", "{set}", *SMALL), "{set}"),
+        (("clips", "{set}.csv", *SMALL_CACHES), "{set}.cache"),
+    ],
+    ids=["diving48", "synthetic", "clips"],
+)
+def test_a_folder_that_another_process_prepares_is_left_to_it(
+    command: tuple[object, ...], folder: str, tiny_root: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "set"
+    shutil.copytree(tiny_root, root, ignore=shutil.ignore_patterns("cache"))
+    root.with_suffix(".csv").write_text(f"path,dive_number\n{next((tiny_root / 'rgb').iterdir())},5253B\n")
+    folder = folder.format(set=root)
+    with locked(Path(folder), "rendering"):
+        before = sorted(path for path in tmp_path.rglob("*"))
+        done = call(*(str(each).format(set=root) for each in command))
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"error: {folder} is in use: rendering by process {os.getpid()} on ")
+        assert done.stderr.count("\n") == 1
+        assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("small_disk", ["48k"], indirect=True)
+def test_rendering_onto_a_full_disk_is_one_line(small_disk: Path) -> None:
+    done = call("synthetic", "--out", small_disk / "set", *SMALL)
+    assert done.returncode == 1
+    line = done.stderr.splitlines()[-1]
+    assert re.match(rf"error: {small_disk}/set/\S+: no space left on the disk \(.* free\); nothing ", line)
+    assert line.endswith("that was there before is lost; free some space (the same command goes on where it was)")
+    assert "Traceback" not in done.stderr
