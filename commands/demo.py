@@ -51,6 +51,7 @@ def run_steps(name: str, data: Path, scale: float | None) -> None:
     """Raises: CalledProcessError of the step that failed."""
     from diveparse.datasets.dives import DIVING48
     from diveparse.datasets.diving48 import read_split
+    from diveparse.engine.run import RunFolder
 
     runs = {arm: Path("runs") / name / arm / "seed-0" for arm in ARMS}
     announce("1/5  Rendering labelled dives as H.264 clips, in the layout of Diving48")
@@ -62,7 +63,7 @@ def run_steps(name: str, data: Path, scale: float | None) -> None:
     announce("2/5  Training both arms side by side, one core each (the bar is the structured arm's)")
     run_side_by_side({arm: ("train", name, f"arm={arm}", ARMS[arm], "--resume") for arm in ARMS})
     announce("3/5  Testing both once, on clips of sources that training never saw")
-    untested = [arm for arm in ARMS if not (runs[arm] / "metrics.json").exists()]
+    untested = [arm for arm in ARMS if not RunFolder(runs[arm]).evaluation().metrics.exists()]
     run_side_by_side({arm: ("test", runs[arm]) for arm in untested})
     announce("4/5  Comparing them")
     run_command("compare", *runs.values())

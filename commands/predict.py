@@ -1,6 +1,6 @@
 """Read the dive number off video files: number, name, difficulty, probability, the runners-up and each attribute.
 
-Probabilities are calibrated, by temperatures that training fitted on validation clips.
+Probabilities are calibrated with a temperature that was fitted on validation clips.
 """
 
 from __future__ import annotations

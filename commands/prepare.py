@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from diveparse.commands.cli import add_command
 from diveparse.configs import DataConfig, Dives
+from diveparse.datasets.archives import unpack
 from diveparse.datasets.cache import (
     DEFAULTS,
     NUM_SAMPLE_CLIPS,
@@ -30,7 +31,7 @@ from diveparse.datasets.cache import (
 from diveparse.datasets.clips import read_clips
 from diveparse.datasets.data_set import open_data_set
 from diveparse.datasets.dives import DIVE_SETS, DIVING48_TEST_COUNTS, DIVING48_TRAIN_COUNTS, Dive
-from diveparse.datasets.inspection import REPORT_FILE, check_files, read_splits, report, unpack
+from diveparse.datasets.inspection import REPORT_FILE, check_files, read_splits, report
 from diveparse.datasets.records import ClipRecord
 from diveparse.datasets.rendered.clip import RenderedClip, Source, Split
 from diveparse.datasets.rendered.sets import ClassCounts, RenderSettings, Sources, render_data_set, write_clip
@@ -143,7 +144,7 @@ def add_workers(command: argparse.ArgumentParser) -> None:
 
 
 def check_data_set(args: argparse.Namespace) -> int:
-    """Unpack what is still packed, play every file, say and write what was found. Returns: the exit code."""
+    """Unpack what is still packed, play every file, print and write the findings. Returns: the exit code."""
     splits = read_splits(args.root)
     with locked(args.root, "prepare"):
         return check_folder(args, splits)
@@ -179,7 +180,7 @@ def check_clips(args: argparse.Namespace) -> int:
 
 
 def make_caches(args: argparse.Namespace, train: list[ClipRecord], records: list[ClipRecord]) -> int:
-    """Training reads its own clips; evaluation all, since validation holds out what it likes of those of training.
+    """Training reads its own clips; evaluation all, since validation is drawn from the training clips.
 
     Returns: how many clips could not be read.
     """
@@ -193,19 +194,19 @@ def make_caches(args: argparse.Namespace, train: list[ClipRecord], records: list
 
 
 def make_cache(root: Path, settings: CacheSettings, clips: list[ClipRecord], num_workers: int) -> int:
-    """Make one cache and say how large it will be as soon as that can be told.
+    """Make one cache and print its estimated size as soon as there is one.
 
     Returns: how many clips could not be read. Raises: DiskFullError if there is not enough space for the cache.
     """
     folder = cache_folder(root, settings.kind)
     progress = build_cache(root, settings, clips, num_workers)
     num_before, total = next(progress)
-    is_told = num_before == total
+    size_is_printed = num_before == total
     with tqdm(initial=num_before, total=total, unit="clip", desc=f"making {folder}") as bar:
         for done, _ in progress:
             bar.update(done - bar.n)
-            if not is_told and done >= min(total, num_before + NUM_SAMPLE_CLIPS):
-                is_told = True
+            if not size_is_printed and done >= min(total, num_before + NUM_SAMPLE_CLIPS):
+                size_is_printed = True
                 num_bytes = estimated_bytes(folder, clips)
                 bar.write(f"{folder}: estimated {in_bytes(num_bytes)}; {in_bytes(free_bytes(folder))} are free")
                 what = f"caching {total - done} more clips (--cache leaves a cache out)"

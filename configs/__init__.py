@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
@@ -58,12 +58,12 @@ __all__ = [
     "StemKind",
     "TestConfig",
     "TrainConfig",
+    "convert_older_options",
     "differing_options",
     "find_config",
     "flat_options",
     "load_config",
     "plain_values",
-    "refuse_renamed_options",
     "run_folder",
     "save_config",
 ]
@@ -72,6 +72,8 @@ __all__ = [
 Schema = TypeVar("Schema", Config, PretrainConfig)
 AnySchema = TypeVar("AnySchema", Config, PretrainConfig, ExperimentConfig)
 
+
+logger = logging.getLogger(__name__)
 
 # options of earlier versions -> what they are called now
 RENAMED = {
@@ -95,11 +97,13 @@ def load_config(
     for override in overrides:
         if "=" not in override.lstrip("="):
             raise ValueError(f"an override must look like train.batch_size=2, got {override!r}")
+        if (name := override.partition("=")[0]) in RENAMED:
+            raise ValueError(f"{override}: the option is now called {RENAMED[name]}")
     try:
         written = OmegaConf.load(file)
         if not OmegaConf.is_dict(written):
             raise ValueError("must hold options as `name: value`")
-        refuse_renamed_options(cast(dict[str, Any], OmegaConf.to_container(written)))
+        written = OmegaConf.create(convert_older_options(cast(dict[str, Any], OmegaConf.to_container(written)), file))
         merged = OmegaConf.merge(OmegaConf.structured(schema), written, OmegaConf.from_dotlist(overrides))
         return cast(AnySchema, OmegaConf.to_object(merged))  # builds the dataclasses, so every __post_init__ runs
     except OmegaConfBaseException as error:
@@ -110,16 +114,24 @@ def load_config(
         raise ValueError(f"{_origin(path, overrides)}: {error}") from error
 
 
-def refuse_renamed_options(tree: Mapping[str, Any]) -> None:
-    """Refuse sections of an earlier version. Raises: ValueError naming each option and its name now."""
+def convert_older_options(tree: dict[str, Any], origin: Path) -> dict[str, Any]:
+    """The sections of a config under today's names, where an earlier version wrote them; logged.
+
+    That version wrote every option, also weights that a kind of head does not use; these are left out.
+    """
     found = []
     for old, new in RENAMED.items():
         section, name = old.split(".")
         values = tree.get(section)
         if isinstance(values, dict) and name in values:
-            found.append(f"{old} to {new}")
+            values = {(new.split(".")[1] if key == name else key): value for key, value in values.items()}
+            if section == "head" and values.get("kind") in ("independent", "constrained", "flat"):
+                values.pop("auxiliary_weight", None)
+            tree = tree | {section: values}
+            found.append(f"{old} is now {new}")
     if found:
-        raise ValueError(f"has options of an earlier version; to convert it, rename {', '.join(found)}")
+        logger.warning("%s is of an earlier version: %s", origin, "; ".join(found))
+    return tree
 
 
 def find_config(path: Path, schema: type[AnySchema]) -> Path:

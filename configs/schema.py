@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
 
 from omegaconf import MISSING
 
+from diveparse.configs.bounds import check_numbers, non_negative, positive, refuse_unused, require, within
+
 FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
-
-
-def require(condition: bool, name: str, expected: str, value: object) -> None:
-    """Refuse an impossible value. Raises: ValueError naming the option, what was expected and what was got."""
-    if not condition:
-        raise ValueError(f"{name} must be {expected}, got {value!r}")
-
-
-def refuse_unused(section: Any, prefix: str, name: str, is_used: bool, where: str) -> None:
-    """Refuse an option that was changed from its default and has no effect. Raises: ValueError naming it."""
-    value, default = getattr(section, name), next(each.default for each in fields(section) if each.name == name)
-    if not is_used and value != default:
-        raise ValueError(f"{prefix}.{name}={value!r} has no effect {where}; leave it out")
 
 
 def require_folder_name(name: str, value: str) -> None:
@@ -84,42 +72,41 @@ class DataConfig:
     root: str = MISSING  # a folder in Diving48's layout, or a CSV of clips: see datasets/diving48.py and clips.py
     columns: dict[str, str] = field(default_factory=dict)  # of a CSV with other names: see datasets/clips.py
     dives: Dives | None = None  # that a CSV's labels count in; None takes those that it holds
-    val_fraction: float = 0.15  # share of the training clips to hold out, as whole sources
-    train_fraction: float = 1.0  # share of what is left that training uses; a smaller one is part of every larger one
+    val_fraction: float = within(0.15, "(0, 1)")  # share of the training clips to hold out, as whole sources
+    train_fraction: float = within(
+        1.0, "(0, 1]"
+    )  # share of what is left that training uses; a smaller one is part of every larger one
     unseen_dives: list[str] = field(default_factory=list)  # numbers of which training and validation see no clip, but
-    num_shots: int = 0  # up to this many training clips of each, of those that `train_fraction` leaves
-    num_workers: int = 2
-    cache: bool = True  # read clips from the cache that tools/prepare.py made, where it suits; else from the videos
+    num_shots: int = non_negative(
+        0, 10**6
+    )  # up to this many training clips of each, of those that `train_fraction` leaves
+    num_workers: int = non_negative(2, 1024)
+    cache: bool = True  # read clips from the cache that `diveparse prepare` made, where it suits; else from the videos
     damaged: DamagedClips = DamagedClips.STOP  # what to do about a clip that cannot be read
 
     def __post_init__(self) -> None:
-        require(0 < self.val_fraction < 1, "data.val_fraction", "between 0 and 1", self.val_fraction)
-        require(0 < self.train_fraction <= 1, "data.train_fraction", "in (0, 1]", self.train_fraction)
-        require(self.num_shots >= 0, "data.num_shots", ">= 0", self.num_shots)
+        check_numbers(self, "data.")
         expected = "0 without data.unseen_dives"
         require(not self.num_shots or bool(self.unseen_dives), "data.num_shots", expected, self.num_shots)
-        require(self.num_workers >= 0, "data.num_workers", ">= 0", self.num_workers)
 
 
 @dataclass
 class ClipConfig:
-    num_frames: int = 24
-    image_size: int = 224  # height and width of what the backbone sees, pixels
+    num_frames: int = positive(24, 4096)
+    image_size: int = positive(224, 8192)  # height and width of what the backbone sees, pixels
     order: FrameOrder = FrameOrder.TIME
-    crop_scale_min: float = 0.7  # smallest share of the largest square that a random training crop keeps
+    crop_scale_min: float = within(
+        0.7, "(0, 1]"
+    )  # smallest share of the largest square that a random training crop keeps
     flip: bool = True
-    color_jitter: float = 0.2
-    rand_augment_magnitude: int = 0  # of two random operations on a training clip, 1 to 30; 0 for none
-    erasing_probability: float = 0.0  # that a random box is erased from all frames of a training clip
+    color_jitter: float = non_negative(0.2, 100)
+    rand_augment_magnitude: int = within(
+        0, "[0, 30]"
+    )  # of two random operations on a training clip, 1 to 30; 0 for none
+    erasing_probability: float = within(0.0, "[0, 1]")  # that a random box is erased from all frames of a training clip
 
     def __post_init__(self) -> None:
-        require(self.num_frames > 0, "clip.num_frames", "> 0", self.num_frames)
-        require(self.image_size > 0, "clip.image_size", "> 0 pixels", self.image_size)
-        require(0 < self.crop_scale_min <= 1, "clip.crop_scale_min", "in (0, 1]", self.crop_scale_min)
-        require(self.color_jitter >= 0, "clip.color_jitter", ">= 0", self.color_jitter)
-        magnitude, probability = self.rand_augment_magnitude, self.erasing_probability
-        require(0 <= magnitude <= 30, "clip.rand_augment_magnitude", "between 0 and 30", magnitude)
-        require(0 <= probability <= 1, "clip.erasing_probability", "in [0, 1]", probability)
+        check_numbers(self, "clip.")
 
 
 @dataclass
@@ -127,19 +114,22 @@ class BackboneConfig:
     """Sizes of a TimeSformer. The frame count and picture size come from `clip`, so that they cannot disagree."""
 
     stem: StemKind = StemKind.PATCH
-    patch_size: int = 16
-    embed_dim: int = 768
-    depth: int = 12
-    num_heads: int = 12
-    mlp_ratio: float = 4.0
-    drop_path_rate: float = 0.0
+    patch_size: int = positive(16, 1024)
+    embed_dim: int = positive(768, 16384)
+    depth: int = positive(12, 1024)
+    num_heads: int = positive(12, 1024)
+    mlp_ratio: float = positive(4.0, 64)
+    drop_path_rate: float = within(0.0, "[0, 1)")
     weights: str | None = None  # "kinematics" (ships with the package), or what `read_source` reads; None: from nothing
-    num_frozen_blocks: int = 0  # the embeddings and this many blocks keep the weights they start from
-    num_checkpointed_blocks: int = 0  # activation checkpointing of this many blocks after those: less memory, more time
+    num_frozen_blocks: int = non_negative(
+        0, 1024
+    )  # the embeddings and this many blocks keep the weights they start from
+    num_checkpointed_blocks: int = non_negative(
+        0, 1024
+    )  # activation checkpointing of this many blocks after those: less memory, more time
 
     def __post_init__(self) -> None:
-        require(self.patch_size > 0, "backbone.patch_size", "> 0 pixels", self.patch_size)
-        require(self.depth > 0, "backbone.depth", "> 0", self.depth)
+        check_numbers(self, "backbone.")
         if self.stem is StemKind.CONV:
             is_power = self.patch_size >= 4 and self.patch_size & (self.patch_size - 1) == 0
             require(is_power, "backbone.patch_size", "4, 8, 16, ... for backbone.stem=conv", self.patch_size)
@@ -147,12 +137,11 @@ class BackboneConfig:
             expected = f"a multiple of {divisor} for backbone.stem=conv of {self.patch_size}-pixel patches"
             require(self.embed_dim % divisor == 0, "backbone.embed_dim", expected, self.embed_dim)
         require(
-            self.num_heads > 0 and self.embed_dim % self.num_heads == 0,
+            self.embed_dim % self.num_heads == 0,
             "backbone.num_heads",
             f"a divisor of backbone.embed_dim={self.embed_dim}",
             self.num_heads,
         )
-        require(0 <= self.drop_path_rate < 1, "backbone.drop_path_rate", "in [0, 1)", self.drop_path_rate)
         require(
             0 <= self.num_frozen_blocks <= self.depth,
             "backbone.num_frozen_blocks",
@@ -180,17 +169,23 @@ class BackboneConfig:
 class HeadConfig:
     kind: HeadKind = HeadKind.JOINT
     pooling: Pooling = Pooling.CLASS_TOKEN
-    auxiliary_weight: float = 0.0  # of four cross-entropies beside the likelihood of JOINT, PAIRWISE and RESIDUAL
-    correction_penalty: float = 0.01  # on the mean square of what PAIRWISE and RESIDUAL add to the scores
+    auxiliary_weight: float = non_negative(
+        0.0, 1e6
+    )  # of four cross-entropies beside the likelihood of JOINT, PAIRWISE and RESIDUAL
+    correction_penalty: float = non_negative(
+        0.01, 1e6
+    )  # on the mean square of what PAIRWISE and RESIDUAL add to the scores
     uncertainty_weighting: bool = False  # of the four cross-entropies; else they are summed
-    ordinal_weight: float = 0.0  # of the earth mover's distance of the two counts beside the cross-entropies
-    label_smoothing: float = 0.0  # of every cross-entropy
-    logit_adjustment: float = 0.0  # power of the training clips' class prior that logits are adjusted by in training
+    ordinal_weight: float = non_negative(
+        0.0, 1e6
+    )  # of the earth mover's distance of the two counts beside the cross-entropies
+    label_smoothing: float = within(0.0, "[0, 1)")  # of every cross-entropy
+    logit_adjustment: float = non_negative(
+        0.0, 100
+    )  # power of the training clips' class prior that logits are adjusted by in training
 
     def __post_init__(self) -> None:
-        for name in ("auxiliary_weight", "correction_penalty", "ordinal_weight", "logit_adjustment"):
-            require(getattr(self, name) >= 0, f"head.{name}", ">= 0", getattr(self, name))
-        require(0 <= self.label_smoothing < 1, "head.label_smoothing", "in [0, 1)", self.label_smoothing)
+        check_numbers(self, "head.")
         has_likelihood = self.kind in (HeadKind.JOINT, HeadKind.PAIRWISE, HeadKind.RESIDUAL)
         has_cross_entropies = self.kind in (HeadKind.INDEPENDENT, HeadKind.CONSTRAINED) or (
             has_likelihood and self.auxiliary_weight > 0
@@ -208,65 +203,58 @@ class HeadConfig:
 class OptimConfig:
     """How weights are updated: the part of `train` that training and pretraining share."""
 
-    num_epochs: int = 3
-    batch_size: int = 2  # clips in one forward pass
+    num_epochs: int = positive(3, 10**6)
+    batch_size: int = positive(2, 10**5)  # clips in one forward pass
     optimizer: OptimizerKind = OptimizerKind.ADAMW
-    learning_rate: float = 1e-4  # at the peak, after the warm-up
-    head_learning_rate_factor: float = 1.0  # the head's learning rate over the backbone's
-    layer_decay: float = 1.0  # a block's learning rate over that of the layer above it; 1 trains all layers alike
-    weight_decay: float = 0.05
-    warmup_fraction: float = 0.05  # share of all updates
-    max_grad_norm: float = 1.0
-    log_every: int = 10  # updates between TensorBoard points
+    learning_rate: float = positive(1e-4, 100)  # at the peak, after the warm-up
+    head_learning_rate_factor: float = positive(1.0, 1e6)  # the head's learning rate over the backbone's
+    layer_decay: float = within(
+        1.0, "(0, 1]"
+    )  # a block's learning rate over that of the layer above it; 1 trains all layers alike
+    weight_decay: float = non_negative(0.05, 100)
+    warmup_fraction: float = within(0.05, "[0, 1)")  # share of all updates
+    max_grad_norm: float = positive(1.0, 1e9)
+    log_every: int = positive(10, 10**9)  # updates between TensorBoard points
 
     def __post_init__(self) -> None:
-        for name in ("num_epochs", "batch_size", "log_every"):
-            require(getattr(self, name) > 0, f"train.{name}", "> 0", getattr(self, name))
-        require(self.learning_rate > 0, "train.learning_rate", "> 0", self.learning_rate)
-        require(
-            self.head_learning_rate_factor > 0, "train.head_learning_rate_factor", "> 0", self.head_learning_rate_factor
-        )
-        require(0 < self.layer_decay <= 1, "train.layer_decay", "in (0, 1]", self.layer_decay)
-        require(self.weight_decay >= 0, "train.weight_decay", ">= 0", self.weight_decay)
-        require(0 <= self.warmup_fraction < 1, "train.warmup_fraction", "in [0, 1)", self.warmup_fraction)
-        require(self.max_grad_norm > 0, "train.max_grad_norm", "> 0", self.max_grad_norm)
+        check_numbers(self, "train.")
 
 
 @dataclass
 class TrainConfig(OptimConfig):
-    accumulation_steps: int = 1  # forward passes to one update
+    accumulation_steps: int = positive(1, 10**5)  # forward passes to one update
     class_balanced: bool = False  # draw each dive's clips as often as any other's; else every clip once an epoch
-    num_cached_views: int = 0  # of each clip in the feature cache of the frozen blocks; 0: no feature cache
-    mixup_alpha: float = 0.0  # blend each clip with another, by a share drawn from Beta(alpha, alpha); 0: never
-    cutmix_alpha: float = 0.0  # instead cut a box out of another clip; with both, either is as likely for a batch
+    num_cached_views: int = non_negative(
+        0, 1024
+    )  # of each clip in the feature cache of the frozen blocks; 0: no feature cache
+    mixup_alpha: float = non_negative(
+        0.0, 1e3
+    )  # blend each clip with another, by a share drawn from Beta(alpha, alpha); 0: never
+    cutmix_alpha: float = non_negative(
+        0.0, 1e3
+    )  # instead cut a box out of another clip; with both, either is as likely for a batch
     # of the moving average of the weights that is evaluated and kept, reached gradually; 0: the weights themselves
-    ema_decay: float = 0.0
+    ema_decay: float = within(0.0, "[0, 1)")
     precision: Precision = Precision.FP32
     compile: bool = False  # the backbone, on a GPU
-    checkpoint_every: int = 100  # updates between checkpoints; every epoch ends with one too
+    checkpoint_every: int = positive(100, 10**9)  # updates between checkpoints; every epoch ends with one too
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("accumulation_steps", "checkpoint_every"):
-            require(getattr(self, name) > 0, f"train.{name}", "> 0", getattr(self, name))
-        require(self.num_cached_views >= 0, "train.num_cached_views", ">= 0", self.num_cached_views)
         for name in ("mixup_alpha", "cutmix_alpha"):
             alpha = getattr(self, name)
-            require(alpha >= 0, f"train.{name}", ">= 0", alpha)
             require(not alpha or self.batch_size > 1, f"train.{name}", "0 with train.batch_size=1", alpha)
             require(not alpha or not self.num_cached_views, f"train.{name}", "0 with train.num_cached_views", alpha)
-        require(0 <= self.ema_decay < 1, "train.ema_decay", "in [0, 1)", self.ema_decay)
 
 
 @dataclass
 class TestConfig:
-    batch_size: int = 8
-    num_temporal_views: int = 1  # clips of evenly shifted frame times, averaged
+    batch_size: int = positive(8, 10**5)
+    num_temporal_views: int = positive(1, 1024)  # clips of evenly shifted frame times, averaged
     num_spatial_views: int = 1  # 1: the centre; 3: left, centre, right
 
     def __post_init__(self) -> None:
-        require(self.batch_size > 0, "test.batch_size", "> 0", self.batch_size)
-        require(self.num_temporal_views > 0, "test.num_temporal_views", "> 0", self.num_temporal_views)
+        check_numbers(self, "test.")
         require(self.num_spatial_views in (1, 3), "test.num_spatial_views", "1 or 3", self.num_spatial_views)
 
 
@@ -276,7 +264,7 @@ class Config:
 
     name: str = MISSING
     arm: str = MISSING
-    seed: int = 0
+    seed: int = non_negative(0, 2**63 - 1)
     runs_dir: str = "runs"
     data: DataConfig = field(default_factory=DataConfig)
     clip: ClipConfig = field(default_factory=ClipConfig)
@@ -288,7 +276,7 @@ class Config:
     def __post_init__(self) -> None:
         require_folder_name("name", self.name)
         require_folder_name("arm", self.arm)
-        require(self.seed >= 0, "seed", ">= 0", self.seed)
+        check_numbers(self)
         self.backbone.require_whole_patches(self.clip.image_size)
         if num_cached := self.train.num_cached_views:
             for suits, expected in (
@@ -296,7 +284,10 @@ class Config:
                 (self.backbone.weights is not None, "0 without backbone.weights"),
                 (self.backbone.drop_path_rate == 0, "0 with backbone.drop_path_rate"),
                 (self.data.damaged is DamagedClips.STOP, "0 with data.damaged=skip"),
-                (self.test.num_temporal_views * self.test.num_spatial_views == 1, "0 with more than one test view"),
+                (
+                    self.test.num_temporal_views * self.test.num_spatial_views == 1,
+                    "0 with more than one test view (the feature cache holds one)",
+                ),
             ):
                 require(suits, "train.num_cached_views", expected, num_cached)
 
@@ -305,23 +296,23 @@ class Config:
 class PretrainClipConfig:
     """What pretraining shows; all else about a clip follows from its item number and the seed."""
 
-    num_frames: int = 24
-    image_size: int = 64  # height and width of what the backbone sees, pixels
-    color_jitter: float = 0.2  # each colour's gain differs from 1, and its offset from 0, by up to this and half this
+    num_frames: int = positive(24, 4096)
+    image_size: int = positive(64, 8192)  # height and width of what the backbone sees, pixels
+    color_jitter: float = within(
+        0.2, "[0, 1]"
+    )  # each colour's gain differs from 1, and its offset from 0, by up to this and half this
 
     def __post_init__(self) -> None:
-        require(self.num_frames > 0, "clip.num_frames", "> 0", self.num_frames)
-        require(self.image_size > 0, "clip.image_size", "> 0 pixels", self.image_size)
-        require(0 <= self.color_jitter <= 1, "clip.color_jitter", "in [0, 1]", self.color_jitter)
+        check_numbers(self, "clip.")
 
 
 @dataclass
 class PretrainTrainConfig(OptimConfig):
-    num_epochs: int = 20
-    batch_size: int = 4  # of each process
-    learning_rate: float = 1.5e-3
-    warmup_fraction: float = 0.03
-    log_every: int = 20
+    num_epochs: int = positive(20, 10**6)
+    batch_size: int = positive(4, 10**5)  # of each process
+    learning_rate: float = positive(1.5e-3, 100)
+    warmup_fraction: float = within(0.03, "[0, 1)")
+    log_every: int = positive(20, 10**9)
 
 
 @dataclass
@@ -329,22 +320,22 @@ class PretrainConfig:
     """Pretraining of a backbone on the kinematics of freshly rendered clips, into `runs_dir/name/`."""
 
     name: str = MISSING
-    seed: int = 0
+    seed: int = non_negative(0, 2**63 - 1)
     runs_dir: str = "runs"
-    clips_per_epoch: int = 2000  # an epoch is only a report and a checkpoint: no clip comes twice
-    num_easy_clips: int = 0  # over these first clips, the rendering's difficulty rises from 0 to 1
-    num_workers: int = 1  # of each process
+    clips_per_epoch: int = positive(2000, 10**9)  # an epoch is only a report and a checkpoint: no clip comes twice
+    num_easy_clips: int = non_negative(
+        0, 10**12
+    )  # over these first clips, the rendering's difficulty rises from 0 to 1
+    num_workers: int = non_negative(1, 1024)  # of each process
     clip: PretrainClipConfig = field(default_factory=PretrainClipConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     train: PretrainTrainConfig = field(default_factory=PretrainTrainConfig)
 
     def __post_init__(self) -> None:
         require_folder_name("name", self.name)
-        require(self.seed >= 0, "seed", ">= 0", self.seed)
+        check_numbers(self)
         enough = f"at least train.batch_size={self.train.batch_size}"
         require(self.clips_per_epoch >= self.train.batch_size, "clips_per_epoch", enough, self.clips_per_epoch)
-        require(self.num_easy_clips >= 0, "num_easy_clips", ">= 0", self.num_easy_clips)
-        require(self.num_workers >= 0, "num_workers", ">= 0", self.num_workers)
         self.backbone.require_whole_patches(self.clip.image_size)
 
 

@@ -14,7 +14,6 @@ file raises an error, and a clip whose video or settings have changed is made ag
 from __future__ import annotations
 
 import io
-import json
 import logging
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,6 +35,7 @@ from diveparse.datasets.sampling import sample_frame_times
 from diveparse.datasets.storage import journal
 from diveparse.datasets.storage.atomic import TEMPORARY_SUFFIX, write_json, written_atomically
 from diveparse.datasets.storage.foreign import own_paths
+from diveparse.datasets.storage.json_file import read_json
 from diveparse.datasets.storage.workers import worker_pool
 from diveparse.datasets.video import VideoError, VideoInfo, probe, read_frames
 from diveparse.datasets.video.writer import Picture, write_h264, x264_options
@@ -46,7 +46,7 @@ TICKS_PER_S = 90_000
 # no other frame refers to every second one, so a reader can skip it
 X264 = x264_options(20, "keyint=8", "bframes=1", "b-adapt=0")
 JPEG_QUALITY = 90
-MAKE_AGAIN = "delete it and run tools/prepare.py again, or set data.cache=false"  # the remedy for a damaged file
+MAKE_AGAIN = "delete it and run diveparse prepare again, or set data.cache=false"  # the remedy for a damaged file
 NUM_SAMPLE_CLIPS = 24  # once so many are made, `estimated_bytes` is accurate
 
 logger = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ class ClipCache:
         """The facts of the clip's video. Raises: the VideoError that it gave when the cache was made."""
         entry = self.entries[record.name]
         if entry.info is None:
-            raise VideoError(f"{entry.problem} (when the cache was made); mend it and run tools/prepare.py again")
+            raise VideoError(f"{entry.problem} (when the cache was made); mend it and run diveparse prepare again")
         return VideoInfo(**entry.info)
 
     def read_frames(self, record: ClipRecord, times_s: Tensor, duration_s: float, size: tuple[int, int]) -> Tensor:
@@ -180,7 +180,7 @@ def open_cache(
             logger.info("%d clips are read from the cache %s", len(records), folder)
             return ClipCache(folder, settings, entries)
         reason = (
-            f"it holds {num_fresh} of {len(records)} clips of unchanged videos; run tools/prepare.py to complete it"
+            f"it holds {num_fresh} of {len(records)} clips of unchanged videos; run diveparse prepare to complete it"
         )
     logger.warning("the cache %s is not used: %s", folder, reason)
     return None
@@ -245,10 +245,10 @@ def read_settings(folder: Path) -> CacheSettings | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         if content.pop("format") != FORMAT:
             logger.warning(
-                "the cache %s is of another version and is not used; run tools/prepare.py to make it again", folder
+                "the cache %s is of another version and is not used; run diveparse prepare to make it again", folder
             )
             return None
         return CacheSettings(**{**content, "kind": CacheKind(content["kind"])})

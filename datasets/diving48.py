@@ -5,12 +5,12 @@ Rendered data sets have the same layout.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from diveparse.datasets.dives import DIVING48, DiveSet
 from diveparse.datasets.records import NAME_PATTERN, ClipRecord
 from diveparse.datasets.storage.foreign import own_paths
+from diveparse.datasets.storage.json_file import read_json
 
 SPLITS = ("train", "test")
 
@@ -66,11 +66,10 @@ def read_annotations(root: Path, split: str, dive_set: DiveSet = DIVING48) -> li
 
 def _read_json_list(path: Path) -> list[object]:
     if not path.is_file():
-        raise ValueError(f"{path}: there is no such file; expected a folder in Diving48's layout")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not JSON, or not even text
-        raise ValueError(f"{path}: not a JSON file: {error}") from None
+        raise ValueError(
+            f"{path}: there is no such file; give a folder in Diving48's layout, or render one (prepare synthetic)"
+        )
+    content = read_json(path)
     if not isinstance(content, list) or not content:
         raise ValueError(f"{path}: expected a list of one entry or more, got {str(content)[:60]}")
     return content

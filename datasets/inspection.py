@@ -7,9 +7,6 @@ continues where it stopped, and a file that has not changed is not played again.
 from __future__ import annotations
 
 import hashlib
-import shutil
-import tarfile
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,9 +22,8 @@ from diveparse.datasets.dives import (
     DIVING48_V1_TRAIN_COUNTS,
 )
 from diveparse.datasets.diving48 import SPLITS, read_annotations
-from diveparse.datasets.records import NAME_PATTERN, ClipRecord, is_rendered
+from diveparse.datasets.records import ClipRecord, is_rendered
 from diveparse.datasets.storage import journal
-from diveparse.datasets.storage.atomic import written_atomically
 from diveparse.datasets.storage.foreign import own_paths
 from diveparse.datasets.storage.workers import worker_pool
 from diveparse.datasets.video import VideoError, play
@@ -40,7 +36,10 @@ V1_EVIDENCE_NATS = 10.0  # log-likelihood ratio of V1 over V2: odds of more than
 
 @dataclass(frozen=True)
 class FileCheck:
-    """The result of playing one file. `problem` is None if every frame could be decoded."""
+    """The result of playing one file.
+
+    problem: why it cannot be played, None if it can. loss: what a file that can be played lacks at its end, or None.
+    """
 
     name: str
     num_bytes: int
@@ -50,6 +49,7 @@ class FileCheck:
     num_frames: int = 0
     frame_rate_hz: float = 0.0
     duration_s: float = 0.0
+    loss: str | None = None
 
 
 def check_file(path: Path) -> FileCheck:
@@ -63,7 +63,7 @@ def check_file(path: Path) -> FileCheck:
         info = play(path)
     except VideoError as error:
         return FileCheck(path.stem, status.st_size, status.st_mtime_ns, digest.hexdigest(), str(error))
-    shown = (info.num_frames, info.frame_rate_hz, info.duration_s)
+    shown = (info.num_frames, info.frame_rate_hz, info.duration_s, info.loss)
     return FileCheck(path.stem, status.st_size, status.st_mtime_ns, digest.hexdigest(), None, *shown)
 
 
@@ -91,33 +91,6 @@ def _is_current(check: FileCheck | None, path: Path) -> bool:
     return (check.num_bytes, check.modified_ns) == (status.st_size, status.st_mtime_ns)
 
 
-def unpack(archive: Path, root: Path) -> Iterator[tuple[int, int]]:
-    """Unpack the videos of a tar file into `rgb/`. Yields: (bytes read, bytes in all).
-
-    Only regular files with the name of a clip are unpacked, from any folder of the archive; those that `rgb/` already
-    has are skipped.
-    Raises: ValueError if the archive is damaged or has no such file.
-    """
-    num_bytes, num_videos = archive.stat().st_size, 0
-    try:
-        with archive.open("rb") as file, tarfile.open(fileobj=file) as tar:
-            for member in tar:
-                name = Path(member.name)
-                if member.isfile() and name.suffix == ".mp4" and NAME_PATTERN.fullmatch(name.stem):
-                    num_videos += 1
-                    path = root / "rgb" / name.name
-                    content = tar.extractfile(member)
-                    assert content is not None  # as for every regular file
-                    if not path.is_file() or path.stat().st_size != member.size:
-                        with written_atomically(path) as temporary, temporary.open("wb") as target:
-                            shutil.copyfileobj(content, target)
-                yield file.tell(), num_bytes
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise ValueError(f"{archive}: not a whole tar file: {error}; download it again") from error
-    if not num_videos:
-        raise ValueError(f"{archive}: holds no video named as a clip, such as _8Vy3dlHg2w_00000.mp4")
-
-
 def read_splits(root: Path) -> dict[str, list[ClipRecord]]:
     """The annotations of both splits, whether or not the videos exist. Raises: ValueError for annotations of V1."""
     for split in SPLITS:
@@ -134,6 +107,7 @@ def report(root: Path, splits: dict[str, list[ClipRecord]]) -> dict[str, Any]:
     checks = read_log(root)
     found = {record.name for records in splits.values() for record in records if record.path.is_file()}
     problems = {name: checks[name].problem for name in sorted(found) if name in checks and checks[name].problem}
+    losses = {name: checks[name].loss for name in sorted(found) if name in checks and checks[name].loss}
     about = {split: _about_split(split, records, found, checks) for split, records in splits.items()}
     duplicates = _duplicates(checks, found)
     shared = sorted(set.intersection(*({record.source for record in records} for records in splits.values())))
@@ -151,6 +125,7 @@ def report(root: Path, splits: dict[str, list[ClipRecord]]) -> dict[str, Any]:
     errors += _counted("files are in both training and test under two names", [", ".join(names) for names in across])
     errors += [f"the training labels are the first ones (V1), not V2: {v1}"] if v1 else []
     warnings = _counted(f"clips are shorter than {MIN_FRAMES} frames", short)
+    warnings += _counted("files lack their end", [f"{name}: {loss}" for name, loss in losses.items()])
     warnings += _counted("files are there under two names", [", ".join(n) for n in duplicates if n not in across])
     warnings += _counted("videos are in neither split", in_neither_split)
     return {
@@ -161,6 +136,7 @@ def report(root: Path, splits: dict[str, list[ClipRecord]]) -> dict[str, Any]:
         "warnings": warnings,
         "splits": about,
         "unplayable": problems,
+        "losses": losses,
         "short": short,
         "duplicates": duplicates,
         "shared_sources": shared,

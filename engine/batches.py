@@ -87,7 +87,7 @@ def build_clips(
     if from_cache and cache is None:
         folder = cache_folder(root, kind)
         missing = "the run began with clips of this cache, which is missing or no longer suits"
-        raise ValueError(f"{folder}: {missing}; make it again with tools/prepare.py")
+        raise ValueError(f"{folder}: {missing}; make it again with diveparse prepare")
     skip_damaged = cfg.data.damaged is DamagedClips.SKIP
     return ClipDataset(
         records, cfg.clip, training=training, seed=cfg.seed, views=views, cache=cache, skip_damaged=skip_damaged

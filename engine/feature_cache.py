@@ -92,6 +92,7 @@ def features_folder(backbone: Backbone, clips: ClipDataset, cache_root: Path, nu
         "format": FORMAT,
         "clip": plain_values(asdict(clips.clip_cfg)),
         "num_frozen_blocks": backbone.num_frozen_blocks,
+        "backbone": type(backbone).__name__,
         "num_heads": backbone.num_heads,
         "num_views": num_views,
         "training": clips.training,
@@ -101,6 +102,8 @@ def features_folder(backbone: Backbone, clips: ClipDataset, cache_root: Path, nu
     for name, parameter in sorted(backbone.named_parameters()):
         if not parameter.requires_grad:
             digest.update(name.encode() + parameter.detach().cpu().numpy().tobytes())
+    for name, buffer in sorted(backbone.named_buffers()):
+        digest.update(name.encode() + buffer.cpu().numpy().tobytes())
     return cache_root / f"frozen-{digest.hexdigest()[:16]}"
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from diveparse.configs import Config, PretrainConfig, Schema, differing_options, load_config, run_folder, save_config
 from diveparse.datasets.storage.atomic import TEMPORARY_SUFFIX, write_json, written_atomically
 from diveparse.datasets.storage.foreign import own_paths
+from diveparse.datasets.storage.json_file import read_json_object
 from diveparse.engine.environment import describe_environment
 
 # a run can go on with other values of these: they change which clips can be read and by whom, not the recipe
@@ -27,7 +26,7 @@ class EvaluationFiles:
     """The files that the evaluation of one split writes into a run folder."""
 
     folder: Path
-    prefix: str  # of their names: "" for the test split
+    prefix: str  # start of each file name: "" for the test split
 
     @property
     def metrics(self) -> Path:
@@ -111,7 +110,14 @@ class RunFolder:
         return self.checkpoints / f"update-{num_updates:08d}"
 
     def newest_checkpoint(self) -> Path | None:
-        """The whole checkpoint with the most updates, or None where there is none yet."""
+        """The whole checkpoint with the most updates, or None where there is none yet.
+
+        Raises: ValueError if the folder holds checkpoints of an earlier version.
+        """
+        if older := [path for path in own_paths(self.checkpoints, "step-*") if path.is_dir()]:
+            raise ValueError(
+                f"{older[-1]} is of an earlier version and cannot be resumed; remove {self.path} to train anew"
+            )
         found = [path for path in self.checkpoints.glob("update-*") if CHECKPOINT_NAME.fullmatch(path.name)]
         return max(filter(Path.is_dir, found), key=_num_updates, default=None)
 
@@ -129,7 +135,7 @@ class RunFolder:
         """The splits whose clips were read from the cache when the run began; None for a run that has not begun."""
         if not self.environment.is_file():
             return None
-        return list(read_json(self.environment).get("from_cache", ()))
+        return list(read_json_object(self.environment).get("from_cache", ()))
 
 
 def open_run(cfg: Schema, *, resume: bool) -> RunFolder:
@@ -141,6 +147,11 @@ def open_run(cfg: Schema, *, resume: bool) -> RunFolder:
     run = RunFolder.of(cfg)
     if run.config.is_file() and resume:
         _require_same_options(run, cfg)
+        run.newest_checkpoint()  # raises for those of an earlier version
+        if isinstance(cfg, Config) and run.best_update.is_file() and run.newest_checkpoint() is None:
+            raise ValueError(
+                f"{run} holds a trained model but no checkpoint, so it cannot be resumed; remove it to train anew"
+            )
         return run
     if run.config.is_file():
         if run.has_results():
@@ -182,22 +193,11 @@ def record_environment(run: RunFolder, seed: int, from_cache: Sequence[str] = ()
     if not run.environment.is_file():
         write_json(run.environment, now)
         return
-    begun = read_json(run.environment)
+    begun = read_json_object(run.environment)
     changed = [name for name in ("commit", "python", "versions", "machine") if begun.get(name) != now[name]]
     if changed:
         logger.warning("changed since the run began: %s; it may not repeat to the bit", ", ".join(changed))
     write_json(run.environment, {**begun, "resumed": [*begun.get("resumed", []), now]})
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a run. Raises: ValueError naming the file if it is damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of the encoding too
-        raise ValueError(f"{path}: not a whole JSON file: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected names and values, got {type(content).__name__}")
-    return content
 
 
 def _num_updates(checkpoint: Path) -> int:

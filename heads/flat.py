@@ -19,13 +19,15 @@ class FlatHead(Head):
         self.linear = Readout(embed_dim, len(dive_set))
 
     def forward(self, features: Tensor) -> DiveScores:
-        logits = self.linear(features if features.ndim == 2 else features.squeeze(1))  # of its only query
+        logits = self.linear(features if features.ndim == 2 else features.squeeze(1))  # one query
         return DiveScores(self.dive_set, self.slots, dives=logits)
 
     def expressible(self, dive_set: DiveSet) -> DiveSet:
         kept = tuple(dive for dive in dive_set if dive in self.dive_set)
         if not kept:
-            raise ValueError(f"a flat head of {self.dive_set.name} has no dive of {dive_set.name}")
+            raise ValueError(
+                f"a flat head of {self.dive_set.name} has no dive of {dive_set.name}; use a structured model"
+            )
         return dive_set if len(kept) == len(dive_set) else DiveSet(kept, f"{dive_set.name} (known)")
 
     def loss(self, scores: DiveScores, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""What every head is, so that a comparison between heads can ask them all the same question."""
+"""The interface of every head, so that all heads are compared on the same quantities."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from diveparse.heads.scores import DiveScores
 class Head(nn.Module, ABC):
     """Turns a clip's features into a distribution over dives: `scores = head(features)`.
 
-    A head that asks several questions, `num_queries` of them, may be given a feature for each; see `heads/pooling.py`.
+    A head with several queries, `num_queries` of them, may be given a feature for each; see `heads/pooling.py`.
     A new head subclasses this, fills in the three abstract methods, and gets a kind in `configs/schema.py` and a line
     in `build_head`.
     """

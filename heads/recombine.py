@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diveparse.datasets.dives import ATTRIBUTES, DiveSet, Values
@@ -64,7 +65,7 @@ def marginals(dive_log_probs: Tensor, slots: Tensor) -> dict[str, Tensor]:
     taken by some dive.
     Returns: for each attribute (batch, num_values).
     """
-    return {
-        name: torch.stack([dive_log_probs[:, row == value].logsumexp(-1) for value in range(int(row.max()) + 1)], -1)
-        for name, row in zip(ATTRIBUTES, slots, strict=True)
-    }
+    sizes = (slots.amax(dim=1) + 1).tolist()
+    takes = torch.cat([F.one_hot(row, size).T for row, size in zip(slots, sizes, strict=True)])  # (all values, dives)
+    each = dive_log_probs[:, None].masked_fill(takes == 0, -torch.inf).logsumexp(-1)  # (batch, all values)
+    return dict(zip(ATTRIBUTES, each.split(sizes, dim=-1), strict=True))

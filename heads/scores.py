@@ -19,7 +19,7 @@ from diveparse.heads.recombine import decode, marginals, normalise, score, slot_
 PAIRS = tuple(combinations(range(len(ATTRIBUTES)), 2))  # of attributes, as places in ATTRIBUTES
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no single truth
 class DiveScores:
     """A log-linear distribution over dives for each clip of a batch.
 
@@ -92,8 +92,8 @@ class DiveScores:
 
     def corrections(self) -> Tensor:
         """What pairs and the dives' own terms add to the scores of the values. Returns: (batch, num_dives)."""
-        total = self._pair_terms(self.slots)
-        return total if self.dives is None else total + self.dives
+        terms = ([self._pair_terms(self.slots)] if self.pairs else []) + ([] if self.dives is None else [self.dives])
+        return torch.stack(terms).sum(0) if terms else torch.zeros_like(self.scores())
 
     def tempered(self, temperature: float) -> DiveScores:
         """The distribution with every score divided by `temperature`: above 1 it is less sure, below 1 surer."""
@@ -123,7 +123,7 @@ class DiveScores:
             raise ValueError(
                 f"a flat head answers only with its own {len(self.dive_set)} dives of {self.dive_set.name}; "
                 f"{len(missing)} of {other.name} are not among them: {', '.join(missing[:10])}"
-                f"{', …' if len(missing) > 10 else ''}"
+                f"{', …' if len(missing) > 10 else ''}; use a structured model"
             )
         padded = torch.cat([self.dives, self.dives.new_zeros(len(self.dives), 1)], dim=1)  # the last column is 0
         return padded[:, [self.dive_set.label_of(dive) if dive in self.dive_set else -1 for dive in other]]
@@ -137,7 +137,7 @@ class DiveScores:
         return None if dive_set == self.dive_set else dive_set
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class IndependentScores(DiveScores):
     """Four answers, each by itself, with no regard to which dives exist."""
 

@@ -1,4 +1,4 @@
-"""What the rest of the project asks of any backbone.
+"""The interface of a backbone.
 
 Input. Clips are float (batch, time, channel, height, width), normalised with the pixel mean and standard deviation of
 the backbone's `clip_format`, and of its frame count and picture size. In place of clips a backbone takes what its

@@ -21,5 +21,8 @@ def load_backbone(source: str, cfg: BackboneConfig, *, num_frames: int, image_si
     """
     saved = read_source(source, num_frames)
     if saved.num_heads not in (None, cfg.num_heads):
-        raise ValueError(f"{source}: made with num_heads={saved.num_heads}, but the config has {cfg.num_heads}")
+        raise ValueError(
+            f"{source}: made with num_heads={saved.num_heads}, but the config has {cfg.num_heads}; "
+            f"set backbone.num_heads={saved.num_heads}"
+        )
     return build_backbone(cfg, num_frames=num_frames, image_size=image_size).load_saved(saved)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -21,15 +20,16 @@ from diveparse.configs import (
     Config,
     HeadConfig,
     Pooling,
+    convert_older_options,
     plain_values,
-    refuse_renamed_options,
 )
 from diveparse.datasets.dives import DiveSet
 from diveparse.datasets.storage.atomic import write_json
+from diveparse.datasets.storage.json_file import read_json_object
 from diveparse.heads import Head, build_head
 from diveparse.heads.pooling import build_pooling
 from diveparse.heads.scores import DiveScores
-from diveparse.models.backbone import Backbone
+from diveparse.models.backbone import Backbone, ClipFormat
 from diveparse.models.build import build_backbone, load_backbone
 from diveparse.models.weights.sources import (
     MODEL_FILE,
@@ -65,6 +65,8 @@ class DiveClassifier(nn.Module):
         super().__init__()
         if config.head.pooling is Pooling.CLASS_TOKEN:
             backbone.require_class_token()
+        if backbone.clip_format != (wanted := ClipFormat(config.clip.num_frames, config.clip.image_size)):
+            raise ValueError(f"the backbone takes clips of {backbone.clip_format}, but the config makes {wanted}")
         self.backbone = backbone
         self.pooling = build_pooling(
             config.head.pooling,
@@ -133,8 +135,12 @@ class DiveClassifier(nn.Module):
         """
         folder = model_folder(Path(run_or_folder))
         config, dive_set, temperature = _read_config(folder / MODEL_CONFIG)
-        backbone = build_backbone(config.backbone, num_frames=config.clip.num_frames, image_size=config.clip.image_size)
-        model = cls(backbone, build_head(config.head, backbone.embed_dim, dive_set), config)
+        sizes = {"num_frames": config.clip.num_frames, "image_size": config.clip.image_size}
+        try:
+            backbone = build_backbone(config.backbone, **sizes)
+            model = cls(backbone, build_head(config.head, backbone.embed_dim, dive_set), config)
+        except ValueError as error:  # of sizes that do not fit together, or not into the memory
+            raise ValueError(f"{folder / MODEL_CONFIG}: {error}") from error
         model.temperature = temperature
         state, _ = read_weights(folder / MODEL_FILE)
         load_state(model, state, folder / MODEL_FILE)
@@ -164,11 +170,9 @@ def build_classifier(cfg: Config, dive_set: DiveSet) -> DiveClassifier:
 def _read_config(path: Path) -> tuple[ModelConfig, DiveSet, float]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; it lies beside {MODEL_FILE} in a whole model folder")
+    content = read_json_object(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise TypeError(f"a {type(content).__name__}")
-        refuse_renamed_options(content)
+        content = convert_older_options(content, path)
         config = ModelConfig(
             backbone=_section(BackboneConfig, content["backbone"]),
             clip=_section(ClipConfig, content["clip"]),

@@ -7,6 +7,7 @@ space attention once for every frame, and keeps the mean of the frames' answers.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -134,6 +135,20 @@ def split_class_token(tokens: Tensor) -> tuple[Tensor, Tensor]:
     return class_token, others
 
 
+def require_memory(cfg: BackboneConfig) -> None:
+    """Refuse a backbone that cannot be built here. Raises: ValueError naming its sizes and the memory there is."""
+    attention, mlp = 4 * cfg.embed_dim**2, 2 * cfg.embed_dim * int(cfg.embed_dim * cfg.mlp_ratio)
+    num_bytes = 4 * cfg.depth * (2 * attention + cfg.embed_dim**2 + mlp)  # of the blocks, in fp32
+    if not hasattr(os, "sysconf"):  # as on Windows
+        return
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if num_bytes > memory:
+        raise ValueError(
+            f"backbone.depth={cfg.depth}, backbone.embed_dim={cfg.embed_dim} and backbone.mlp_ratio={cfg.mlp_ratio:g} "
+            f"need {num_bytes / 1e9:.0f} GB for the weights alone, this machine has {memory / 1e9:.0f} GB; choose less"
+        )
+
+
 class TimeSformer(Backbone):
     """A clip in, its features out. Its sizes are fixed; `models/weights` moves weights from one size to another."""
 
@@ -141,6 +156,7 @@ class TimeSformer(Backbone):
         super().__init__()
         if image_size % cfg.patch_size != 0:
             raise ValueError(f"image_size must be a multiple of patch_size={cfg.patch_size}, got {image_size}")
+        require_memory(cfg)
         self.config = cfg
         self.num_frames = num_frames
         self.image_size = image_size

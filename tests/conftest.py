@@ -1,17 +1,21 @@
 import gc
 import json
 import multiprocessing
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from fractions import Fraction
 from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from diveparse.configs import load_config
 from diveparse.datasets.dives import DIVING48
@@ -26,6 +30,10 @@ ROOT = Path(__file__).resolve().parents[1]
 # `python -m pytest` puts the repository root first on sys.path, and `import datasets` inside transformers would then
 # find our folder instead of its own optional dependency.
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+
+# One thread a process: the tests' models are so small that threads wait for each other longer than they compute.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # in the processes that the tests start
 
 TINY_LABELS = (0, 5, 20, 41)  # four dives that differ in every attribute
 TINY_COLORS = ((200, 20, 20), (20, 200, 20), (20, 20, 200), (150, 150, 150))
@@ -112,10 +120,19 @@ def write_tiny_experiment(folder: Path, root: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> Path:
     """A run of the tiny experiment, one epoch long, that has ended; to be copied, not changed."""
-    experiment = write_tiny_experiment(tmp_path_factory.mktemp("tiny"), tiny_root)
+    return train_tiny(tmp_path_factory.mktemp("tiny"), tiny_root, ["train.num_epochs=1"])
+
+
+@pytest.fixture(scope="session")
+def whole_tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> Path:
+    """The tiny experiment's run of two epochs, never stopped; to be copied, not changed."""
+    return train_tiny(tmp_path_factory.mktemp("whole"), tiny_root, [])
+
+
+def train_tiny(folder: Path, root: Path, overrides: list[str]) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         draw_quickly(patch)
-        return train(load_config(experiment, ["train.num_epochs=1"]))
+        return train(load_config(write_tiny_experiment(folder, root), overrides))
 
 
 @pytest.fixture(scope="session")
@@ -125,6 +142,29 @@ def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for _ in render_data_set(root, SMALL_SET, num_workers=2):
         pass
     return root
+
+
+@pytest.fixture
+def interrupted_in_update() -> Callable[[int], AbstractContextManager[None]]:
+    """A context in which a training is interrupted, as by Ctrl-C, in its n-th update there, counted from 1."""
+    return interrupt_in_update
+
+
+@contextmanager
+def interrupt_in_update(number: int) -> Iterator[None]:
+    num_begun = 0
+
+    def interrupt(*_: object) -> None:
+        nonlocal num_begun
+        num_begun += 1
+        if num_begun == number:
+            raise KeyboardInterrupt
+
+    hook = register_optimizer_step_pre_hook(interrupt)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @pytest.fixture

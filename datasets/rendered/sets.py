@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
@@ -19,6 +18,7 @@ from diveparse.datasets.rendered.rehearsal import assign, real_sources
 from diveparse.datasets.storage.atomic import TEMPORARY_SUFFIX, write_json, written_atomically
 from diveparse.datasets.storage.disk import require_space
 from diveparse.datasets.storage.foreign import own_paths
+from diveparse.datasets.storage.json_file import read_json_object
 from diveparse.datasets.storage.seeding import stream
 from diveparse.datasets.storage.workers import worker_pool
 from diveparse.datasets.video.writer import Picture, write_h264, x264_options
@@ -213,7 +213,7 @@ def claim_folder(root: Path, settings: RenderSettings) -> None:
     """
     path = root / RENDERED_FILE
     if path.exists():
-        earlier = json.loads(path.read_text())
+        earlier = read_json_object(path)
         differing = [
             f"{field.name}={earlier.get(field.name, field.default)!r}, now {getattr(settings, field.name)!r}"
             for field in fields(settings)  # a folder of an earlier version lacks the newest ones

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from diveparse.datasets.storage.disk import naming_full_disk
+from diveparse.datasets.storage.json_file import parse_json
 
 
 class Entry(Protocol):
@@ -33,7 +34,7 @@ def read(path: Path, kind: type[EntryKind]) -> dict[str, EntryKind]:
     entries = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
-            entry = kind(**json.loads(line))
+            entry = kind(**parse_json(line))
         except (ValueError, TypeError):
             continue
         entries[entry.name] = entry

@@ -1,13 +1,12 @@
-"""Writing words over the frames of a video: a copy to be watched, with what was said about the dive on the picture."""
+"""Captioned copies of videos: the same frames at the same times, with lines of text on a band at the bottom."""
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Sequence
 from fractions import Fraction
-from itertools import chain, starmap
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -19,8 +18,10 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from diveparse.datasets.storage.atomic import written_atomically
+from diveparse.datasets.video.container import MAX_PIXELS, VideoError
 from diveparse.datasets.video.orientation import is_flipped, quarter_turns, upright_pixels, upright_size
-from diveparse.datasets.video.reader import VideoError, open_stream
+from diveparse.datasets.video.reader import Video, watch
+from diveparse.datasets.video.timeline import DEFAULT_RATE_HZ
 from diveparse.datasets.video.writer import Picture, write_h264
 
 FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"  # Pillow's own has no ½
@@ -28,43 +29,33 @@ LETTERS_PER_SIDE = 24  # heights of a letter in the shorter side of a picture
 SMALLEST_LETTERS_PX = 10
 SMALLEST_SIDE_PX = 320  # smaller pictures are enlarged, so that words on them can be read
 BAND_OPACITY = 0.6
-RUN_UP_S = 10.0  # decoded before what is wanted, so that a keyframe lies in it
 ENCODING = {"preset": "veryfast", "crf": "18", "bf": "0"}  # no B-frames, so that packets come in the order of frames
 
 
 def write_captioned(
     source: Path, target: Path, lines: Sequence[str], *, start_s: float = 0.0, end_s: float = math.inf
 ) -> None:
-    """Copy what is on screen from start_s to end_s, in seconds from the first frame shown, under a band of words.
+    """Copy what is on screen from start_s to end_s, in seconds from the first frame shown, with a caption on it.
 
-    The copy is H.264 in MP4, upright and silent. It begins with its first frame, and from then on each frame comes when
-    it comes in the source, also where the rate varies. A picture with a side below SMALLEST_SIDE_PX is enlarged by a
-    whole number; an odd side gets one more row or column, since H.264 needs even ones. Memory holds a few frames only.
-    lines: the words, a line each; what is too long for the picture is broken.
+    The copy is H.264 in MP4, upright and silent. It starts with its first frame, and each frame stays for as long as in
+    the source, also where the rate varies. A picture with a side below SMALLEST_SIDE_PX is enlarged by a whole number;
+    an odd side gets one more row or column, since H.264 needs even sides. Memory holds a few frames only.
+    lines: of text; a line that is too long for the picture is broken.
     Raises: VideoError if the source cannot be read; ValueError if the target exists or cannot be written.
     """
     if target.exists():
-        raise ValueError(f"{target}: is there already, and is not written over")
-    survey = _survey(source)
-    frames = tqdm(
-        _frames_on_screen(source, survey, start_s, end_s),
-        desc=f"writing {target.name}",
-        total=bisect_left(survey.shown_s, end_s) - bisect_right(survey.shown_s, start_s) + 1,
-        unit="frame",
-        leave=False,
-        delay=1,
-    )
+        raise ValueError(f"{target} already exists; choose another name, or delete it")
     with written_atomically(target) as temporary:
         try:
-            _encode(frames, survey, temporary, lines)
-        except av.FFmpegError as error:  # the source's own are VideoErrors already
+            watch(source, lambda video: _encode(video, temporary, target.name, lines, start_s, end_s))
+        except av.FFmpegError as error:  # errors of the source are VideoErrors already
             raise ValueError(f"{target}: cannot be written: {error.strerror}") from error
 
 
 def draw_band(lines: Sequence[str], height: int, width: int) -> NDArray[np.uint8]:
-    """White words on a dark, see-through band; the letters shrink until half of the picture is left free.
+    """White text on a dark, translucent band. The letters shrink until at least half of the picture stays free.
 
-    height, width: of the picture. Returns: (band height, width, 4) RGBA, to lie on the lowest rows of the picture.
+    height, width: of the picture. Returns: (band height, width, 4) RGBA, for the lowest rows of the picture.
     """
     for size in range(max(SMALLEST_LETTERS_PX, min(height, width) // LETTERS_PER_SIDE), SMALLEST_LETTERS_PX - 1, -1):
         font = ImageFont.truetype(str(FONT), size)
@@ -81,9 +72,9 @@ def draw_band(lines: Sequence[str], height: int, width: int) -> NDArray[np.uint8
 
 
 def _broken(line: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """The line in parts that are at most `width` pixels wide, unless a single word is wider."""
+    """Break a line into parts of at most `width` pixels; a single word may be wider."""
     parts: list[str] = []
-    for word in line.split(" "):  # a no-break space is none
+    for word in line.split(" "):  # not at a no-break space
         if parts and font.getlength(f"{parts[-1]} {word}") <= width:
             parts[-1] += f" {word}"
         else:
@@ -91,98 +82,55 @@ def _broken(line: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
     return parts
 
 
-@dataclass(frozen=True)
-class _Survey:
-    """What a file tells before it is decoded. Ticks are those of its video stream, from the first frame shown."""
-
-    tick_s: Fraction
-    first_pts: int | None  # None in AVI, which keeps no times: its frames are evenly spaced as they come out
-    shown_s: list[float]  # when each frame comes on screen, ascending
-    rate_hz: Fraction  # the mean, where it varies
-    pixel_aspect: Fraction  # width to height of a pixel as stored
-
-
-def _survey(path: Path) -> _Survey:
-    with open_stream(path) as (file, stream):
-        # an edit list can hide frames that others need
-        shown = [packet.pts for packet in file.demux(stream) if packet.size and not packet.is_discard]
-        rate_hz, tick_s, first_pts = stream.average_rate or Fraction(25), stream.time_base, None
-        if file.format.name == "avi":
-            tick_s, ticks = 1 / rate_hz, list(range(len(shown)))
-        else:
-            pts = sorted(each for each in shown if each is not None)
-            if not pts or tick_s is None:
-                raise VideoError(f"{path}: the frames have no times")
-            first_pts, ticks = pts[0], [each - pts[0] for each in pts]
-        shown_s = [_seconds(each, tick_s) for each in ticks]
-        return _Survey(tick_s, first_pts, shown_s, rate_hz, stream.sample_aspect_ratio or Fraction(1))
-
-
-def _seconds(ticks: int, tick_s: Fraction) -> float:
-    return ticks * tick_s.numerator / tick_s.denominator
-
-
-def _frames_on_screen(path: Path, survey: _Survey, start_s: float, end_s: float) -> Iterator[tuple[int, VideoFrame]]:
-    """(ticks, frame) from the last frame that is shown at or before start_s to the last one before end_s."""
-    frames = _decode(path, survey, start_s - RUN_UP_S)
-    last = next(frames, None)
-    if last is None or _seconds(last[0], survey.tick_s) > start_s:  # seeking led too far
-        frames = _decode(path, survey, 0.0)
-        last = next(frames, None)
-    if last is None:
-        raise VideoError(f"{path}: the file holds no frame that can be shown")
-    for following in frames:
-        time_s = _seconds(following[0], survey.tick_s)
-        if time_s >= end_s:
-            break
-        if time_s > start_s:
-            yield last
-        last = following
-    yield last
-
-
-def _decode(path: Path, survey: _Survey, from_s: float) -> Iterator[tuple[int, VideoFrame]]:
-    """(ticks, frame), ascending, from a keyframe before from_s on, as well as the file's index leads there."""
-    with open_stream(path) as (file, stream):
-        if from_s > 0 and survey.first_pts is not None:
-            file.seek(survey.first_pts + int(from_s / survey.tick_s), stream=stream)
-        last = -1
-        for number, frame in enumerate(file.decode(stream)):
-            if survey.first_pts is None:
-                ticks = number
-            elif frame.pts is None:
-                raise VideoError(f"{path}: the frames have no times")
-            else:
-                ticks = frame.pts - survey.first_pts
-            if ticks > last:  # of two frames at one time, the second is never on screen
-                yield ticks, frame
-                last = ticks
-
-
-def _encode(frames: Iterable[tuple[int, VideoFrame]], survey: _Survey, path: Path, lines: Sequence[str]) -> None:
-    """Draw on each frame and write it. frames: one or more, as `_frames_on_screen` gives them."""
-    frames = iter(frames)
-    first_ticks, first = next(frames)
-    size, flipped = upright_size(first), is_flipped(first)
-    scale = -(-SMALLEST_SIDE_PX // min(size))
-    height, width = (side * scale + side * scale % 2 for side in size)
-    band = draw_band(lines, height, width)
-    opacity = band[..., 3:] / np.float32(255)
-    words = band[..., :3] * opacity
-
-    def captioned(ticks: int, frame: VideoFrame) -> Picture:
-        pixels = upright_pixels(frame, size, flipped=flipped).repeat(scale, axis=0).repeat(scale, axis=1)
-        pixels = np.pad(pixels, ((0, height - pixels.shape[0]), (0, width - pixels.shape[1]), (0, 0)), mode="edge")
-        pixels[-len(band) :] = np.rint(pixels[-len(band) :] * (1 - opacity) + words)
-        return Picture(pixels, ticks - first_ticks, frame.duration)
-
-    aspect = survey.pixel_aspect
+def _encode(video: Video, path: Path, name: str, lines: Sequence[str], start_s: float, end_s: float) -> None:
+    """Draw on each frame and write it. Raises: DisagreementError, after which it can be tried again."""
+    timeline = video.timeline
+    video.require(min(end_s, video.duration_s))
+    starts, ends = timeline.starts, [*timeline.starts[1:], timeline.end]
+    first = timeline.on_screen(max(0.0, start_s))
+    numbers = range(first, max(first + 1, bisect_left(timeline.starts_s, end_s)))
+    frames = video.frames(set(numbers))
+    frames = iter(tqdm(frames, desc=f"writing {name}", total=len(numbers), unit="frame", leave=False, delay=1))
+    number, frame = next(frames)
+    draw, aspect = _Caption(video.path, frame, lines), video.plan.pixel_aspect
+    pictures = (
+        Picture(draw(frame), starts[number] - starts[first], ends[number] - starts[number])
+        for number, frame in chain([(number, frame)], frames)
+        if ends[number] > starts[number]  # of two frames at one time, only the last is on screen
+    )
     write_h264(
         path,
-        starmap(captioned, chain([(first_ticks, first)], frames)),
-        rate_hz=survey.rate_hz,
+        pictures,
+        rate_hz=video.plan.rate_hz or Fraction(DEFAULT_RATE_HZ),
         options=ENCODING,
-        tick_s=survey.tick_s,
-        pixel_aspect=1 / aspect if quarter_turns(first) % 2 else aspect,
+        tick_s=timeline.tick_s,
+        pixel_aspect=1 / aspect if quarter_turns(frame) % 2 else aspect,
         is_bt709=True,
     )
+
+
+class _Caption:
+    """Draws frames upright and enlarged, with a band of text on each. All have the size of the first.
+
+    Raises: VideoError if that is more than MAX_PIXELS.
+    """
+
+    def __init__(self, path: Path, first: VideoFrame, lines: Sequence[str]) -> None:
+        self._size, self._is_flipped = upright_size(first), is_flipped(first)
+        self._scale = -(-SMALLEST_SIDE_PX // min(self._size))
+        self._height, self._width = (side * self._scale + side * self._scale % 2 for side in self._size)
+        if self._height * self._width > MAX_PIXELS:
+            got = f"{self._width}x{self._height}"
+            raise VideoError(f"{path}: a captioned copy would have {got} pixels; at most {MAX_PIXELS} can be written")
+        band = draw_band(lines, self._height, self._width)
+        self._opacity = band[..., 3:] / np.float32(255)
+        self._words = band[..., :3] * self._opacity
+
+    def __call__(self, frame: VideoFrame) -> NDArray[np.uint8]:
+        """Returns: (height, width, 3) RGB."""
+        pixels = upright_pixels(frame, self._size, flipped=self._is_flipped)
+        pixels = pixels.repeat(self._scale, axis=0).repeat(self._scale, axis=1)
+        missing = ((0, self._height - pixels.shape[0]), (0, self._width - pixels.shape[1]), (0, 0))
+        pixels = np.pad(pixels, missing, mode="edge")
+        pixels[-len(self._words) :] = np.rint(pixels[-len(self._words) :] * (1 - self._opacity) + self._words)
+        return pixels

@@ -40,7 +40,7 @@ MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}
 MATRIX_DTYPE = {"cpu": torch.float32, "cuda": torch.bfloat16}
 GPU_BATCH_SIZE = 16
 NUM_WARMUPS = 2
-TOLERANCE = 1e-3  # of features against HuggingFace's: small enough: both compute the same
+TOLERANCE = 1e-3  # how far features may differ from HuggingFace's
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ def reliability(
 
 
 def calibrated_metrics(predictions: Predictions, temperature: float) -> dict[str, float]:
-    """nll_calibrated and ece_calibrated: the nll and ece of `compute_metrics` at the dives' temperature.
+    """nll_calibrated and ece_calibrated: the nll and ece of `compute_metrics` at the model's temperature.
 
     The temperature was fitted on validation clips, so only other clips can judge it.
     """

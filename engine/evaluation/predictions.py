@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 from diveparse.datasets.dives import ATTRIBUTES, COUNTS, DiveSet
 from diveparse.datasets.storage.atomic import written_atomically
+from diveparse.datasets.storage.json_file import parse_json
 from diveparse.heads.recombine import INVALID
 
 ATTRIBUTE_PREFIX = "attribute."
@@ -102,7 +103,7 @@ def load_predictions(path: Path) -> tuple[Predictions, DiveSet]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # the file is no dict
         if OLDER_TENSOR in tensors:
             raise ValueError(_written_earlier(OLDER_TENSOR))
-        clips, sources, numbers = (json.loads(metadata[name]) for name in ("clips", "sources", "dives"))
+        clips, sources, numbers = (parse_json(metadata[name]) for name in ("clips", "sources", "dives"))
         predictions = Predictions(
             clips=clips,
             sources=sources,
@@ -118,7 +119,7 @@ def write_predictions(path: Path, predictions: Predictions, dive_set: DiveSet) -
     """Write one row a clip, in the order of the split, all or nothing.
 
     `confidence` is the probability of the predicted number, 0 where that is no dive of the set. Attributes are the most
-    probable value of each attribute by itself, so they need not spell the predicted number. An invalid number is an
+    probable marginal of each attribute, so they need not spell the predicted number. An invalid number is an
     empty cell.
     """
     labels, log_probs = predictions.labels, predictions.dive_log_probs

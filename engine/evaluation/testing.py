@@ -17,6 +17,7 @@ from diveparse.datasets.records import ClipRecord, is_rendered
 from diveparse.datasets.splits import evaluation_clips, scored_dives
 from diveparse.datasets.storage.atomic import write_json, written_atomically
 from diveparse.datasets.storage.disk import require_space
+from diveparse.datasets.storage.json_file import read_json_object
 from diveparse.datasets.storage.lock import locked, require_unlocked
 from diveparse.engine.batches import build_clips, cached_or_read, evaluation_batches
 from diveparse.engine.device import choose_device
@@ -24,7 +25,7 @@ from diveparse.engine.evaluation.evaluate import evaluate
 from diveparse.engine.evaluation.metrics import calibrated_metrics, compute_metrics, confusion_matrix
 from diveparse.engine.evaluation.predictions import Predictions, save_predictions, write_predictions
 from diveparse.engine.evaluation.tensorboard import log_test
-from diveparse.engine.run import EvaluationFiles, RunFolder, read_json
+from diveparse.engine.run import EvaluationFiles, RunFolder
 from diveparse.models.classifier import DiveClassifier
 
 RESULT_BYTES = 10**6  # of the files of a test, without their log-probabilities
@@ -64,7 +65,7 @@ def _evaluate(run: RunFolder, cfg: Config, files: EvaluationFiles, *, split: str
         **describe_test(run, cfg, split, records, predictions, from_cache=clips.cache is not None),
         **describe_training(run, dive_set),
     }
-    scores = score(predictions, dive_set, about["num_train_clips"], model.temperature)
+    scores = scores_of(predictions, dive_set, about["num_train_clips"], model.temperature)
     save_predictions(files.probabilities, predictions, dive_set)
     write_predictions(files.predictions, predictions, dive_set)
     write_confusion(files.confusion, predictions, dive_set)
@@ -101,20 +102,20 @@ def describe_test(
 
 def describe_training(run: RunFolder, dive_set: DiveSet) -> dict[str, Any]:
     """How the model was trained, and on how many clips of each dive of the set."""
-    trained = read_json(run.trained)
+    trained = read_json_object(run.trained)
     return {
-        "model_update": read_json(run.best_update)["update"],
+        "model_update": read_json_object(run.best_update)["update"],
         "num_updates": trained["num_updates"],
         "num_train_clips": {number: trained["num_train_clips"].get(number, 0) for number in dive_set.numbers},
     }
 
 
-def score(
+def scores_of(
     predictions: Predictions, dive_set: DiveSet, num_train_clips: dict[str, int], temperature: float
 ) -> dict[str, Any]:
     """The metrics before and after calibration. A score is None where it is infinite, since JSON has no infinity.
 
-    num_train_clips: by dive number, in the order of `dive_set`; temperature: of the dives, fitted on validation.
+    num_train_clips: by dive number, in the order of `dive_set`; temperature: fitted on validation.
     """
     scores = compute_metrics(predictions, dive_set, np.array(list(num_train_clips.values())))
     scores |= calibrated_metrics(predictions, temperature)

@@ -1,1 +1,1 @@
-"""From tested runs to what may be said about their arms."""
+"""From tested runs to comparisons, experiments and pages."""

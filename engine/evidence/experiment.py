@@ -75,7 +75,8 @@ def cell_elsewhere(path: Path, name: str, seed: int) -> Cell:
     Raises: ValueError if no such experiment lies beside it, or that one has no such cell.
     """
     experiment, _, arm = name.partition("/")
-    other_path = path.with_stem(experiment)  # a file beside it, or a name as it is one
+    beside = path.with_stem(experiment)
+    other_path = beside if beside.is_file() else Path(experiment)  # or one that ships with the package
     others = load_config(other_path, [], ExperimentConfig)
     if arm not in others.arms or seed not in others.seeds:
         raise ValueError(f"{path} names {name}, but {other_path} has no arm {arm!r} of seed {seed}")
@@ -110,7 +111,7 @@ def missing_cells(cells: list[Cell]) -> list[Cell]:
     return missing
 
 
-def store_inputs(cells: list[Cell]) -> None:
+def fill_feature_caches(cells: list[Cell]) -> None:
     """Fill the feature caches of all cells before they run side by side, since two cells must not write one file."""
     for cell in cells:
         cfg = cell.config

@@ -12,7 +12,7 @@ from diveparse.engine.evidence.comparison import Report
 from diveparse.engine.evidence.figures import figure_image, write_png
 from diveparse.engine.evidence.pairs import MARGINS, NLL, TOP1
 from diveparse.engine.evidence.report_figures import figures
-from diveparse.engine.evidence.statistics import CONFIDENCE_LEVEL, DECISIVE_P_VALUE
+from diveparse.engine.evidence.statistics import ALPHA, CONFIDENCE_LEVEL
 from diveparse.engine.evidence.tables import page_tables
 from diveparse.engine.evidence.tensorboard import log_comparison
 from diveparse.engine.evidence.tidy import class_table, tidy_table
@@ -27,7 +27,7 @@ mean of theirs.
 
 *p (Holm)* is a two-sided p-value over sources: it flips the signs of whole sources, all seeds together. Holm's
 correction covers all pairs that are compared on the same quantity and group of dives. The verdict is *higher* or
-*lower* where p (Holm) is below {DECISIVE_P_VALUE}. Otherwise it is *equivalent* where the interval lies within
+*lower* where p (Holm) is below {ALPHA}. Otherwise it is *equivalent* where the interval lies within
 {MARGINS[TOP1]} ({MARGINS[NLL]} for the NLL), and *inconclusive* where it does not. Verdicts are about the models as
 they were trained. "Not with every seed" marks a difference whose sign another seed may well turn. The CSV files hold
 the rest: each group of dives by seed, p-values before correction, and each dive.

@@ -13,9 +13,10 @@ import pandas as pd
 
 from diveparse.configs import Config, load_config
 from diveparse.datasets.dives import ATTRIBUTES
+from diveparse.datasets.storage.json_file import read_json_object
 from diveparse.datasets.storage.lock import require_unlocked
 from diveparse.engine.evaluation.predictions import read_predictions
-from diveparse.engine.run import EvaluationFiles, RunFolder, read_json
+from diveparse.engine.run import EvaluationFiles, RunFolder
 
 SCORES = (
     "top1",
@@ -75,7 +76,7 @@ def load_run(path: Path, split: str = "test") -> Run:
     folder = RunFolder(path)
     files = folder.evaluation(split)
     if not folder.config.is_file():
-        raise ValueError(f"{folder} has no {folder.config.name}; is it a run folder?")
+        raise ValueError(f"{folder} has no {folder.config.name}; give a run folder that `diveparse train` wrote")
     for file in (files.metrics, files.predictions):
         if not file.is_file():
             raise ValueError(f"{folder} has no {file.name}; test it first: diveparse test {folder}")
@@ -109,7 +110,7 @@ def _require_one_test(run: Run) -> None:
 
 
 def _read_metrics(path: Path) -> dict[str, Any]:
-    metrics = read_json(path)
+    metrics = read_json_object(path)
     attributes = metrics.get("attribute_accuracy")
     if not isinstance(attributes, dict):
         raise ValueError(f"{path}: has no attribute_accuracy; `diveparse test` writes it")

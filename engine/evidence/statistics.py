@@ -18,7 +18,7 @@ from statsmodels.stats.multitest import multipletests
 
 NUM_RESAMPLES = 10_000
 CONFIDENCE_LEVEL = 0.95
-DECISIVE_P_VALUE = 0.01
+ALPHA = 0.01
 MARGIN = 0.02  # of equivalence: of accuracy, or of nats
 
 
@@ -87,7 +87,7 @@ def compare_arms(
 
 def verdict(difference: Estimate, p_value: float, margin: float = MARGIN) -> str:
     """higher, lower, equivalent or inconclusive. p_value: corrected for the number of comparisons."""
-    if p_value < DECISIVE_P_VALUE:
+    if p_value < ALPHA:
         return "higher" if difference.value > 0 else "lower"
     if -margin < difference.low and difference.high < margin:
         return "equivalent"

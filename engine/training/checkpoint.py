@@ -1,4 +1,4 @@
-"""Checkpoints that a kill cannot break, and the run folder that holds them.
+"""Checkpoints that a kill cannot break.
 
 A checkpoint is a folder `checkpoints/update-00000100/` with `model.safetensors`, `state.pt` and, where the weights are
 averaged, `average.safetensors`. It is written under another name and renamed once it is on the disk, so a folder with
@@ -27,8 +27,9 @@ from diveparse.datasets.storage.disk import naming_full_disk, require_space
 from diveparse.engine.run import CHECKPOINT_NAME, RunFolder
 from diveparse.engine.training.progress import Progress
 from diveparse.models.classifier import DiveClassifier
+from diveparse.models.weights.files import MODEL_FILE
 
-WEIGHTS, AVERAGE, STATE = "model.safetensors", "average.safetensors", "state.pt"
+WEIGHTS, AVERAGE, STATE = MODEL_FILE, "average.safetensors", "state.pt"
 # what safetensors, torch.load and the load_state_dict of each part raise about files that they cannot use
 UNREADABLE = (
     OSError,
@@ -37,6 +38,9 @@ UNREADABLE = (
     SafetensorError,
     pickle.UnpicklingError,
     LookupError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
     TypeError,
     ValueError,
 )
@@ -140,7 +144,9 @@ def resume_from_checkpoint(run: RunFolder, learner: Learner) -> None:
         restore_random_state(state["random"])
     except UNREADABLE as error:
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{folder}: not a checkpoint that this run can go on from: {reason}") from error
+        raise ValueError(
+            f"{folder}: not a checkpoint that this run can go on from: {reason}; remove it to train from the start"
+        ) from error
 
 
 def random_state() -> dict[str, Any]:

@@ -116,18 +116,15 @@ def train_into_folder(cfg: Config, run: RunFolder, learner: Learner, data: Train
     write_json(run.trained, trained)
 
 
-def open_training_data(cfg: Config, begun_from_cache: Sequence[str] | None) -> TrainingData:
-    """begun_from_cache: the splits that a run read from the cache when it began; it goes on reading what it began with.
-
-    None for a new run.
-    """
+def open_training_data(cfg: Config, splits_from_cache: Sequence[str] | None) -> TrainingData:
+    """splits_from_cache: the splits that a resumed run read from the cache, and goes on to; None for a new run."""
     records, val_records, dive_set = training_clips(cfg.data, cfg.seed)
     clips, val_clips = (
         build_clips(
             cfg,
             split_records,
             training=split == "train",
-            from_cache=None if begun_from_cache is None else split in begun_from_cache,
+            from_cache=None if splits_from_cache is None else split in splits_from_cache,
         )
         for split, split_records in (("train", records), ("val", val_records))
     )
@@ -265,7 +262,7 @@ def build_learner(model: DiveClassifier, cfg: TrainConfig, num_updates: int) -> 
     head = model.head if model.pooling is None else nn.ModuleList([model.pooling, model.head])
     optimizer = build_optimizer(model.backbone, head, cfg)
     schedule = build_schedule(optimizer, cfg, num_updates)
-    # its warm-up lets the average of a short training forget where it began; 0.999 is reached after 10,000 updates
+    # its warm-up reduces the weight of the initial values in a short training; 0.999 is reached after 10,000 updates
     average = ModelEmaV3(model, decay=cfg.ema_decay, use_warmup=True, warmup_power=3 / 4) if cfg.ema_decay else None
     if cfg.compile:  # as a whole: blocks differ in how many paths they drop, and too many kinds are not compiled
         model.features = torch.compile(model.features)  # type: ignore[method-assign]

@@ -38,7 +38,7 @@ from diveparse.models.timesformer import TimeSformer
 from diveparse.models.weights.sources import save_backbone
 
 MOMENTS_PER_FRAME = 3  # the axes half an interval before a frame, at it and half an interval after
-MOMENTS_PER_CLIP_FRAME = 2  # the class token recalls the whole clip, twice as finely as it saw it
+MOMENTS_PER_CLIP_FRAME = 2  # the class token predicts the whole clip at twice the frame rate
 
 logger = logging.getLogger(__name__)
 
@@ -293,13 +293,17 @@ def load_checkpoint(path: Path, state: Pretraining) -> int:
         return 0
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(content, dict) and "step" in content:
+            raise ValueError("of an earlier version")
         state.model.load_state_dict(content["model"])
         state.optimizer.load_state_dict(content["optimizer"])
         state.schedule.load_state_dict(content["schedule"])
         num_updates, processes = int(content["num_updates"]), int(content["world_size"])
     except UNREADABLE as error:
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{path}: not a checkpoint that this run can go on from: {reason}") from error
+        raise ValueError(
+            f"{path}: not a checkpoint that this run can go on from: {reason}; remove it to pretrain from the start"
+        ) from error
     if processes != state.world_size:
         raise ValueError(
             f"{path}: written by {processes} process(es) and needs as many to go on, got {state.world_size}; "

@@ -49,7 +49,7 @@ class Progress:
     best_nll: float = float("inf")  # of that model
 
     def is_best(self, metrics: dict[str, Any]) -> bool:
-        """Whether this model beats the best so far, by validation top-1 and then by nll; if so, remember it."""
+        """Whether this model beats the best so far, by validation top-1 and then by nll; if so, store its scores."""
         better = (metrics["top1"], -metrics["nll"]) > (self.best_top1, -self.best_nll)
         if better:
             self.best_top1, self.best_nll = metrics["top1"], metrics["nll"]

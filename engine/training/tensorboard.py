@@ -21,14 +21,14 @@ from diveparse.engine.events import open_events
 NUM_SAMPLE_CLIPS, NUM_SAMPLE_FRAMES = 4, 8  # clips shown, and frames of each
 
 
-def open_writer(run: Path, step: int) -> AbstractContextManager[SummaryWriter]:
-    """Open the run's TensorBoard log after `step` updates.
+def open_writer(run: Path, num_updates: int) -> AbstractContextManager[SummaryWriter]:
+    """Open the run's TensorBoard log after `num_updates` updates.
 
     Points of later updates, which a run that was killed may have left behind, are dropped for those to come.
     """
     if any(run.glob(f"events.out.tfevents.{int(time.time())}.*")):
         time.sleep(1)  # a run's files are read in the order of their names, which hold the second of opening
-    return open_events(run, step + 1 if step else 0)
+    return open_events(run, num_updates + 1 if num_updates else 0)
 
 
 def log_start(
@@ -46,6 +46,6 @@ def log_start(
         writer.add_image(f"train/clip_{number}", clip_strip(clip[frames]), 0)
 
 
-def log_scalars(writer: SummaryWriter, split: str, scalars: dict[str, float], step: int) -> None:
+def log_scalars(writer: SummaryWriter, split: str, scalars: dict[str, float], num_updates: int) -> None:
     for name, value in scalars.items():
-        writer.add_scalar(f"{split}/{name}", value, step)
+        writer.add_scalar(f"{split}/{name}", value, num_updates)

@@ -15,6 +15,8 @@ from diveparse.datasets.storage.atomic import written_atomically
 
 MODEL_FILE = "model.safetensors"  # in a model's folder, ours and HuggingFace's alike
 NUM_NAMES_SHOWN = 6
+MAX_HEADER_BYTES = 8 * 2**20  # of names and shapes; a ViT-g with 40 blocks has 0.1 MB
+MAX_TENSORS = 50_000
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -23,11 +25,26 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises: ValueError naming the file if there is none or it is not whole.
     """
     _require_file(path)
+    _require_small_header(path)
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            names = list(file.keys())
+            if len(names) > MAX_TENSORS:
+                raise ValueError(f"{path}: expected at most {MAX_TENSORS} tensors, got {len(names)}")
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: not a whole safetensors file: {error}") from error
+
+
+def _require_small_header(path: Path) -> None:
+    """A long header takes minutes to read. Source: the safetensors format, whose first 8 bytes are its length."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > MAX_HEADER_BYTES:
+        raise ValueError(
+            f"{path}: not a whole safetensors file of weights: expected a header of at most {MAX_HEADER_BYTES} bytes, "
+            f"got {length}"
+        )
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
@@ -53,7 +70,17 @@ def read_checkpoint(path: Path, key: str | None = None) -> dict[str, Tensor]:
         wanted = "a dictionary of tensors" if key is None else f"a dictionary of tensors under {key!r}"
         found = f"a dictionary of {list(content)}" if isinstance(content, dict) else f"a {type(content).__name__}"
         raise ValueError(f"{path}: expected {wanted}, got {found}")
+    for name, tensor in state.items():
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise ValueError(f"{path}: expected plain tensors; {name} is {tensor.layout} on {tensor.device}")
     return dict(state)
+
+
+def require_finite(state: Mapping[str, Tensor], origin: Path | str) -> None:
+    """Raises: ValueError naming the weights that are infinite or not a number."""
+    broken = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if broken:
+        raise ValueError(f"{origin}: weights are infinite or not a number in {shortened(broken)}")
 
 
 def shape_of(tensor: Tensor) -> tuple[int, ...]:

@@ -6,7 +6,6 @@ older of them, facebook/timesformer-base-finetuned-k400 too, have no safetensors
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from huggingface_hub.errors import HFValidationError
 from diveparse.configs import BackboneConfig, StemKind
 from diveparse.datasets.constants import NUM_CHANNELS
 from diveparse.datasets.storage.atomic import write_json
+from diveparse.datasets.storage.json_file import read_json_object
 from diveparse.models.weights.files import MODEL_FILE, read_checkpoint, read_weights, write_weights
 from diveparse.models.weights.published import (
     KERNEL,
@@ -74,7 +74,7 @@ def is_huggingface(folder: Path) -> bool:
 
     Raises: ValueError if there is a config.json that cannot be read.
     """
-    return (folder / CONFIG_FILE).is_file() and MODEL_TYPE in _read_json(folder / CONFIG_FILE)
+    return (folder / CONFIG_FILE).is_file() and MODEL_TYPE in read_json_object(folder / CONFIG_FILE)
 
 
 def read_huggingface(folder: Path, origin: str | None = None) -> SavedBackbone:
@@ -119,7 +119,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise ValueError(f"{path}: no such file; it lies beside the weights in a HuggingFace model")
-    config = _read_json(path)
+    config = read_json_object(path)
     found = {name: config.get(name, None if name == MODEL_TYPE else wanted) for name, wanted in FIXED.items()}
     others = [
         f"{name}={found[name]!r} instead of {wanted!r}" for name, wanted in FIXED.items() if found[name] != wanted
@@ -199,7 +199,7 @@ def _read_pixels(folder: Path) -> PixelStatistics | None:
     path = next((folder / name for name in PREPROCESSOR_FILES if (folder / name).is_file()), None)
     if path is None:
         return None
-    steps = {"do_rescale": True, "rescale_factor": PIXEL_SCALE, "do_normalize": True} | _read_json(path)
+    steps = {"do_rescale": True, "rescale_factor": PIXEL_SCALE, "do_normalize": True} | read_json_object(path)
     try:
         if steps["do_rescale"] and steps["do_normalize"] and math.isclose(steps["rescale_factor"], PIXEL_SCALE):
             mean, std = (tuple(float(value) for value in steps[name]) for name in ("image_mean", "image_std"))
@@ -222,13 +222,3 @@ def _fetched(repo_id: str, names: list[str]) -> Path:
             f"{repo_id}: no such path, and the HuggingFace hub does not give such a model (no such name, or offline; "
             f"give a folder that holds {CONFIG_FILE} and {MODEL_FILE} instead): {reason}"
         ) from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of the encoding too
-        raise ValueError(f"{path}: not a whole JSON file: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected names and values, got {type(content).__name__}")
-    return content

@@ -1,6 +1,6 @@
 """Backbones that others trained, brought under this project's names, shapes and pixel statistics.
 
-FAIR's checkpoints are read here; models/huggingface.py and models/inflate.py read other formats with the same tools.
+FAIR's checkpoints are read here; huggingface.py and inflate.py beside it read other formats with the same tools.
 """
 
 from __future__ import annotations

@@ -11,7 +11,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from diveparse.models.weights.files import MODEL_FILE, described, read_weights, shape_of, shortened, write_weights
+from diveparse.models.weights.files import (
+    MODEL_FILE,
+    described,
+    read_weights,
+    require_finite,
+    shape_of,
+    shortened,
+    write_weights,
+)
 from diveparse.models.weights.huggingface import is_huggingface, read_hub, read_huggingface
 from diveparse.models.weights.inflate import inflate_timm, open_timm
 from diveparse.models.weights.published import SavedBackbone, SizedBackbone, read_fair
@@ -101,6 +109,7 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], origin: Path | st
     if any(misfits.values()):
         listed = "; ".join(f"{len(names)} {kind}: {shortened(names)}" for kind, names in misfits.items() if names)
         raise ValueError(f"{origin}: does not fit this {type(module).__name__}: {listed}")
+    require_finite(state, origin)
     module.load_state_dict(dict(state), strict=True)
 
 

@@ -14,10 +14,9 @@ TINY = speed.Setting(BackboneConfig(patch_size=8, embed_dim=16, depth=1, num_hea
 
 
 def test_loading_measures_every_installed_reader_and_names_the_others(
-    tiny_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     video = next((tiny_root / "rgb").iterdir())
-    monkeypatch.setitem(main.__globals__, "in_a_fresh_process", lambda function, *arguments: function(*arguments))
     assert (
         main(
             ["benchmark", "loading", str(video), *["--frames", "4", "--size", "32", "--repeats", "2", "--height", "96"]]

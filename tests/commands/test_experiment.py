@@ -89,7 +89,7 @@ def test_an_experiment_that_is_not_there_is_refused_by_name(capsys):
 
 @pytest.mark.parametrize(
     ("arm", "complaint"),
-    [("head.kind=softmax", "head.kind"), ("other/flat", "other.yaml: no such config file"), ("tiny/joint", "'joint'")],
+    [("head.kind=softmax", "head.kind"), ("other/flat", "other: no such config file"), ("tiny/joint", "'joint'")],
 )
 def test_an_arm_that_makes_no_sense_is_refused_in_one_line(capsys, arm, complaint):
     write_arms({"flat": "head.kind=flat"})

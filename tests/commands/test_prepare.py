@@ -167,10 +167,8 @@ def test_diving48_says_in_one_screen_and_by_its_exit_code_whether_a_data_set_is_
 def test_diving48_refuses_a_folder_without_annotations(tmp_path: Path) -> None:
     done = call("diving48", tmp_path)
     assert done.returncode == 1
-    assert (
-        done.stderr
-        == f"error: {tmp_path}/Diving48_vocab.json: there is no such file; expected a folder in Diving48's layout\n"
-    )
+    assert done.stderr.startswith(f"error: {tmp_path}/Diving48_vocab.json: there is no such file; give a folder")
+    assert done.stderr.count("\n") == 1
 
 
 def built(root: Path) -> dict[str, bytes]:

@@ -1,5 +1,5 @@
 import re
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -13,12 +13,14 @@ from diveparse.configs import (
     OptimizerKind,
     Pooling,
     Precision,
+    PretrainConfig,
     differing_options,
     flat_options,
     load_config,
     run_folder,
     save_config,
 )
+from diveparse.configs.bounds import BOUNDS
 
 MINIMAL = "name: demo\narm: flat\ndata: {root: some/where}\n"
 STORED = ["backbone.num_frozen_blocks=10", "backbone.weights=kinematics", "train.num_cached_views=4"]
@@ -72,7 +74,7 @@ def test_every_choice_is_written_as_its_own_word(tmp_path, override, section, op
         ("train.learning_rate=nan", "train.learning_rate must be > 0, got nan"),
         ("head.kind=softmax", r"head.kind: .*'softmax'.*FLAT"),
         ("head=3", "HeadConfig"),
-        ("data.val_fraction=1", "data.val_fraction must be between 0 and 1, got 1.0"),
+        ("data.val_fraction=1", r"data.val_fraction must be in \(0, 1\), got 1.0"),
         ("data.train_fraction=0", r"data.train_fraction must be in \(0, 1\], got 0.0"),
         ("data.train_fraction=1.01", r"data.train_fraction must be in \(0, 1\], got 1.01"),
         ("data.num_shots=1", "data.num_shots must be 0 without data.unseen_dives, got 1"),
@@ -94,6 +96,16 @@ def test_every_choice_is_written_as_its_own_word(tmp_path, override, section, op
         ("seed=-1", "seed must be >= 0, got -1"),
         ("name=../elsewhere", "name must be a plain folder name"),
         ("arm=a b", "arm must be a plain folder name"),
+        ("clip.color_jitter=inf", "clip.color_jitter must be <= 100, got inf"),
+        ("backbone.mlp_ratio=nan", "backbone.mlp_ratio must be > 0, got nan"),
+        ("backbone.mlp_ratio=-1", "backbone.mlp_ratio must be > 0, got -1.0"),
+        ("backbone.embed_dim=-2", "backbone.embed_dim must be > 0, got -2"),
+        ("backbone.embed_dim=1000000", "backbone.embed_dim must be <= 16384, got 1000000"),
+        ("backbone.depth=1000000000", "backbone.depth must be <= 1024, got 1000000000"),
+        ("clip.num_frames=1000000", "clip.num_frames must be <= 4096, got 1000000"),
+        ("train.learning_rate=1e38", "train.learning_rate must be <= 100, got 1e\\+38"),
+        ("head.auxiliary_weight=inf", "head.auxiliary_weight must be <= 1e\\+06, got inf"),
+        ("train.ema_decay=-0.1", r"train.ema_decay must be in \[0, 1\), got -0.1"),
         ("seed=[1", "not YAML"),
         ("seed", "an override must look like train.batch_size=2, got 'seed'"),
         ("=3", "an override must look like train.batch_size=2, got '=3'"),
@@ -145,16 +157,22 @@ def test_the_default_structured_arm_is_the_joint_likelihood_alone(tmp_path, kind
     )
 
 
-def test_a_config_of_an_earlier_version_is_refused_with_what_to_rename(tmp_path):
+@pytest.mark.parametrize("schema", [Config, PretrainConfig])
+def test_every_number_of_the_schema_has_bounds(schema):
+    sections = [schema, *(each.default_factory for each in fields(schema) if is_dataclass(each.default_factory))]
+    numbers = [(section, each) for section in sections for each in fields(section) if each.type in ("int", "float")]
+    assert len(numbers) > 15
+    without = {f"{section.__name__}.{each.name}" for section, each in numbers if BOUNDS not in each.metadata}
+    assert without <= {"TestConfig.num_spatial_views"}  # which is one of two values
+
+
+def test_a_config_of_an_earlier_version_is_read_under_todays_names(tmp_path, caplog):
     path = written(tmp_path)
-    path.write_text(path.read_text() + "head: {learned_weights: true}\ntrain: {num_stored_views: 4}\n")
-    with pytest.raises(ValueError, match="earlier version") as caught:
-        load_config(path, [])
-    expected = (
-        "rename head.learned_weights to head.uncertainty_weighting, train.num_stored_views to train.num_cached_views"
-    )
-    assert str(caught.value).endswith(expected)
-    assert "\n" not in str(caught.value)
+    older = "head: {kind: flat, learned_weights: false, auxiliary_weight: 1.0}\ntrain: {num_stored_views: 0}\n"
+    path.write_text(path.read_text() + older)
+    cfg = load_config(path, [])
+    assert (cfg.head.auxiliary_weight, cfg.head.uncertainty_weighting, cfg.train.num_cached_views) == (0, False, 0)
+    assert "is of an earlier version: head.learned_weights is now head.uncertainty_weighting" in caplog.text
 
 
 def test_views_can_be_cached_where_frozen_blocks_begin_with_weights(tmp_path):
@@ -168,7 +186,7 @@ def test_views_can_be_cached_where_frozen_blocks_begin_with_weights(tmp_path):
         ("backbone.weights=null", "0 without backbone.weights"),
         ("backbone.drop_path_rate=0.1", "0 with backbone.drop_path_rate"),
         ("data.damaged=skip", "0 with data.damaged=skip"),
-        ("test.num_spatial_views=3", "0 with more than one test view"),
+        ("test.num_spatial_views=3", r"0 with more than one test view \(the feature cache holds one\)"),
     ],
 )
 def test_stored_views_are_refused_where_a_frozen_block_would_not_answer_alike(tmp_path, override, complaint):

@@ -62,8 +62,8 @@ def test_read_split_refuses_a_split_that_diving48_does_not_have(root: Path) -> N
     ("content", "message"),
     [
         (None, "there is no such file"),
-        (b"[1, 2", "not a JSON file"),
-        (b"\xff\xfe\xfa", "not a JSON file"),
+        (b"[1, 2", "not a whole JSON file"),
+        (b"\xff\xfe\xfa", "not a whole JSON file"),
         (b"{}", r"expected a list of one entry or more, got \{\}"),
         (b"[]", r"expected a list of one entry or more, got \[\]"),
     ],

@@ -4,7 +4,6 @@ import random
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 
 from diveparse.datasets.dives import DIVING48, DIVING48_TRAIN_COUNTS, DIVING48_V1_TRAIN_COUNTS
 from diveparse.datasets.diving48 import read_split
-from diveparse.datasets.inspection import LOG_FILE, check_files, read_log, read_splits, report, unpack
+from diveparse.datasets.inspection import LOG_FILE, check_files, read_log, read_splits, report
 
 WriteVideo = Callable[..., Path]
 TRAIN = {f"train_{source:05d}_{clip:05d}": 10 * source + clip for source in range(2) for clip in range(2)}
@@ -131,6 +130,16 @@ def test_short_clips_are_named(root: Path, write_video: WriteVideo) -> None:
     assert inspect(root)["warnings"] == [f"1 clips are shorter than 25 frames: {FIRST}"]
 
 
+def test_a_clip_that_lacks_its_end_is_fit_and_its_loss_is_named(root: Path, write_video: WriteVideo) -> None:
+    path = write_video(video_of(root, FIRST), num_frames=100, container_options={"movflags": "faststart"})
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
+    found = inspect(root)
+    assert found["fit"]
+    assert list(found["losses"]) == [FIRST]
+    assert found["warnings"] == [f"1 files lack their end: {FIRST}: {found['losses'][FIRST]}"]
+    assert found["losses"][FIRST].startswith("truncated")
+
+
 @pytest.mark.parametrize("share", [1.0, 0.2])
 def test_labels_of_v1_are_recognised_by_their_counts(share: float, root: Path) -> None:
     def labels(counts: tuple[int, ...]) -> dict[str, int]:
@@ -190,35 +199,6 @@ if __name__ == "__main__":
     before = read_log(root)
     assert inspect(root)["fit"]
     assert {name: read_log(root)[name] for name in before} == before
-
-
-@pytest.mark.parametrize("mode", ["w", "w:gz"])
-def test_a_tar_is_unpacked_once_and_only_what_is_a_clip(mode: str, root: Path) -> None:
-    archive = root / "videos.tar"
-    with tarfile.open(archive, mode) as tar:  # type: ignore[call-overload]
-        for path in sorted((root / "rgb").iterdir()):
-            tar.add(path, f"somewhere/rgb/{path.name}")
-            path.unlink()
-        tar.add(root / "Diving48_vocab.json", "../../outside.json")
-        tar.add(root / "Diving48_vocab.json", "../../evil.mp4")
-        link = tarfile.TarInfo("rgb/linked_0000_00000.mp4")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
-        tar.addfile(link)
-    list(unpack(archive, root))
-    assert {path.stem for path in (root / "rgb").iterdir()} == {*TRAIN, *TEST}
-    assert not (root.parent.parent / "outside.json").exists()
-    assert inspect(root)["fit"]
-    times = {path: path.stat().st_mtime_ns for path in (root / "rgb").iterdir()}
-    list(unpack(archive, root))
-    assert times == {path: path.stat().st_mtime_ns for path in (root / "rgb").iterdir()}
-
-
-@pytest.mark.parametrize("content", [b"", b"no tar at all" * 100])
-def test_what_is_no_tar_is_refused_by_name(content: bytes, root: Path) -> None:
-    archive = root / "videos.tar"
-    archive.write_bytes(content)
-    with pytest.raises(ValueError, match=r"videos\.tar: (not a whole tar file|holds no video)"):
-        list(unpack(archive, root))
 
 
 def test_foreign_files_beside_videos_are_neither_played_nor_counted(root: Path) -> None:

@@ -27,6 +27,13 @@ def test_a_config_that_a_kill_cut_short_does_not_keep_the_run_from_beginning(cfg
     assert [path.name for path in folder.iterdir()] == ["config.yaml"]
 
 
+def test_checkpoints_of_an_earlier_version_are_refused_instead_of_training_anew(cfg):
+    run = open_run(cfg, resume=False)
+    (run.checkpoints / "step-00000004").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"step-00000004 is of an earlier version .*; remove .*seed-0 to train anew"):
+        open_run(cfg, resume=True)
+
+
 def test_a_damaged_config_is_refused_by_name(cfg):
     run = open_run(cfg, resume=False)
     run.config.write_text("name: [")

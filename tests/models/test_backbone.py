@@ -42,7 +42,7 @@ class Pixels(Backbone):
 
 def classifier(kind: HeadKind, pooling: Pooling) -> DiveClassifier:
     torch.manual_seed(0)
-    cfg = ModelConfig(BackboneConfig(), ClipConfig(), HeadConfig(kind=kind, pooling=pooling))
+    cfg = ModelConfig(BackboneConfig(), ClipConfig(num_frames=3, image_size=4), HeadConfig(kind=kind, pooling=pooling))
     return DiveClassifier(Pixels(), build_head(cfg.head, 8, DIVES), cfg)
 
 
@@ -69,6 +69,14 @@ def test_pooling_by_class_token_is_refused_where_there_is_none() -> None:
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="Pixels has none"):
         Pixels()(torch.randn(2, 3, 3, 4, 4))
+
+
+def test_a_backbone_of_other_pixel_statistics_is_refused_instead_of_fed_with_wrong_pixels() -> None:
+    backbone = Pixels()
+    backbone.clip_format = ClipFormat(3, 4, pixel_mean=(0.5, 0.5, 0.5))
+    cfg = ModelConfig(BackboneConfig(), ClipConfig(num_frames=3, image_size=4), HeadConfig(pooling=Pooling.MEAN))
+    with pytest.raises(ValueError, match=r"takes clips of ClipFormat\(.*0.5.*but the config makes ClipFormat"):
+        DiveClassifier(backbone, build_head(cfg.head, 8, DIVES), cfg)
 
 
 def test_layer_decay_reads_the_layers_of_the_backbone() -> None:

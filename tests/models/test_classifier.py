@@ -132,14 +132,35 @@ def test_a_model_of_an_earlier_version_keeps_the_temperature_of_its_dives(tmp_pa
     assert DiveClassifier.load(tmp_path).temperature == 1.7
 
 
-def test_a_model_with_options_of_an_earlier_version_is_refused_with_their_names_now(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("section", "option", "value", "problem"),
+    [
+        ("backbone", "depth", 2**31 - 1, "backbone.depth must be <= 1024, got 2147483647"),
+        ("clip", "image_size", 20, "image_size must be a multiple of patch_size=8, got 20"),
+        ("clip", "num_frames", 10**6, "clip.num_frames must be <= 4096, got 1000000"),
+        ("backbone", "embed_dim", 8192, "does not fit"),
+    ],
+)
+def test_sizes_that_nobody_can_build_are_refused_with_the_file(
+    section: str, option: str, value: int, problem: str, tmp_path: Path
+) -> None:
     tiny_classifier().save(tmp_path)
-    head = json.loads((tmp_path / "config.json").read_text())["head"]
-    rewrite_config(tmp_path, head=head | {"learned_weights": False})
-    with pytest.raises(
-        ValueError, match=r"config\.json: .* rename head.learned_weights to head.uncertainty_weighting$"
-    ):
+    content = json.loads((tmp_path / "config.json").read_text())[section]
+    rewrite_config(tmp_path, **{section: content | {option: value}})
+    with pytest.raises(ValueError, match=problem) as error:
         DiveClassifier.load(tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_a_model_of_an_earlier_version_loads_with_its_options_renamed(tmp_path: Path, clips: Tensor) -> None:
+    model = tiny_classifier(HeadKind.FLAT)
+    model.save(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    head = {k: v for k, v in content["head"].items() if k != "uncertainty_weighting"}
+    backbone = {k: v for k, v in content["backbone"].items() if k != "num_checkpointed_blocks"}
+    older = {"learned_weights": False, "auxiliary_weight": 1.0}
+    rewrite_config(tmp_path, head=head | older, backbone=backbone | {"num_recomputed_blocks": 0})
+    assert torch.equal(DiveClassifier.load(tmp_path).dive_log_probs(clips), model.dive_log_probs(clips))
 
 
 def test_a_head_that_does_not_fit_the_weights_is_refused_with_names_and_shapes(tmp_path: Path) -> None:
@@ -178,7 +199,7 @@ def test_loading_names_what_is_not_there(tmp_path: Path) -> None:
     ("content", "complaint"),
     [
         ("not json", "Expecting value"),
-        ("[]", "not a model's configuration"),
+        ("[]", "expected names and values, got list"),
         ('{"backbone": {}, "clip": {}}', "'head'"),
         ('{"backbone": {"dept": 2}, "clip": {}, "head": {}}', "'dept' not in 'BackboneConfig'"),
         ('{"backbone": {"depth": "two"}, "clip": {}, "head": {}}', "two"),

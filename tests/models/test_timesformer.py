@@ -376,3 +376,8 @@ def test_clips_of_another_size_are_refused(backbone: TimeSformer, shape: tuple[i
 def test_a_picture_that_patches_do_not_tile_is_refused() -> None:
     with pytest.raises(ValueError, match="multiple of patch_size=8, got 20"):
         tiny_backbone(image_size=20)
+
+
+def test_a_backbone_larger_than_the_memory_is_refused_before_it_is_built() -> None:
+    with pytest.raises(ValueError, match=r"backbone.depth=1024, .* GB for the weights alone, this machine has"):
+        tiny_backbone(depth=1024, embed_dim=16384, num_heads=128)

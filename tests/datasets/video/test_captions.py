@@ -5,6 +5,7 @@ from pathlib import Path
 
 import av
 import pytest
+import torch
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from diveparse.datasets.dives import DIVING48
@@ -90,20 +91,36 @@ def test_real_files_of_other_kinds_can_be_copied(name: str, tmp_path: Path, shar
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts", ".avi"])
-def test_a_window_holds_what_is_on_screen_in_it(
-    suffix: str, tmp_path: Path, write_video: WriteVideo, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_window_holds_what_is_on_screen_in_it(suffix: str, tmp_path: Path, write_video: WriteVideo) -> None:
     source = write_video(tmp_path / f"final{suffix}", num_frames=60, codec="mpeg4", options={"g": "12", "bf": "2"})
-    for run_up_s in (captions.RUN_UP_S, 0.5, -0.4):  # from the start; from a keyframe before; from one that is too late
-        monkeypatch.setattr(captions, "RUN_UP_S", run_up_s)
-        copy = tmp_path / f"{run_up_s}.mp4"
-        write_captioned(source, copy, LINES, start_s=1.5 / 25 + 1, end_s=1.5)  # within frame 26 to the end of frame 37
-        assert times_shown(copy) == pytest.approx([k / 25 for k in range(12)], abs=0.002)
-        assert probe(copy).duration_s == pytest.approx(12 / 25, abs=0.002)
-        expected = read_frames(source, [(26.5 + k) / 25 for k in (0, 6, 11)]).float()
-        found = read_frames(copy, [(0.5 + k) / 25 for k in (0, 6, 11)])[:, :, ::7, ::7].float()
-        assert (found - expected)[:, :, :24].abs().mean() < 5
-        assert found.shape == expected.shape
+    copy = tmp_path / "copy.mp4"
+    write_captioned(source, copy, LINES, start_s=1.5 / 25 + 1, end_s=1.5)  # within frame 26 to the end of frame 37
+    assert times_shown(copy) == pytest.approx([k / 25 for k in range(12)], abs=0.002)
+    assert probe(copy).duration_s == pytest.approx(12 / 25, abs=0.002)
+    expected = read_frames(source, [(26.5 + k) / 25 for k in (0, 6, 11)]).float()
+    found = read_frames(copy, [(0.5 + k) / 25 for k in (0, 6, 11)])[:, :, ::7, ::7].float()
+    assert (found - expected)[:, :, :24].abs().mean() < 5
+    assert found.shape == expected.shape
+
+
+def test_no_frame_is_lost_where_the_times_of_a_file_are_false(tmp_path: Path, write_video: WriteVideo) -> None:
+    source, false = write_video(tmp_path / "dive.mp4", **LARGE, options={"bf": "2", "b-adapt": "0"}), tmp_path / "b.mp4"
+    with av.open(str(source)) as file, av.open(str(false), "w") as target:
+        stream = target.add_stream_from_template(file.streams.video[0])
+        for number, packet in enumerate(packet for packet in file.demux(video=0) if packet.size):
+            packet.pts = packet.dts = number * packet.duration  # as if frames were shown as they are decoded
+            packet.stream = stream
+            target.mux(packet)
+    write_captioned(false, tmp_path / "copy.mp4", LINES)
+    assert times_shown(tmp_path / "copy.mp4") == pytest.approx([k / 25 for k in range(30)])
+    times_s = [(k + 0.5) / 25 for k in range(30)]
+    assert torch.equal(read_frames(false, times_s), read_frames(source, times_s))
+
+
+def test_a_picture_too_large_when_enlarged_is_refused(tmp_path: Path, write_video: WriteVideo) -> None:
+    strip = write_video(tmp_path / "strip.mkv", num_frames=2, height=2, width=6000, codec="ffv1")
+    with pytest.raises(VideoError, match=r"strip\.mkv: a captioned copy would have 960000x320 pixels; at most"):
+        write_captioned(strip, tmp_path / "copy.mp4", LINES)
 
 
 def test_what_an_edit_list_cuts_away_is_not_copied(tmp_path: Path, write_video: WriteVideo) -> None:
@@ -142,7 +159,7 @@ def test_a_picture_that_changes_its_size_on_the_way_keeps_the_first(tmp_path: Pa
 def test_a_file_that_is_there_is_never_written_over(tmp_path: Path, write_video: WriteVideo) -> None:
     source = write_video(tmp_path / "dive.mp4")
     before = source.read_bytes()
-    with pytest.raises(ValueError, match=r"dive\.mp4: is there already"):
+    with pytest.raises(ValueError, match=r"dive\.mp4 already exists; choose another name"):
         write_captioned(source, source, LINES)
     assert source.read_bytes() == before
 

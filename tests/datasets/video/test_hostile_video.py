@@ -21,8 +21,8 @@ from pathlib import Path
 import av
 import pytest
 
-from diveparse.datasets.video import VideoError, probe, read_frames
-from diveparse.datasets.video import reader as video
+from diveparse.datasets.video import VideoError, index, probe, read_frames
+from diveparse.datasets.video.container import open_stream
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is measured the Linux way")
 
@@ -202,7 +202,7 @@ HOSTILE_MP4: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "still pictures": (still_pictures, TOO_MANY),
     "sample sizes": (lambda mp4: with_table(mp4, b"stsz", table(0, MANY)), TOO_MANY),
     "sample times": (lambda mp4: with_table(mp4, b"stts", table(MANY, 1, 512)), INVALID),
-    "samples at one time": (lambda mp4: with_table(mp4, b"stts", table(1, 2**32 - 1, 0)), "^truncated|^expected a dur"),
+    "samples at one time": (lambda mp4: with_table(mp4, b"stts", table(1, 2**32 - 1, 0)), READ),
     "chunks": (lambda mp4: with_table(mp4, b"stsc", table(MANY, 1, 1, 1)), INVALID),
     "samples in a chunk": (lambda mp4: with_table(mp4, b"stsc", table(1, 1, MANY, 1)), READ),
     "chunk places": (lambda mp4: with_table(mp4, b"stco", table(MANY, 48)), READ),
@@ -309,7 +309,7 @@ def with_chunks(avi: bytes, chunk: bytes, count: int) -> bytes:
 
 HOSTILE_AVI: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "frames in the file's header": (lambda avi: patched(avi, b"avih", 16, MANY), READ),
-    "frames in the stream's header": (lambda avi: patched(avi, b"strh", 32, MANY), "^truncated, it ends at"),
+    "frames in the stream's header": (lambda avi: patched(avi, b"strh", 32, MANY), READ),
     "streams": (lambda avi: patched(avi, b"avih", 24, MANY), READ),
     "no rate": (lambda avi: patched(avi, b"strh", 24, 0), READ),
     "ages for each frame": (lambda avi: patched(avi, b"strh", 20, 2**31 - 1), READ),
@@ -433,9 +433,9 @@ def test_small_packets_are_kept_no_longer_than_their_number_allows(
     path = tmp_path / "many.avi"
     path.write_bytes(with_chunks(whole["avi"], b"00dc\1\0\0\0\0\0", 2000))
     for limit, kept in ((10**6, False), (2 * 10**6, True)):
-        monkeypatch.setattr(video, "MAX_HELD_BYTES", limit)
-        with video._open(path) as opened:
-            assert (opened.held is not None) == kept
+        monkeypatch.setattr(index, "MAX_HELD_BYTES", limit)
+        with open_stream(path) as (file, stream):
+            assert (index.Index(path, file, stream).held is not None) == kept
 
 
 def read_and_measure(paths: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 import math
 import random
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -11,10 +12,12 @@ import av
 import numpy as np
 import pytest
 import torch
+from av.video.stream import VideoStream
 from torch import Tensor
 
-from diveparse.datasets.video import VideoError, probe, read_frames
-from diveparse.datasets.video import reader as video
+from diveparse.datasets.video import VideoError, VideoInfo, container, full_decode, index, probe, read_frames, reader
+from diveparse.datasets.video.canvas import Canvas
+from diveparse.datasets.video.full_decode import decode_packet
 
 WriteVideo = Callable[..., Path]
 
@@ -83,7 +86,7 @@ def test_frames_are_those_on_screen_at_each_time_bit_for_bit(
 
 @pytest.mark.parametrize(
     ("suffix", "held_bytes"),
-    [(".mp4", video.MAX_HELD_BYTES), (".mp4", 0), (".mkv", 0), (".ts", 0)],
+    [(".mp4", index.MAX_HELD_BYTES), (".mp4", 0), (".mkv", 0), (".ts", 0)],
     ids=["mp4", "mp4 read again", "mkv read again", "ts read again"],
 )
 @pytest.mark.parametrize("kind", SPARSELY_READ)
@@ -97,7 +100,7 @@ def test_a_few_frames_are_the_same_as_after_decoding_everything(
 ) -> None:
     path = write_video(tmp_path / f"clip{suffix}", num_frames=60, **SPARSELY_READ[kind])
     shown_s, frames = decode_everything(path)
-    monkeypatch.setattr(video, "MAX_HELD_BYTES", held_bytes)
+    monkeypatch.setattr(index, "MAX_HELD_BYTES", held_bytes)
     rng = random.Random(0)
     for num_times in (1, 1, 2, 8):
         times_s = [rng.uniform(0, shown_s[-1]) for _ in range(num_times)]
@@ -105,27 +108,33 @@ def test_a_few_frames_are_the_same_as_after_decoding_everything(
         assert torch.equal(read_frames(path, times_s), expected), times_s
 
 
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[av.VideoFrame]:
+    """All frames that the decoder gives back from here on, whether they are wanted or not."""
+    frames: list[av.VideoFrame] = []
+
+    def spy(path: Path, stream: VideoStream, packet: av.Packet | None, number: int) -> list[av.VideoFrame]:
+        frames.extend(given := decode_packet(path, stream, packet, number))
+        return given
+
+    for module in (reader, full_decode):
+        monkeypatch.setattr(module, "decode_packet", spy)
+    return frames
+
+
 def test_only_what_the_wanted_frames_need_is_decoded(
-    tmp_path: Path, write_video: WriteVideo, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, write_video: WriteVideo, decoded: list[av.VideoFrame]
 ) -> None:
     path = write_video(tmp_path / "clip.mp4", num_frames=60, options={"g": "20", "bf": "3", "b-adapt": "0"})
-    decoded: list[int] = []
-    decode_packet = video._Video._decode_packet
-
-    def spy(self: video._Video, packet: av.Packet | None, number: int) -> list[av.VideoFrame]:
-        frames = decode_packet(self, packet, number)
-        decoded.extend(round(frame.pts * self.tick_s * 25) for frame in frames)
-        return frames
-
-    monkeypatch.setattr(video._Video, "_decode_packet", spy)
     read_frames(path, [25.5 / 25, 50.5 / 25])
-    assert {25, 50} < set(decoded)
+    numbers = {frame.pts // 512 for frame in decoded}
+    assert {25, 50} < numbers
     assert len(decoded) < 20  # of 60: two runs from a keyframe on, and in them hardly a B-frame
-    assert not set(range(20)) & set(decoded)
+    assert not set(range(20)) & numbers
 
 
 def test_no_order_of_times_makes_frames_be_decoded_again_and_again(
-    tmp_path: Path, write_video: WriteVideo, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, write_video: WriteVideo, decoded: list[av.VideoFrame]
 ) -> None:
     num_frames = 200
     path = write_video(tmp_path / "clip.mkv", num_frames=num_frames, options={"g": "2", "bf": "0"})
@@ -144,19 +153,12 @@ def test_no_order_of_times_makes_frames_be_decoded_again_and_again(
         for index, (packet, tick) in enumerate(zip(packets, ticks, strict=True)):
             packet.pts, packet.dts, packet.stream = tick, index - num_frames, stream
             target.mux(packet)
-    times_s = [index / 25 for index in range(num_frames)]
-    expected = read_frames(path, times_s)[np.argsort(ticks)]
-    num_decoded = 0
-    decode_packet = video._Video._decode_packet
-
-    def spy(self: video._Video, packet: av.Packet | None, number: int) -> list[av.VideoFrame]:
-        nonlocal num_decoded
-        num_decoded += 1
-        return decode_packet(self, packet, number)
-
-    monkeypatch.setattr(video._Video, "_decode_packet", spy)
-    assert torch.equal(read_frames(scrambled, times_s), expected)
-    assert num_decoded <= 2 * num_frames
+    expected = decode_everything(path)[1]  # no encoder writes such times, so the decoder's order holds
+    end_s = probe(scrambled).duration_s
+    frames = read_frames(scrambled, [index * end_s / 500 for index in range(500)] + [end_s])
+    assert torch.equal(frames[0], expected[0])
+    assert torch.equal(frames[-1], expected[-1])
+    assert len(decoded) <= 3 * num_frames
 
 
 @pytest.mark.parametrize("suffix", [".mkv", ".avi", ".mov", ".ts"])
@@ -197,7 +199,7 @@ def test_what_an_edit_list_cuts_away_is_not_shown(tmp_path: Path, write_video: W
 
 def test_probe_says_what_the_file_holds(tmp_path: Path, write_video: WriteVideo) -> None:
     info = probe(str(write_video(tmp_path / "clip.mp4", num_frames=30, rate_hz=25)))
-    assert info == video.VideoInfo(1.2, 30, 25.0, width=64, height=48, codec="h264")
+    assert info == VideoInfo(1.2, 30, 25.0, width=64, height=48, codec="h264")
 
 
 @pytest.mark.parametrize("rotation", [0, 90, 180, -90])
@@ -379,15 +381,20 @@ def test_what_is_no_video_is_refused_by_name(read: Callable[[Path], object], kin
 @pytest.mark.parametrize(
     ("suffix", "container_options"),
     [
-        (".mp4", {}),
+        (".mp4", {}),  # its header comes last
         (".mp4", {"movflags": "faststart"}),
         (".mp4", {"movflags": "frag_keyframe+empty_moov"}),
         (".mkv", {}),
         (".avi", {}),  # its last tenth is an index, and may be missing
     ],
 )
-def test_a_truncated_file_is_refused_wherever_it_is_cut(
-    suffix: str, container_options: dict[str, str], share: float, tmp_path: Path, write_video: WriteVideo
+def test_a_file_that_was_cut_is_read_up_to_there_and_its_loss_is_named(
+    suffix: str,
+    container_options: dict[str, str],
+    share: float,
+    tmp_path: Path,
+    write_video: WriteVideo,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     whole = write_video(
         tmp_path / f"whole{suffix}",
@@ -396,13 +403,24 @@ def test_a_truncated_file_is_refused_wherever_it_is_cut(
         options={"g": "10"},
         container_options=container_options,
     )
-    probe(whole)
+    assert probe(whole).loss is None
     path = tmp_path / f"cut{suffix}"
     path.write_bytes(whole.read_bytes()[: 1 + int(share * whole.stat().st_size)])
-    for read in (probe, lambda path: read_frames(path, [0.0])):
-        with pytest.raises(VideoError) as caught:
-            read(path)
-        assert str(caught.value).startswith(f"{path}: ")
+    num_whole = sum(packet.pos + packet.size <= path.stat().st_size for packet in packets_of(whole))
+    if num_whole == 0 or (suffix == ".mp4" and not container_options):
+        for read in (probe, lambda path: read_frames(path, [0.0])):
+            with pytest.raises(VideoError) as caught:
+                read(path)
+            assert str(caught.value).startswith(f"{path}: ")
+        return
+    info = probe(path)
+    assert info.loss is not None
+    assert num_whole - 1 <= info.num_frames <= num_whole  # Matroska's packets have a head
+    assert f"{path}: {info.loss}; what is there is read" in caplog.text
+    times_s = [number / 25 for number in range(info.num_frames)]
+    assert torch.equal(read_frames(path, times_s), read_frames(whole, times_s))
+    with pytest.raises(ValueError, match=re.escape(f"({info.loss})")):
+        read_frames(path, [3.9])
 
 
 def test_damage_on_the_way_to_a_frame_is_refused(tmp_path: Path, write_video: WriteVideo) -> None:
@@ -422,7 +440,7 @@ def test_a_picture_beyond_the_limit_is_refused_before_it_is_decoded(
     tmp_path: Path, write_video: WriteVideo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_video(tmp_path / "clip.mp4")
-    monkeypatch.setattr(video, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(container, "MAX_PIXELS", 1000)
     with pytest.raises(VideoError, match="expected a picture of 1 to 1000 pixels, got 64x48"):
         probe(path)
 
@@ -431,7 +449,7 @@ def test_more_frames_than_the_limit_are_refused(
     tmp_path: Path, write_video: WriteVideo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_video(tmp_path / "clip.mp4")
-    monkeypatch.setattr(video, "MAX_FRAMES", 29)
+    monkeypatch.setattr(index, "MAX_FRAMES", 29)
     with pytest.raises(VideoError, match="expected at most 29 frames"):
         probe(path)
 
@@ -440,20 +458,18 @@ def test_more_packets_than_the_limit_are_refused(
     tmp_path: Path, write_video: WriteVideo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_video(tmp_path / "clip.mp4")
-    monkeypatch.setattr(video, "MAX_PACKETS", 20)
+    monkeypatch.setattr(index, "MAX_PACKETS", 20)
     with pytest.raises(VideoError, match=r"expected at most 20 packets of \d+ bytes, got more"):
         probe(path)
 
 
 def test_a_stream_that_turns_up_on_the_way_does_no_harm() -> None:
     class File:
-        def demux(self) -> Iterator[str]:
-            yield from ("a packet", "the last packet")
+        def demux(self) -> Iterator[av.Packet]:
+            yield from (av.Packet(10), av.Packet(20), av.Packet(0))
             raise IndexError("list index out of range")  # as PyAV does, depending on what memory holds
 
-    opened = object.__new__(video._Video)
-    opened.file = File()
-    assert list(opened._demux()) == ["a packet", "the last packet"]
+    assert [packet.size for packet in container.demux(File())] == [10, 20]
 
 
 @pytest.mark.parametrize("codec", ["libx264", "libx265", "libvpx", "libvpx-vp9", "mpeg4", "mpeg2video", "mjpeg"])
@@ -476,7 +492,7 @@ def test_a_picture_that_grows_beyond_the_limit_on_the_way_is_refused(
             target.mux(packet)
     middle_and_end_s = [0.2, 0.6]
     assert read_frames(path, middle_and_end_s).shape == (2, 3, 48, 64)
-    monkeypatch.setattr(video, "MAX_PIXELS", 100 * 100)
+    monkeypatch.setattr(container, "MAX_PIXELS", 100 * 100)
     with pytest.raises(VideoError, match="cannot be decoded near frame"):
         read_frames(path, middle_and_end_s)
 
@@ -495,13 +511,13 @@ def test_only_the_frames_asked_for_are_converted(
 ) -> None:
     path = write_video(tmp_path / "clip.mp4")
     drawn: list[int] = []
-    draw = video._Canvas.draw
+    draw = Canvas.draw
 
-    def spy(canvas: video._Canvas, index: int, frame: av.VideoFrame) -> None:
+    def spy(canvas: Canvas, index: int, frame: av.VideoFrame) -> None:
         drawn.append(frame.pts)
         draw(canvas, index, frame)
 
-    monkeypatch.setattr(video._Canvas, "draw", spy)
+    monkeypatch.setattr(Canvas, "draw", spy)
     read_frames(path, [0.5, 0.1, 0.3])
     with av.open(str(path)) as file:
         tick_s = float(file.streams.video[0].time_base)
@@ -568,8 +584,8 @@ def test_frames_of_real_files_are_those_of_the_ffmpeg_command(name: str, shared_
     command += ["-frames:v", str(wanted[-1] + 1), "-pix_fmt", "rgb24", "-f", "rawvideo", "-"]
     decoded = np.frombuffer(subprocess.run(command, capture_output=True, check=True).stdout, np.uint8)
     expected = torch.tensor(decoded.reshape(-1, height, width, 3)[wanted]).permute(0, 3, 1, 2)
-    with video._open(shared_data / name) as opened:
-        times_s = [opened.shown_s[index] for index in wanted]
+    shown_s, _ = decode_everything(shared_data / name)
+    times_s = [shown_s[index] for index in wanted]
     frames = read_frames(shared_data / name, times_s)
     assert (frames.float() - expected.float()).abs().mean() < 0.5
 

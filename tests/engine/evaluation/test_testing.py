@@ -11,7 +11,7 @@ from diveparse.datasets.dives import DIVING48
 from diveparse.datasets.storage.disk import DiskFullError
 from diveparse.datasets.storage.lock import InUseError, locked
 from diveparse.engine.evaluation.predictions import load_predictions, save_predictions, write_predictions
-from diveparse.engine.evaluation.testing import evaluate_run, score
+from diveparse.engine.evaluation.testing import evaluate_run, scores_of
 from diveparse.engine.run import RunFolder
 
 
@@ -45,7 +45,7 @@ def test_a_score_that_is_infinite_is_none(tested):
     impossible = predictions.dive_log_probs.copy()
     impossible[0, predictions.labels[0]] = -math.inf
     counts = dict.fromkeys(DIVING48.numbers, 1)
-    scores = score(replace(predictions, dive_log_probs=impossible), DIVING48, counts, temperature=1.0)
+    scores = scores_of(replace(predictions, dive_log_probs=impossible), DIVING48, counts, temperature=1.0)
     assert (scores["nll"], scores["nll_calibrated"]) == (None, None)
     assert np.isfinite(scores["brier"])
 

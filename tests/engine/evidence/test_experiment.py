@@ -14,10 +14,10 @@ from diveparse.engine.evaluation.testing import evaluate_run
 from diveparse.engine.evidence.experiment import (
     Cell,
     development_cells,
+    fill_feature_caches,
     missing_cells,
     read_cells,
     run_cells,
-    store_inputs,
 )
 from diveparse.engine.training.loop import train
 from diveparse.models import save_backbone
@@ -212,7 +212,7 @@ def test_an_arm_of_another_experiment_is_scored_on_the_split_of_the_one_that_ask
         ({"plain": "tiny/residual"}, {}, "has no arm 'residual' of seed 0"),
         ({"plain": "tiny/flat"}, {"seeds": [0, 3]}, "has no arm 'flat' of seed 3"),
         ({"plain": "tiny"}, {}, "has no arm '' of seed 0"),
-        ({"plain": "elsewhere/flat"}, {}, "elsewhere.yaml: no such config file"),
+        ({"plain": "elsewhere/flat"}, {}, "elsewhere: no such config file"),
         ({"plain": "head.kind=softmax"}, {}, "head.kind"),
         ({"plain": "head.knid=flat"}, {}, "head.knid"),
         ({"plain": ""}, {"config": "nowhere.yaml"}, "nowhere.yaml: no such config file"),
@@ -245,18 +245,18 @@ def times_of_writing(folder: Path) -> dict[Path, int]:
 
 def test_what_cells_read_in_common_is_stored_before_they_run(new_folder, quick_training_figures):
     cells = write_frozen_experiment(new_folder, split="test")
-    store_inputs(cells)
+    fill_feature_caches(cells)
     folders = sorted(len(list(folder.iterdir())) for folder in Path("clips.cache").iterdir())
     assert folders == [24, 16 + 12]  # training, and validation and test: whichever head is to read them
     before = times_of_writing(Path("clips.cache"))
     run = train(cells[0].config)
     assert evaluate_run(run, [], split="test")["num_clips"] == 12
-    store_inputs(cells)
+    fill_feature_caches(cells)
     assert times_of_writing(Path("clips.cache")) == before
 
 
 def test_nothing_of_the_test_split_is_stored_where_the_cells_are_scored_on_validation(new_folder):
-    store_inputs(write_frozen_experiment(new_folder, split="val"))
+    fill_feature_caches(write_frozen_experiment(new_folder, split="val"))
     assert sorted(len(list(folder.iterdir())) for folder in Path("clips.cache").iterdir()) == [16, 24]
 
 

@@ -47,7 +47,7 @@ def test_a_folder_that_is_not_there_is_refused_by_name(tmp_path):
 
 def test_a_folder_without_a_config_is_refused(tested):
     tested.config.unlink()
-    with pytest.raises(ValueError, match=r"has no config.yaml; is it a run folder\?$"):
+    with pytest.raises(ValueError, match=r"has no config.yaml; give a run folder that `diveparse train` wrote$"):
         load_run(tested.path)
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from diveparse.engine.evidence.statistics import (
-    DECISIVE_P_VALUE,
+    ALPHA,
     MARGIN,
     Estimate,
     accuracy_over_sources,
@@ -281,14 +281,14 @@ def test_holms_correction_of_a_known_example_and_of_nothing():
 @pytest.mark.parametrize(
     ("difference", "p_value", "expected"),
     [
-        (Estimate(0.05, 0.01, 0.09), DECISIVE_P_VALUE / 2, "higher"),
-        (Estimate(0.001, -0.001, 0.003), DECISIVE_P_VALUE / 2, "higher"),  # small, but certain
-        (Estimate(-0.05, -0.09, -0.01), DECISIVE_P_VALUE / 2, "lower"),
+        (Estimate(0.05, 0.01, 0.09), ALPHA / 2, "higher"),
+        (Estimate(0.001, -0.001, 0.003), ALPHA / 2, "higher"),  # small, but certain
+        (Estimate(-0.05, -0.09, -0.01), ALPHA / 2, "lower"),
         (Estimate(0.0, -0.9 * MARGIN, 0.9 * MARGIN), 0.8, "equivalent"),
-        (Estimate(0.0, -0.9 * MARGIN, 0.9 * MARGIN), DECISIVE_P_VALUE, "equivalent"),
+        (Estimate(0.0, -0.9 * MARGIN, 0.9 * MARGIN), ALPHA, "equivalent"),
         (Estimate(0.0, -1.1 * MARGIN, 0.9 * MARGIN), 0.8, "inconclusive"),
         (Estimate(0.0, -0.9 * MARGIN, 1.1 * MARGIN), 0.8, "inconclusive"),
-        (Estimate(0.05, 0.01, 0.09), DECISIVE_P_VALUE, "inconclusive"),
+        (Estimate(0.05, 0.01, 0.09), ALPHA, "inconclusive"),
     ],
 )
 def test_a_verdict_needs_a_small_p_value_or_an_interval_within_the_margin(difference, p_value, expected):

@@ -171,6 +171,22 @@ def test_every_generator_goes_on_where_it_was():
     assert [draw() for _ in range(3)] == expected
 
 
+@pytest.mark.parametrize("part", ["optimizer", "schedule", "progress", "random"])
+@pytest.mark.parametrize("value", [None, 3, "text", [], {}, torch.zeros(2)], ids=repr)
+def test_a_state_with_a_part_of_another_kind_is_refused_in_one_line(part, value, tmp_path):
+    learner = toy_learner()
+    update(learner)
+    save_checkpoint(RunFolder(tmp_path), learner)
+    folder = RunFolder(tmp_path).newest_checkpoint()
+    state = torch.load(folder / "state.pt", weights_only=True)
+    torch.save(state | {part: value}, folder / "state.pt")
+    with pytest.raises(
+        ValueError, match=r"update-00000001: not a checkpoint .*; remove it to train from the start$"
+    ) as error:
+        resume_from_checkpoint(RunFolder(tmp_path), toy_learner())
+    assert "\n" not in str(error.value)
+
+
 def test_files_of_others_beside_checkpoints_are_left_alone(tmp_path):
     folder = tmp_path / "checkpoints"
     others = [".DS_Store", "note.txt", "update-00000099", "update-00000003.partial", "update-00000001 copy/state.pt"]

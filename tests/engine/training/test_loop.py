@@ -1,33 +1,45 @@
 import contextlib
 import json
-import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from diveparse.configs import Config, HeadKind, Precision, load_config, save_config
+from diveparse.configs import Config, HeadKind, Precision, load_config, run_folder, save_config
 from diveparse.datasets.cache import CacheKind, CacheSettings, build_cache
 from diveparse.datasets.diving48 import read_split
 from diveparse.datasets.splits import split_by_source
 from diveparse.datasets.storage.disk import DiskFullError
-from diveparse.datasets.storage.lock import LOCK_FILE, InUseError
+from diveparse.datasets.storage.lock import InUseError, locked
+from diveparse.engine.batches import evaluation_batches, training_batches
+from diveparse.engine.evaluation.testing import evaluate_run
 from diveparse.engine.run import RunFolder
-from diveparse.engine.training import loop
-from diveparse.engine.training.loop import NonFiniteError, train
-from diveparse.heads.attributes import JointHeads
-from diveparse.heads.scores import DiveScores
-from diveparse.models.classifier import DiveClassifier
+from diveparse.engine.training.loop import (
+    NonFiniteError,
+    build_learner,
+    compute_loss,
+    open_training_data,
+    train,
+    update,
+    validate,
+)
+from diveparse.engine.training.tensorboard import open_writer
+from diveparse.models.classifier import DiveClassifier, build_classifier
 
 pytestmark = pytest.mark.usefixtures("quick_training_figures")
 
 CLIP = r"tinysourc\d\d_\d{5}"
-NUM_STEPS = 8  # of the tiny experiment: two epochs of four updates
+NUM_UPDATES = 8  # of the tiny experiment: two epochs of four updates
 
 
 def curves(run: Path) -> dict[str, dict[int, float]]:
@@ -40,22 +52,13 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(file)
 
 
-def at_update(step: int, act: Callable[[], object]) -> Callable[..., object]:
-    """`compute_loss`, but doing something first in update number `step`, counted from 1."""
-    compute_loss, calls = loop.compute_loss, 0
-
-    def patched(*arguments: object) -> object:
-        nonlocal calls
-        calls += 1
-        if (calls + 1) // 2 == step:  # two batches to an update
-            act()
-        return compute_loss(*arguments)  # type: ignore[arg-type]
-
-    return patched
-
-
-def interrupt() -> None:
-    raise KeyboardInterrupt
+@pytest.fixture
+def ended(tiny_experiment: Path, tiny_run: Path) -> Config:
+    """The config of a run that has ended after one epoch of four updates."""
+    cfg = load_config(tiny_experiment, ["train.num_epochs=1"])
+    shutil.copytree(tiny_run, run_folder(cfg))
+    save_config(cfg, run_folder(cfg) / "config.yaml")
+    return cfg
 
 
 def test_a_run_leaves_its_config_environment_checkpoint_model_and_curves(tiny_experiment):
@@ -64,9 +67,9 @@ def test_a_run_leaves_its_config_environment_checkpoint_model_and_curves(tiny_ex
     assert run == Path(cfg.runs_dir) / "tiny" / "joint" / "seed-0"
     assert load_config(run / "config.yaml", []) == cfg
     assert json.loads((run / "environment.json").read_text())["seed"] == 0
-    assert [path.name for path in (run / "checkpoints").iterdir()] == [f"update-{NUM_STEPS:08d}"]
+    assert [path.name for path in (run / "checkpoints").iterdir()] == [f"update-{NUM_UPDATES:08d}"]
     assert DiveClassifier.load(run).config.clip == cfg.clip
-    assert json.loads((run / "trained.json").read_text())["num_updates"] == NUM_STEPS
+    assert json.loads((run / "trained.json").read_text())["num_updates"] == NUM_UPDATES
     drawn = curves(run)
     assert set(drawn["train/loss"]) == {3, 6}  # every third update
     assert set(drawn["val/top1"]) == {4, 8}  # every epoch
@@ -115,81 +118,80 @@ def test_training_learns_a_handful_of_clips_by_heart(tiny_experiment, kind, opti
 AVERAGED_AND_MIXED = ["train.ema_decay=0.9", "train.mixup_alpha=0.8", "train.cutmix_alpha=1.0"]
 
 
+@pytest.fixture
+def interrupted(interrupted_in_update) -> Callable[..., None]:
+    """A function that trains until an interrupt, as by Ctrl-C, in its n-th update."""
+
+    def train_until(number: int, cfg: Config, *, resume: bool = False) -> None:
+        with interrupted_in_update(number), pytest.raises(KeyboardInterrupt):
+            train(cfg, resume=resume)
+
+    return train_until
+
+
 @pytest.mark.parametrize(  # before any checkpoint, at an epoch's end, after one
-    ("step", "options"), [(1, []), (4, []), (6, []), (6, AVERAGED_AND_MIXED)]
+    ("number", "options"), [(1, []), (4, []), (6, []), (6, AVERAGED_AND_MIXED)]
 )
-def test_resuming_after_a_stop_equals_not_stopping(tiny_experiment, monkeypatch, step, options, assert_same_run):
+def test_resuming_after_a_stop_equals_not_stopping(
+    tiny_experiment, whole_tiny_run, interrupted, number, options, assert_same_run
+):
     cfg = load_config(tiny_experiment, options)
-    whole = train(replace(cfg, name="whole"))
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "compute_loss", at_update(step, interrupt))
-        with pytest.raises(KeyboardInterrupt):
-            train(cfg)
+    whole = train(replace(cfg, name="whole")) if options else whole_tiny_run
+    interrupted(number, cfg)
     torch.manual_seed(999)  # a new process starts with other random numbers
     assert_same_run(train(cfg, resume=True), whole)
 
 
-def test_resuming_a_finished_run_changes_nothing(tiny_experiment):
-    cfg = load_config(tiny_experiment, [])
-    before = contents(train(cfg))
-    assert contents(train(cfg, resume=True)) == before
+def test_resuming_a_finished_run_changes_nothing(ended):
+    before = contents(run_folder(ended))
+    assert contents(train(ended, resume=True)) == before
 
 
-def test_a_run_that_goes_on_for_more_epochs_has_not_ended_until_they_are_done(tiny_experiment, monkeypatch):
-    run = train(load_config(tiny_experiment, ["train.num_epochs=1"]))
-    longer = load_config(tiny_experiment, ["train.num_epochs=2"])
+def test_a_run_that_goes_on_for_more_epochs_has_not_ended_until_they_are_done(tiny_experiment, ended, interrupted):
+    run, longer = run_folder(ended), load_config(tiny_experiment, ["train.num_epochs=2"])
     save_config(longer, run / "config.yaml")
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "compute_loss", at_update(1, interrupt))
-        with pytest.raises(KeyboardInterrupt):
-            train(longer, resume=True)
+    interrupted(1, longer, resume=True)
     assert not (run / "trained.json").exists()
     train(longer, resume=True)
-    assert json.loads((run / "trained.json").read_text())["num_updates"] == NUM_STEPS
+    assert json.loads((run / "trained.json").read_text())["num_updates"] == NUM_UPDATES
 
 
-def test_a_run_killed_just_before_it_says_that_it_has_ended_says_so_when_resumed(tiny_experiment):
-    cfg = load_config(tiny_experiment, ["train.num_epochs=1"])
-    run = train(cfg)
-    (run / "trained.json").unlink()
-    train(cfg, resume=True)
-    assert json.loads((run / "trained.json").read_text())["num_updates"] == NUM_STEPS // 2
+def test_a_run_killed_just_before_its_end_is_recorded_ends_when_resumed(ended):
+    recorded = run_folder(ended) / "trained.json"
+    recorded.unlink()
+    train(ended, resume=True)
+    assert json.loads(recorded.read_text())["num_updates"] == NUM_UPDATES // 2
 
 
-def test_resuming_where_there_is_no_run_begins_one(tiny_experiment, assert_same_run):
-    cfg = load_config(tiny_experiment, ["train.num_epochs=1"])
-    assert_same_run(train(cfg, resume=True), train(replace(cfg, name="whole")))
+def test_resuming_where_there_is_no_run_begins_one(tiny_experiment, tiny_run, assert_same_run):
+    assert_same_run(train(load_config(tiny_experiment, ["train.num_epochs=1"]), resume=True), tiny_run)
 
 
-def test_a_run_is_never_written_over_without_resume(tiny_experiment):
-    cfg = load_config(tiny_experiment, ["train.num_epochs=1"])
-    before = contents(train(cfg))
+def test_a_run_is_never_written_over_without_resume(ended):
+    before = contents(Path(ended.runs_dir))
     with pytest.raises(ValueError, match="already holds a run; add --resume"):
-        train(cfg)
-    assert contents(Path(cfg.runs_dir)) == {Path("tiny/joint/seed-0") / name: data for name, data in before.items()}
+        train(ended)
+    assert contents(Path(ended.runs_dir)) == before
 
 
-def test_resuming_with_other_options_is_refused_naming_them(tiny_experiment):
-    cfg = load_config(tiny_experiment, ["train.num_epochs=1"])
-    before = contents(train(cfg))
-    other = replace(cfg, train=replace(cfg.train, batch_size=2, num_epochs=3))
+def test_resuming_with_other_options_is_refused_naming_them(ended):
+    before = contents(run_folder(ended))
+    other = replace(ended, train=replace(ended.train, batch_size=2, num_epochs=3))
     with pytest.raises(ValueError, match=r"train\.num_epochs: 1 before, 3 now; train\.batch_size: 4 before, 2 now"):
         train(other, resume=True)
-    assert contents(Path(cfg.runs_dir) / "tiny/joint/seed-0") == before
+    assert contents(run_folder(ended)) == before
 
 
-def test_two_runs_of_one_seed_are_the_same_and_of_two_seeds_are_not(tiny_experiment):
+def test_two_runs_of_one_seed_are_the_same_and_of_two_seeds_are_not(tiny_experiment, tiny_run, assert_same_run):
     cfg = load_config(tiny_experiment, ["train.num_epochs=1"])
-    first, second = weights(train(cfg)), weights(train(replace(cfg, name="again")))
-    other = weights(train(replace(cfg, seed=1)))
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert_same_run(train(cfg), tiny_run)
+    first, other = weights(tiny_run), weights(train(replace(cfg, seed=1)))
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
-def test_worker_processes_change_nothing_but_the_time(tiny_experiment, assert_same_run):
-    cfg = load_config(tiny_experiment, ["train.num_epochs=1"])
-    with_workers = replace(cfg, name="workers", data=replace(cfg.data, num_workers=2))
-    assert_same_run(train(with_workers), train(cfg))
+def test_worker_processes_change_nothing_but_the_time(tiny_experiment, tiny_run, assert_same_run):
+    cfg = load_config(tiny_experiment, ["train.num_epochs=1", "data.num_workers=2"])
+    assert_same_run(train(cfg), tiny_run)
 
 
 def test_accumulated_batches_update_as_one_large_batch(tiny_experiment):
@@ -201,133 +203,100 @@ def test_accumulated_batches_update_as_one_large_batch(tiny_experiment):
         torch.testing.assert_close(small[name], one[name], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("step", [1, 4])
-def test_a_loss_that_is_not_finite_stops_the_run_with_the_clips_names(tiny_experiment, monkeypatch, step):
-    cfg = load_config(tiny_experiment, ["train.checkpoint_every=1"])
-    seen: list[DiveClassifier] = []
-    honest, calls = JointHeads.loss, 0
-
-    def poisoned(self: JointHeads, scores: DiveScores, labels: torch.Tensor) -> tuple:
-        nonlocal calls
-        calls += 1
-        loss, terms = honest(self, scores, labels)
-        return (loss * float("nan") if calls == 2 * step else loss), terms  # the update's second batch
-
-    def spy(*arguments: object) -> DiveClassifier:
-        seen.append(build(*arguments))  # type: ignore[arg-type]
-        return seen[-1]
-
-    build = loop.build_classifier
-    monkeypatch.setattr(loop, "build_classifier", spy)
-    monkeypatch.setattr(JointHeads, "loss", poisoned)
-    with pytest.raises(
-        NonFiniteError, match=rf"loss is nan in update {step}; .*Clips: (tinysourc\d\d_\d{{5}}(, )?){{4}}\."
-    ):
+def test_a_run_that_diverges_stops_with_the_clips_names_and_its_last_checkpoint(tiny_experiment):
+    rates = ["train.learning_rate=100", "train.head_learning_rate_factor=1e6"]  # the largest that a config may have
+    cfg = load_config(tiny_experiment, ["train.checkpoint_every=1", *rates])
+    with pytest.raises(NonFiniteError) as error:
         train(cfg)
-    if step > 1:
-        run = Path(cfg.runs_dir) / "tiny" / "joint" / "seed-0"
-        assert [path.name for path in (run / "checkpoints").iterdir()] == [f"update-{step - 1:08d}"]
-        kept, now = weights(run), seen[0].state_dict()
-        assert all(torch.equal(kept[name], now[name]) for name in kept)
+    stopped = re.search(rf" is (?:nan|inf) in update (\d+); .*Clips: (?:{CLIP}(?:, )?)+\.", str(error.value))
+    assert stopped, error.value
+    assert RunFolder.of(cfg).num_updates_done() == int(stopped[1]) - 1 > 0
+    assert all(tensor.isfinite().all() for tensor in weights(run_folder(cfg)).values())
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_with_the_clips_names(tiny_experiment, monkeypatch):
-    honest = loop.compute_loss
-
-    def explosive(model: DiveClassifier, batch: dict, precision: Precision, mix: None) -> tuple:
-        loss, terms, num_correct = honest(model, batch, precision, mix)
-        parameter = next(model.head.parameters())
-        # sqrt at 0 has the value 0 and an infinite slope
-        return loss + (0.0 * parameter.flatten()[0]).abs().sqrt(), terms, num_correct
-
-    monkeypatch.setattr(loop, "compute_loss", explosive)
+@pytest.mark.parametrize(("broken", "num_named"), [("loss", 4), ("gradient's norm", 8)])
+def test_what_is_not_finite_stops_before_the_weights_change_and_names_the_clips(tiny_experiment, broken, num_named):
+    cfg = load_config(tiny_experiment, [])
+    data = open_training_data(cfg, None)
+    learner = build_learner(build_classifier(cfg, data.dive_set), cfg.train, NUM_UPDATES)
+    before = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
+    good, bad = islice(training_batches(data.clips, cfg.train, cfg.seed, first_update=0, num_workers=0), 2)
+    if broken == "loss":
+        bad["inputs"][2] = torch.nan
+    else:
+        next(learner.model.head.parameters()).register_hook(lambda gradient: gradient * torch.inf)
     with pytest.raises(
-        NonFiniteError, match=r"gradient's norm is (nan|inf) in update 1; .*(tinysourc\d\d_\d{5}(, )?){8}"
+        NonFiniteError, match=rf"{broken} is (nan|inf) in update 1; .*Clips: ({CLIP}(, )?){{{num_named}}}\."
     ):
-        train(load_config(tiny_experiment, []))
+        update(learner, iter([good, bad]), data.records, cfg.train)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in learner.model.state_dict().items())
 
 
-def test_the_model_kept_is_the_best_on_validation(tiny_experiment, monkeypatch):
-    scores = iter([(0.5, 1.0), (0.75, 3.0), (0.75, 2.0), (0.5, 0.1)])
-    kept: list[dict[str, torch.Tensor]] = []
-    honest_metrics, honest_save = loop.compute_metrics, loop.save_checkpoint
-
-    def scripted(*arguments: object) -> dict:
-        top1, nll = next(scores)
-        return {**honest_metrics(*arguments), "top1": top1, "nll": nll}  # type: ignore[arg-type]
-
-    def spy(run: Path, learner: loop.Learner) -> None:
-        kept.append({name: tensor.clone() for name, tensor in learner.model.state_dict().items()})
-        honest_save(run, learner)
-
-    monkeypatch.setattr(loop, "compute_metrics", scripted)
-    monkeypatch.setattr(loop, "save_checkpoint", spy)
-    run = train(load_config(tiny_experiment, ["train.num_epochs=4", "train.checkpoint_every=99"]))
-    best = load_file(run / "model" / "model.safetensors")
-    assert [all(torch.equal(best[name], epoch[name]) for name in best) for epoch in kept] == [False, False, True, False]
-    assert json.loads((run / "model" / "update.json").read_text()) == {"update": 12}
+def test_the_model_kept_is_the_best_on_validation(tiny_experiment):
+    cfg = load_config(tiny_experiment, ["head.kind=flat"])
+    data = open_training_data(cfg, None)
+    learner, run = build_learner(build_classifier(cfg, data.dive_set), cfg.train, NUM_UPDATES), RunFolder.of(cfg)
+    batches = evaluation_batches(data.val_clips, batch_size=5, num_workers=0)
+    linear = learner.model.head.linear
+    with open_writer(run.path, 0) as writer:
+        for epoch, named in enumerate((1, 0, 2)):  # the one dive that the model names; there are clips of dive 0 alone
+            nn.init.zeros_(linear.weight)
+            linear.bias.data = 9 * F.one_hot(torch.tensor(named), len(data.dive_set)).float()
+            learner.progress.num_updates += 4
+            learner.progress.epoch.add_clips(1, 0, 0, {"loss": 0.0})
+            learner.progress.epoch.add_time(0.0, 1.0)
+            validate(epoch, cfg, run, learner, batches, data, writer)
+    assert curves(run.path)["val/top1"] == {4: 0.0, 8: 0.25, 12: 0.0}
+    assert json.loads(run.best_update.read_text()) == {"update": 8}
+    assert DiveClassifier.load(run.path).head.linear.bias.argmax() == 0
 
 
-def test_the_average_of_the_weights_is_what_is_evaluated_and_kept(tiny_experiment, monkeypatch):
-    weights_after: list[dict[str, torch.Tensor]] = []
-    evaluated: list[DiveClassifier] = []
-    honest_update, honest_evaluate = loop.update, loop.evaluate
-
-    def update(learner: loop.Learner, *rest: object) -> dict[str, float]:
-        state = honest_update(learner, *rest)  # type: ignore[arg-type]
-        weights_after.append({name: tensor.clone() for name, tensor in learner.model.state_dict().items()})
-        return state
-
-    def evaluate(model: DiveClassifier, *rest: object) -> object:
-        evaluated.append(model)
-        return honest_evaluate(model, *rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(loop, "update", update)
-    monkeypatch.setattr(loop, "evaluate", evaluate)
+def test_the_average_of_the_weights_is_what_is_evaluated_and_kept(tiny_experiment):
     run = train(load_config(tiny_experiment, ["train.num_epochs=1", "train.ema_decay=0.6"]))
-    expected = weights_after[0]  # the first update is all that the average knows
-    for number, new in enumerate(weights_after[1:], start=1):
-        decay = min(0.6, 1 - (1 + number) ** (-3 / 4))
-        expected = {name: decay * expected[name] + (1 - decay) * new[name] for name in new}
-    kept = DiveClassifier.load(run).state_dict()
-    for name, tensor in kept.items():
+    (average,) = run.glob("checkpoints/update-*/average.safetensors")
+    kept, last, averaged = DiveClassifier.load(run).state_dict(), weights(run), load_file(average)
+    assert all(torch.equal(kept[name], averaged[name]) for name in kept)
+    assert not all(torch.equal(kept[name], last[name]) for name in kept)
+    assert evaluate_run(run, [], split="val")["nll"] == pytest.approx(curves(run)["val/nll"][4], rel=1e-5)
+
+
+def test_the_average_begins_with_the_first_update_and_forgets_more_slowly_with_each(tiny_experiment):
+    cfg = load_config(tiny_experiment, ["train.ema_decay=0.6"])
+    data = open_training_data(cfg, None)
+    learner = build_learner(build_classifier(cfg, data.dive_set), cfg.train, NUM_UPDATES)
+    batches = training_batches(data.clips, cfg.train, cfg.seed, first_update=0, num_workers=0)
+    expected: dict[str, torch.Tensor] = {}
+    for number in range(4):
+        update(learner, batches, data.records, cfg.train)
+        decay = min(0.6, 1 - (1 + number) ** (-3 / 4))  # 0 for the first
+        new = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
+        expected = {name: decay * expected.get(name, new[name]) + (1 - decay) * new[name] for name in new}
+    for name, tensor in learner.kept_model.state_dict().items():
         torch.testing.assert_close(tensor, expected[name])
-        torch.testing.assert_close(evaluated[0].state_dict()[name], tensor, rtol=0, atol=0)
-    assert not all(torch.equal(kept[name], weights_after[-1][name]) for name in kept)
 
 
-def test_mixed_clips_are_learnt_from_and_counted_by_what_they_show_most_of(tiny_experiment, monkeypatch):
-    targets: list[torch.Tensor] = []
-    num_right = 0
-    honest = JointHeads.loss
-
-    def spy(self: JointHeads, scores: DiveScores, labels: torch.Tensor) -> tuple:
-        nonlocal num_right
-        targets.append(labels)
-        num_right += int((scores.argmax() == labels.argmax(dim=-1)).sum())
-        return honest(self, scores, labels)
-
-    monkeypatch.setattr(JointHeads, "loss", spy)
-    run = train(load_config(tiny_experiment, ["train.num_epochs=1", "train.mixup_alpha=1"]))
-    assert all(shares.shape == (4, 48) for shares in targets)
-    assert any(0.1 < float(shares.max(dim=-1).values.min()) < 0.9 for shares in targets)
-    assert curves(run)["train_epoch/accuracy"][4] == pytest.approx(num_right / 32)
+def test_mixed_clips_are_learnt_from_and_counted_by_what_they_show_most_of(tiny_experiment):
+    cfg = load_config(tiny_experiment, [])
+    data = open_training_data(cfg, None)
+    model = build_classifier(cfg, data.dive_set).eval()
+    batch = next(training_batches(data.clips, cfg.train, cfg.seed, first_update=0, num_workers=0))
+    with torch.no_grad():
+        scores = model(batch["inputs"])
+    wrong = (scores.argmax() + 1) % len(data.dive_set)
+    own_share = torch.tensor([[0.9], [0.6], [0.4], [0.2]])
+    shares = own_share * F.one_hot(scores.argmax(), 48) + (1 - own_share) * F.one_hot(wrong, 48)
+    loss, terms, num_correct = compute_loss(model, batch, Precision.FP32, lambda inputs, _: (inputs, shares))
+    torch.testing.assert_close(loss, model.head.loss(model(batch["inputs"]), shares)[0])
+    assert terms["loss"] == loss.item()
+    assert num_correct == 2
 
 
-def test_validation_holds_whole_sources_out(tiny_experiment, tiny_root, monkeypatch):
-    seen: dict[bool, set[str]] = {}
-    honest = loop.build_clips
-
-    def spy(cfg: Config, records: list, *, training: bool, from_cache: bool | None) -> object:
-        seen[training] = {record.source for record in records}
-        return honest(cfg, records, training=training, from_cache=from_cache)
-
-    monkeypatch.setattr(loop, "build_clips", spy)
-    train(load_config(tiny_experiment, ["train.num_epochs=1"]))
-    assert seen[True].isdisjoint(seen[False])
-    assert seen[True] | seen[False] == {record.source for record in read_split(tiny_root, "train")}
-    train_records, _ = split_by_source(read_split(tiny_root, "train"), 0.2, 0)
-    assert seen[True] == {record.source for record in train_records}
+def test_validation_holds_whole_sources_out(tiny_experiment, tiny_root):
+    data = open_training_data(load_config(tiny_experiment, []), None)
+    train_records, val_records = split_by_source(read_split(tiny_root, "train"), 0.2, 0)
+    assert (data.records, data.val_records) == (train_records, val_records)
+    assert data.val_records
+    assert {record.source for record in data.records}.isdisjoint(record.source for record in data.val_records)
 
 
 @pytest.mark.parametrize(
@@ -363,14 +332,11 @@ def test_a_folder_of_something_else_is_left_alone(tiny_experiment):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", list(Precision))
 def test_resuming_on_a_gpu_equals_not_stopping_in_any_precision(
-    tiny_experiment, monkeypatch, precision, assert_same_run
+    tiny_experiment, interrupted, precision, assert_same_run
 ):
     cfg = load_config(tiny_experiment, [f"train.precision={precision.value}"])
     whole = train(replace(cfg, name="whole"))
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "compute_loss", at_update(4, interrupt))
-        with pytest.raises(KeyboardInterrupt):
-            train(cfg)
+    interrupted(4, cfg)
     assert_same_run(train(cfg, resume=True), whole)
 
 
@@ -378,22 +344,15 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_resumed_run_goes_on_reading_what_it_began_with(tiny_experiment, tiny_root, tmp_path, monkeypatch):
+def test_a_resumed_run_reads_its_clips_from_where_it_began(tiny_experiment, tiny_root, tmp_path, interrupted):
     root = Path(shutil.copytree(tiny_root, tmp_path / "data"))
     options = [f"data.root={root}", "train.num_epochs=1"]
     records = read_split(root, "train")
     settings = CacheSettings(CacheKind.TRAINING, num_frames=8, short_side=32)
 
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "evaluate", stop)
-        with pytest.raises(KeyboardInterrupt):
-            train(load_config(tiny_experiment, [*options, "arm=videos"]))
-        list(build_cache(root / "cache", settings, records, num_workers=1))
-        with pytest.raises(KeyboardInterrupt):
-            train(load_config(tiny_experiment, [*options, "arm=cache"]))
+    interrupted(3, load_config(tiny_experiment, [*options, "arm=videos"]))
+    list(build_cache(root / "cache", settings, records, num_workers=1))
+    interrupted(3, load_config(tiny_experiment, [*options, "arm=cache"]))
     runs = {
         arm: train(load_config(tiny_experiment, [*options, f"arm={arm}"]), resume=True) for arm in ("videos", "cache")
     }
@@ -437,31 +396,28 @@ def test_a_run_that_does_not_fit_is_refused_before_it_begins(tiny_experiment, sm
 
 
 @pytest.mark.parametrize("small_disk", ["3m"], indirect=True)
-@pytest.mark.parametrize("step", [1, 4])
-def test_a_run_whose_disk_fills_up_goes_on_to_the_same_bits(
-    tiny_experiment, small_disk, monkeypatch, step, assert_same_run
+@pytest.mark.parametrize("number", [1, 4])
+def test_a_run_whose_disk_fills_up_in_an_update_goes_on_to_the_same_bits(
+    tiny_experiment, small_disk, number, assert_same_run
 ):
     cfg = load_config(tiny_experiment, ["train.num_epochs=1"])
     full = replace(cfg, runs_dir=str(small_disk))
     line = rf"^{small_disk}/\S+: no space left on the disk \(.* free\); nothing that was there before is lost"
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "compute_loss", at_update(step, lambda: fill(small_disk)))
+    updates = iter(range(1, NUM_UPDATES))
+    hook = register_optimizer_step_pre_hook(lambda *_: fill(small_disk) if next(updates) == number else None)
+    try:
         with pytest.raises(DiskFullError, match=line):
             train(full)
+    finally:
+        hook.remove()
     (small_disk / "filling").unlink()
-    assert_same_run(train(full, resume=step > 1), train(cfg))  # without a checkpoint, it need not be resumed
+    assert_same_run(train(full, resume=number > 1), train(cfg))  # without a checkpoint, it need not be resumed
 
 
-def test_a_run_that_is_being_trained_is_refused_to_others(tiny_experiment, monkeypatch):
-    cfg = load_config(tiny_experiment, ["train.num_epochs=1"])
-
-    def train_again() -> None:
-        for resume in (False, True):
-            with pytest.raises(InUseError, match=rf"seed-0 is in use: training by process {os.getpid()} on "):
-                train(cfg, resume=resume)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "log_start", lambda *_: train_again())
-        run = train(cfg)
-    assert json.loads((run / "trained.json").read_text())["num_updates"] == NUM_STEPS // 2
-    assert not (run / LOCK_FILE).exists()
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_another_process_trains_is_left_to_it(ended, resume):
+    run = run_folder(ended)
+    before = contents(run)
+    with locked(run, "training"), pytest.raises(InUseError, match=f"{run} is in use: training by process "):
+        train(ended, resume=resume)
+    assert contents(run) == before
