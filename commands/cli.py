@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import select
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, TextIO, cast
 
-from tqdm.contrib.logging import logging_redirect_tqdm
+from diveparse.commands import interrupt
+from diveparse.commands.interrupt import INTERRUPTED
+from diveparse.datasets.storage.disk import DiskFullError, space_problem
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]  # has no public name
@@ -28,7 +32,6 @@ COMMANDS = {
     "benchmark": "measure speed and memory beside peers",
 }
 WITH_SUBCOMMANDS = ("prepare", "benchmark")  # argparse takes these, or options between positional arguments, not both
-INTERRUPTED = 130  # the exit code of shells for a command that Ctrl-C ended
 
 
 class Command(Protocol):
@@ -47,27 +50,94 @@ class Command(Protocol):
         """Do the work. Returns: the exit code. Raises: ValueError or OSError for what a user can put right."""
 
 
+class Output:
+    """Standard output, which keeps its first failure: its reader has left, or its disk is full."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.problem: OSError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        with self._keeping_problem():
+            return self.stream.write(text)
+
+    def flush(self) -> None:
+        with self._keeping_problem():
+            self.stream.flush()
+
+    def finish(self) -> None:
+        """Write what is left; what cannot be written is dropped, or else the interpreter complains as it exits."""
+        try:
+            self.flush()
+        except OSError:
+            drop(self.stream)
+
+    @contextmanager
+    def _keeping_problem(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.problem = self.problem or error
+            raise
+
+
+class BarHandler(logging.StreamHandler):
+    """Writes log lines above progress bars. Where the output has failed, it raises the error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=self.stream)
+        self.stream.flush()
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command. argv: its name and its arguments, by default those of this process. Returns: the exit code."""
-    argv = sys.argv[1:] if argv is None else argv
-    name, if_stopped = chosen_command(argv), ""
-    try:
-        command = cast(Command, import_module(f"diveparse.commands.{name}"))
-        args = parse(name, command, argv[1:])
-        if_stopped = args.if_stopped
-        logging.basicConfig(stream=sys.stderr if args.log_to == "stderr" else sys.stdout, format="%(message)s")
-        logging.getLogger("diveparse").setLevel(logging.INFO)
-        with logging_redirect_tqdm():
-            code = command.run(args)
-        sys.stdout.flush()  # here, where a closed pipe is handled
-        return code
-    except KeyboardInterrupt:
-        print(f"stopped: {if_stopped}" if if_stopped else "stopped", file=sys.stderr)
-        return INTERRUPTED
-    except (ValueError, OSError) as error:
-        if not (isinstance(error, BrokenPipeError) and stdout_is_closed()):
-            print_error(error)
+    if sys.stderr is None:  # closed; whatever writes to it would fail
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123  # to the end of the process
+    if sys.stdout is None:
+        print("error: standard output is closed; open it, or send it to a file", file=sys.stderr)
         return 1
+    with redirect_stdout(cast(TextIO, output := Output(sys.stdout))):
+        try:
+            code = run_command(sys.argv[1:] if argv is None else argv)
+        except KeyboardInterrupt:
+            interrupt.print_stopped()
+            code = INTERRUPTED
+        except SystemExit:  # of --help, and of wrong arguments
+            output.finish()
+            if output.problem is None:
+                raise
+            code = 1
+        except Exception as error:
+            if output.problem is None and not isinstance(error, ValueError | OSError) and not space_problem(error):
+                raise
+            if output.problem is None:
+                print_error(error)
+            code = 1
+        output.finish()
+    if output.problem is None:
+        return code
+    if not isinstance(output.problem, BrokenPipeError):  # a reader that has left, such as `| head -1`, needs no word
+        print_error(ValueError(f"standard output: {output.problem.strerror}; what was to be printed is incomplete"))
+    return 1
+
+
+def run_command(argv: list[str]) -> int:
+    """Raises: ValueError or OSError for what a user can put right."""
+    interrupt.if_stopped = ""
+    name = chosen_command(argv)
+    command = cast(Command, import_module(f"diveparse.commands.{name}"))
+    args = parse(name, command, argv[1:])
+    interrupt.if_stopped = args.if_stopped
+    logging.basicConfig(
+        handlers=[BarHandler(sys.stderr if args.log_to == "stderr" else sys.stdout)], format="%(message)s"
+    )
+    logging.getLogger("diveparse").setLevel(logging.INFO)
+    return command.run(args)
 
 
 def chosen_command(argv: list[str]) -> str:
@@ -105,23 +175,22 @@ def add_command(commands: Subparsers, name: str, summary: str) -> argparse.Argum
 
 def print_error(error: Exception) -> None:
     """Write an error on one line; rows of a file that cannot be used have a line each."""
-    text = str(error)
+    text, problem = str(error), space_problem(error)
+    if isinstance(error, DiskFullError):
+        text += f" ({interrupt.if_stopped})"
+    elif problem is not None:
+        path = getattr(error, "filename", None) or f"a file, perhaps in {tempfile.gettempdir()}"
+        text = f"{path}: {problem}; free some space ({interrupt.if_stopped})"
     if "\n" in text:
         from diveparse.datasets.clips import BadRowsError  # slow to import
 
         text = text if isinstance(error, BadRowsError) else " ".join(text.split())
-    print(f"error: {text}", file=sys.stderr)
+    try:
+        print(f"error: {text}", file=sys.stderr)
+    except OSError:  # nobody can see it
+        drop(sys.stderr)
 
 
-def stdout_is_closed() -> bool:
-    """Whether the reader of a pipe has left, such as `| head -1`. If so, what is still to be written is dropped."""
-    pipe = select.poll()
-    pipe.register(sys.stdout.fileno(), 0)  # errors are always reported
-    if not pipe.poll(0):
-        return False
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or else the interpreter complains as it exits
-    return True
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def drop(stream: TextIO) -> None:
+    """Send what a stream still holds to nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

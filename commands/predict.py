@@ -21,6 +21,7 @@ from tabulate import tabulate
 from diveparse.commands.cli import print_error
 from diveparse.configs import Dives
 from diveparse.datasets.dives import ATTRIBUTES, HEIGHTS_M
+from diveparse.datasets.storage.foreign import is_foreign, own_paths
 
 if TYPE_CHECKING:
     from diveparse.engine.evaluation.predict import Answer
@@ -107,13 +108,13 @@ def videos_in(name: str) -> list[Path]:
     path = Path(name)
     if not path.exists() and any(letter in name for letter in "*?["):
         matches = [Path(match) for match in sorted(glob(name, recursive=True))]  # noqa: PTH207, Path's is relative only
-        files = [match for match in matches if match.is_file()]
+        files = [match for match in matches if match.is_file() and not is_foreign(match)]
         if not files:
             raise ValueError(f"{name}: no file matches this pattern")
         return files
     if not path.is_dir():
         return [path]
-    videos = sorted(file for file in path.iterdir() if file.suffix.lower() in VIDEO_SUFFIXES)
+    videos = [file for file in own_paths(path) if file.suffix.lower() in VIDEO_SUFFIXES]
     if not videos:
         raise ValueError(f"{path}: the folder holds no video; expected files that end in {', '.join(VIDEO_SUFFIXES)}")
     return videos

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +36,9 @@ from diveparse.datasets.records import ClipRecord
 from diveparse.datasets.rendered.clip import RenderedClip, Source, Split
 from diveparse.datasets.rendered.sets import ClassCounts, RenderSettings, Sources, render_data_set, write_clip
 from diveparse.datasets.storage.atomic import write_json
+from diveparse.datasets.storage.disk import free_bytes, in_bytes, naming_full_disk, require_space
+from diveparse.datasets.storage.foreign import own_paths
+from diveparse.datasets.storage.lock import locked
 
 if TYPE_CHECKING:
     from diveparse.commands.cli import Subparsers
@@ -144,7 +146,12 @@ def add_workers(command: argparse.ArgumentParser) -> None:
 def check_data_set(args: argparse.Namespace) -> int:
     """Unpack what is still packed, play every file, print and write the findings. Returns: the exit code."""
     splits = read_splits(args.root)
-    for archive in sorted([*args.root.glob("*.tar"), *args.root.glob("*.tar.gz")]):
+    with locked(args.root, "prepare"):
+        return check_folder(args, splits)
+
+
+def check_folder(args: argparse.Namespace, splits: dict[str, list[ClipRecord]]) -> int:
+    for archive in sorted([*own_paths(args.root, "*.tar"), *own_paths(args.root, "*.tar.gz")]):
         follow(unpack(archive, args.root), unit="B", unit_scale=True, desc=f"unpacking {archive.name}")
     records = [record for split in splits.values() for record in split]
     follow(check_files(args.root, records, args.workers), unit="file", desc="playing")
@@ -166,7 +173,10 @@ def check_clips(args: argparse.Namespace) -> int:
     counts = ", ".join(f"{len(records)} {split}" for split, records in clips.splits.items())
     print(f"{args.root}: {counts} clips of {len(clips.dive_set)} dives; every row is well-formed")
     records = [record for split in clips.splits.values() for record in split]
-    return 1 if make_caches(args, clips.splits.get("train", []), records) else 0
+    if args.cache == "none":
+        return 0
+    with locked(open_data_set(DataConfig(root=str(args.root))).cache_root, "prepare"):
+        return 1 if make_caches(args, clips.splits.get("train", []), records) else 0
 
 
 def make_caches(args: argparse.Namespace, train: list[ClipRecord], records: list[ClipRecord]) -> int:
@@ -186,7 +196,7 @@ def make_caches(args: argparse.Namespace, train: list[ClipRecord], records: list
 def make_cache(root: Path, settings: CacheSettings, clips: list[ClipRecord], num_workers: int) -> int:
     """Make one cache and print its estimated size as soon as there is one.
 
-    Returns: how many clips could not be read. Raises: ValueError if there is not enough room for the cache.
+    Returns: how many clips could not be read. Raises: DiskFullError if there is not enough space for the cache.
     """
     folder = cache_folder(root, settings.kind)
     progress = build_cache(root, settings, clips, num_workers)
@@ -198,23 +208,18 @@ def make_cache(root: Path, settings: CacheSettings, clips: list[ClipRecord], num
             if not size_is_printed and done >= min(total, num_before + NUM_SAMPLE_CLIPS):
                 size_is_printed = True
                 num_bytes = estimated_bytes(folder, clips)
-                num_free = shutil.disk_usage(folder).free
-                bar.write(f"{folder}: estimated {in_gigabytes(num_bytes)}; {in_gigabytes(num_free)} are free")
-                if num_bytes * (total - done) / total > num_free:
-                    raise ValueError(f"{folder}: not enough room; free some, or leave this cache out with --cache")
+                bar.write(f"{folder}: estimated {in_bytes(num_bytes)}; {in_bytes(free_bytes(folder))} are free")
+                what = f"caching {total - done} more clips (--cache leaves a cache out)"
+                require_space(folder, round(num_bytes * (total - done) / total), what)
     entries = read_index(folder)
     damaged = [problem for clip in clips if (problem := entries[clip.name].problem)]
     for problem in damaged[:NUM_SHOWN]:
         print(f"error: not in the cache: {problem}", file=sys.stderr)
     if len(damaged) > NUM_SHOWN:
         print(f"error: and {len(damaged) - NUM_SHOWN} more", file=sys.stderr)
-    size = in_gigabytes(estimated_bytes(folder, clips))
+    size = in_bytes(estimated_bytes(folder, clips))
     print(f"{folder}: {total - len(damaged)} of {total} clips, {size}")
     return len(damaged)
-
-
-def in_gigabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.3g} GB"
 
 
 def in_words(found: dict[str, Any]) -> str:
@@ -273,7 +278,8 @@ def render_rehearsal(args: argparse.Namespace) -> int:
 
 
 def render(args: argparse.Namespace, settings: RenderSettings) -> int:
-    follow(render_data_set(args.out, settings, args.workers), unit="clip", desc="rendering")
+    with locked(args.out, "rendering"):
+        follow(render_data_set(args.out, settings, args.workers), unit="clip", desc="rendering")
     print(f"{args.out}: {settings.num_train_clips} training and {settings.num_test_clips} test clips, rendered")
     return 0
 
@@ -303,7 +309,8 @@ def contact_sheet(args: argparse.Namespace) -> int:
         times = (np.arange(args.frames) + 0.5) / args.frames * clip.duration_s
         frames, _, _ = clip.draw(times, size)
         rows.append(np.concatenate(list(frames), axis=1))
-    Image.fromarray(np.concatenate(rows)).save(args.out)
+    with naming_full_disk(args.out):
+        Image.fromarray(np.concatenate(rows)).save(args.out)
     print(f"{args.out}: {', '.join(args.numbers)}, top to bottom")
     return 0
 

@@ -14,6 +14,7 @@ from typing import IO, Any, cast
 
 from diveparse.datasets.records import NAME_PATTERN
 from diveparse.datasets.storage.atomic import written_atomically
+from diveparse.datasets.storage.disk import require_space
 
 # by the first bytes of a file
 OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
@@ -34,8 +35,8 @@ def unpack(archive: Path, root: Path) -> Iterator[tuple[int, int]]:
 
     Only plain files with the name of a clip are unpacked, from any folder of the archive; those that `rgb/` already
     has are skipped. What a damaged archive gave is removed: which of its videos are damaged cannot be told.
-    Raises: ValueError if the archive is damaged or has no such file, if it expands to far more than videos do, or if
-    the disk has no room for the next video.
+    Raises: ValueError if the archive is damaged or has no such file, or if it expands to far more than videos do;
+    DiskFullError if the disk has no space for the next video.
     """
     num_bytes, num_members, num_videos = archive.stat().st_size, 0, 0
     written: list[Path] = []
@@ -123,17 +124,11 @@ def _is_clip(member: tarfile.TarInfo) -> bool:
 
 
 def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> list[Path]:
-    """Returns: the path, if it was not there. Raises: ArchiveError if the disk has no room for it."""
+    """Returns: the path, if it was not there. Raises: DiskFullError if the disk has no space for it."""
     if path.is_file() and path.stat().st_size == member.size:
         return []
     path.parent.mkdir(parents=True, exist_ok=True)
-    num_free = shutil.disk_usage(path.parent).free
-    if member.size + SPARE_BYTES > num_free:
-        needed = (member.size + SPARE_BYTES) / 1e9
-        raise ArchiveError(
-            f"{path}: not enough room: {needed:.3g} GB are needed and {num_free / 1e9:.3g} GB are free; free some, and "
-            "the same command goes on where it was"
-        )
+    require_space(path.parent, member.size + SPARE_BYTES, f"unpacking {path.name}")
     content = tar.extractfile(member)
     assert content is not None  # as for every regular file
     with written_atomically(path) as temporary, temporary.open("wb") as target:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import io
 import logging
-import shutil
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -34,7 +33,8 @@ from diveparse.configs import ClipConfig
 from diveparse.datasets.records import ClipRecord, file_stem
 from diveparse.datasets.sampling import sample_frame_times
 from diveparse.datasets.storage import journal
-from diveparse.datasets.storage.atomic import write_json, written_atomically
+from diveparse.datasets.storage.atomic import TEMPORARY_SUFFIX, write_json, written_atomically
+from diveparse.datasets.storage.foreign import own_paths
 from diveparse.datasets.storage.json_file import read_json
 from diveparse.datasets.storage.workers import worker_pool
 from diveparse.datasets.video import VideoError, VideoInfo, probe, read_frames
@@ -55,6 +55,9 @@ logger = logging.getLogger(__name__)
 class CacheKind(Enum):
     TRAINING = "training"
     EVALUATION = "evaluation"
+
+
+SUFFIXES = {CacheKind.TRAINING: ".mp4", CacheKind.EVALUATION: ".safetensors"}
 
 
 @dataclass(frozen=True)
@@ -193,8 +196,7 @@ def build_cache(
     """
     folder = cache_folder(root, settings.kind)
     if read_settings(folder) != settings:
-        if folder.exists():
-            shutil.rmtree(folder)
+        _remove_files(folder)
         write_json(folder / SETTINGS_FILE, settings.plain())
     entries = read_index(folder)
     todo = [record for record in records if not _is_done(folder, settings.kind, entries.get(record.name), record)]
@@ -203,10 +205,17 @@ def build_cache(
     num_done = len(records) - len(todo)
     yield num_done, len(records)
     jobs = [(record, settings, folder) for record in todo]
-    with worker_pool(num_workers, __name__) as pool, (folder / INDEX_FILE).open("a", encoding="utf-8") as index:
+    with worker_pool(num_workers, __name__) as pool:
         for number, entry in enumerate(pool.map(_build_clip, jobs, chunksize=2), start=num_done + 1):
-            journal.append(index, entry)
+            journal.append(folder / INDEX_FILE, entry)
             yield number, len(records)
+
+
+def _remove_files(folder: Path) -> None:
+    """Remove what a cache with other settings holds, and nothing else that lies there."""
+    for path in own_paths(folder):
+        if path.name in (SETTINGS_FILE, INDEX_FILE) or path.suffix in (*SUFFIXES.values(), TEMPORARY_SUFFIX):
+            path.unlink()
 
 
 def estimated_bytes(folder: Path, records: Sequence[ClipRecord]) -> int:
@@ -254,7 +263,7 @@ def read_index(folder: Path) -> dict[str, CacheEntry]:
 
 def file_name(clip: str, kind: CacheKind) -> str:
     """The name of a clip's file in a cache. clip: its name."""
-    return file_stem(clip) + (".mp4" if kind is CacheKind.TRAINING else ".safetensors")
+    return file_stem(clip) + SUFFIXES[kind]
 
 
 def _is_done(folder: Path, kind: CacheKind, entry: CacheEntry | None, record: ClipRecord) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from diveparse.datasets.dives import DIVING48, DiveSet
 from diveparse.datasets.records import NAME_PATTERN, ClipRecord
+from diveparse.datasets.storage.foreign import own_paths
 from diveparse.datasets.storage.json_file import read_json
 
 SPLITS = ("train", "test")
@@ -36,7 +37,7 @@ def read_split(root: Path, split: str, dive_set: DiveSet = DIVING48) -> list[Cli
     records = read_annotations(root, split, dive_set)
     names = {record.name for record in records}
     folder = root / "rgb"
-    missing = sorted(names - ({file.stem for file in folder.glob("*.mp4")} if folder.is_dir() else set()))
+    missing = sorted(names - {file.stem for file in own_paths(folder, "*.mp4")})
     if missing:
         listed = ", ".join(f"{name}.mp4" for name in missing[:10]) + (", …" if len(missing) > 10 else "")
         of = f"of the {len(records)} videos of Diving48_V2_{split}.json"

@@ -24,6 +24,7 @@ from diveparse.datasets.dives import (
 from diveparse.datasets.diving48 import SPLITS, read_annotations
 from diveparse.datasets.records import ClipRecord, is_rendered
 from diveparse.datasets.storage import journal
+from diveparse.datasets.storage.foreign import own_paths
 from diveparse.datasets.storage.workers import worker_pool
 from diveparse.datasets.video import VideoError, play
 
@@ -72,9 +73,9 @@ def check_files(root: Path, records: Sequence[ClipRecord], num_workers: int) -> 
     present = [record.path for record in records if record.path.is_file()]
     todo = [path for path in present if not _is_current(done.get(path.stem), path)]
     yield len(present) - len(todo), len(present)
-    with worker_pool(num_workers, __name__) as pool, (root / LOG_FILE).open("a", encoding="utf-8") as log:
+    with worker_pool(num_workers, __name__) as pool:
         for number, check in enumerate(pool.map(check_file, todo, chunksize=4), start=len(present) - len(todo) + 1):
-            journal.append(log, check)
+            journal.append(root / LOG_FILE, check)
             yield number, len(present)
 
 
@@ -115,7 +116,7 @@ def report(root: Path, splits: dict[str, list[ClipRecord]]) -> dict[str, Any]:
     across = [names for names in duplicates if len({split_of[name] for name in names}) > 1]
     missing = sorted(name for split in about.values() for name in split["missing"])
     short = sorted(name for name in found if name in checks and 0 < checks[name].num_frames < MIN_FRAMES)
-    in_neither_split = sorted({path.stem for path in (root / "rgb").glob("*.mp4")} - found)
+    in_neither_split = sorted({path.stem for path in own_paths(root / "rgb", "*.mp4")} - found)
     v1 = _evidence_of_v1(about["train"]["clips_per_class"])
 
     errors = _counted("clips are missing", missing) + _counted("files cannot be played", list(problems))

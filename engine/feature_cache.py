@@ -24,6 +24,8 @@ from diveparse.configs import ClipConfig, plain_values
 from diveparse.datasets.clip_dataset import ClipDataset
 from diveparse.datasets.records import ClipRecord, file_stem
 from diveparse.datasets.storage.atomic import written_atomically
+from diveparse.datasets.storage.disk import require_space
+from diveparse.datasets.storage.lock import locked
 from diveparse.datasets.storage.seeding import stream_seed
 from diveparse.datasets.storage.workers import end_with_main_process, without_worker_traceback, worker_context
 from diveparse.models.backbone import Backbone
@@ -66,7 +68,9 @@ def fill_feature_cache(
     set's folder of caches.
     The cache holds `num_views` random views of a training clip, drawn from the clip's name, so that every run gets the
     same ones, whatever its seed and its share of the clips.
-    Raises: ValueError if there is more than one view for evaluation; VideoError naming a clip that cannot be read.
+    Raises: ValueError if there is more than one view for evaluation; VideoError naming a clip that cannot be read;
+    DiskFullError, before the second clip, if the cache does not fit on the disk; InUseError while another process
+    fills it.
     """
     if clips.views != (1, 1):
         raise ValueError(f"the feature cache holds one view of an evaluation clip, got test views {clips.views}")
@@ -75,7 +79,8 @@ def fill_feature_cache(
     todo = [record for record in clips.records if not _is_cached(folder, record)]
     if todo:
         logger.info("computing features of %d of %d clips into %s", len(todo), len(clips), folder)
-        _compute(backbone, clips, todo, folder, num_views, num_workers)
+        with locked(folder, "computing features"):
+            _compute(backbone, clips, todo, folder, num_views, num_workers)
     logger.info("features of %d clips are read from %s", len(clips), folder)
     return CachedFeatures(clips.records, folder, training=clips.training, num_views=num_views, seed=clips.seed)
 
@@ -144,15 +149,15 @@ def _compute(
     backbone.eval()
     try:
         with torch.no_grad():
-            for record, views in zip(
-                todo,
-                tqdm(without_worker_traceback(iter(views_of_each)), total=len(todo), desc="features", unit="clip"),
-                strict=True,
-            ):
+            bar = tqdm(without_worker_traceback(iter(views_of_each)), total=len(todo), desc="features", unit="clip")
+            for number, (record, views) in enumerate(zip(todo, bar, strict=True)):
                 tokens = backbone.frozen_tokens(views.to(device)).to(torch.float16).cpu()
                 if not torch.isfinite(tokens).all():
                     raise ValueError(f"{record.path}: the frozen blocks give numbers too large for fp16")
-                with written_atomically(features_path(folder, record)) as temporary, temporary.open("wb") as file:
+                if number == 0:  # all clips have as many features
+                    require_space(folder, tokens.nbytes * len(todo), f"the feature cache of {len(todo)} more clips")
+                path = features_path(folder, record)
+                with written_atomically(path, tokens.nbytes) as temporary, temporary.open("wb") as file:
                     np.save(file, tokens.numpy(), allow_pickle=False)
     finally:
         backbone.train(was_training)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from diveparse.configs import Config, PretrainConfig, Schema, differing_options, load_config, run_folder, save_config
 from diveparse.datasets.storage.atomic import TEMPORARY_SUFFIX, write_json, written_atomically
+from diveparse.datasets.storage.foreign import own_paths
 from diveparse.datasets.storage.json_file import read_json_object
 from diveparse.engine.environment import describe_environment
 
@@ -113,12 +114,17 @@ class RunFolder:
 
         Raises: ValueError if the folder holds checkpoints of an earlier version.
         """
-        if older := sorted(self.checkpoints.glob("step-*")):
+        if older := [path for path in own_paths(self.checkpoints, "step-*") if path.is_dir()]:
             raise ValueError(
                 f"{older[-1]} is of an earlier version and cannot be resumed; remove {self.path} to train anew"
             )
         found = [path for path in self.checkpoints.glob("update-*") if CHECKPOINT_NAME.fullmatch(path.name)]
-        return max(found, key=_num_updates, default=None)
+        return max(filter(Path.is_dir, found), key=_num_updates, default=None)
+
+    def has_results(self) -> bool:
+        """Whether anything is there that training the run anew would lose."""
+        files = (self.model, self.trained, self.backbone, self.pretraining_checkpoint, self.evaluation().metrics)
+        return self.newest_checkpoint() is not None or any(path.exists() for path in files)
 
     def num_updates_done(self) -> int:
         """Updates behind the newest checkpoint, 0 where there is none."""
@@ -135,13 +141,11 @@ class RunFolder:
 def open_run(cfg: Schema, *, resume: bool) -> RunFolder:
     """Create a run's folder, or with `resume` continue in it; where there is nothing to resume, create it.
 
+    A run that ended before its first result, on a full disk for one, begins anew also without `resume`.
     Raises: ValueError if the folder already holds a run and `resume` is off, or a run with other options.
     """
     run = RunFolder.of(cfg)
-    if run.config.is_file():
-        if not resume:
-            names = "name, arm or seed" if isinstance(cfg, Config) else "name"
-            raise ValueError(f"{run} already holds a run; add --resume to go on with it, or change {names}")
+    if run.config.is_file() and resume:
         _require_same_options(run, cfg)
         run.newest_checkpoint()  # raises for those of an earlier version
         if isinstance(cfg, Config) and run.best_update.is_file() and run.newest_checkpoint() is None:
@@ -149,14 +153,25 @@ def open_run(cfg: Schema, *, resume: bool) -> RunFolder:
                 f"{run} holds a trained model but no checkpoint, so it cannot be resumed; remove it to train anew"
             )
         return run
+    if run.config.is_file():
+        if run.has_results():
+            names = "name, arm or seed" if isinstance(cfg, Config) else "name"
+            raise ValueError(f"{run} already holds a run; add --resume to go on with it, or change {names}")
+        run.environment.unlink(missing_ok=True)
+        _write_config(run, cfg)
+        return run
     # the config is the first file of a run, so whatever else lies in a folder without one is somebody else's
-    others = sorted(path.name for path in run.path.glob("*") if path.name != run.config.name + TEMPORARY_SUFFIX)
+    others = [path.name for path in own_paths(run.path) if path.name != run.config.name + TEMPORARY_SUFFIX]
     if others:
         names = ", ".join(others[:5])
         raise ValueError(f"{run} holds files but no {run.config.name}, so it is no run: {names}; choose another name")
+    _write_config(run, cfg)
+    return run
+
+
+def _write_config(run: RunFolder, cfg: Schema) -> None:
     with written_atomically(run.config) as temporary:
         save_config(cfg, temporary)
-    return run
 
 
 def _require_same_options(run: RunFolder, cfg: Schema) -> None:

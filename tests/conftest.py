@@ -2,6 +2,8 @@ import gc
 import json
 import multiprocessing
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -48,6 +50,18 @@ backbone: {{embed_dim: 16, depth: 2, num_heads: 2, drop_path_rate: 0.1}}
 train: {{num_epochs: 2, batch_size: 4, accumulation_steps: 2, learning_rate: 3.0e-3, checkpoint_every: 2, log_every: 3}}
 test: {{batch_size: 5}}
 """
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A disk of 256 kB, or of the size that a test gives by `indirect`."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={getattr(request, 'param', '256k')}", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk cannot be mounted: that takes Linux and its root user")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def pytest_collection_finish() -> None:

@@ -1,6 +1,6 @@
 import sys
 
-from diveparse.commands.cli import main
+from diveparse.commands.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main(["benchmark", *sys.argv[1:]]))

@@ -75,6 +75,9 @@ class Source:
             body_share=float(rng.uniform(0.42, 0.58)),
         )
 
+    def clip_name(self, number: int) -> str:
+        return f"{self.name}_{number:05d}"
+
     def has_board_for(self, dive: Dive) -> bool:
         """Whether the dive has a difficulty at this board's height. A dive without any difficulty fits every board."""
         if dive.armstand and self.springboard:
@@ -88,7 +91,7 @@ class RenderedClip:
 
     def __init__(self, source: Source, dive: Dive, number: int, difficulty: float = 1.0):
         self.source, self.dive, self.difficulty = source, dive, difficulty
-        self.name = f"{source.name}_{number:05d}"
+        self.name = source.clip_name(number)
         self.seed_key = (*source.seed_key, number)
         rng = stream(*self.seed_key)
         self.look = source.looks[rng.integers(len(source.looks))]

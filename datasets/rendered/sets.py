@@ -16,12 +16,15 @@ from diveparse.datasets.rendered.clip import RenderedClip, Source, Split
 from diveparse.datasets.rendered.motion import JOINTS
 from diveparse.datasets.rendered.rehearsal import assign, real_sources
 from diveparse.datasets.storage.atomic import TEMPORARY_SUFFIX, write_json, written_atomically
+from diveparse.datasets.storage.disk import require_space
+from diveparse.datasets.storage.foreign import own_paths
 from diveparse.datasets.storage.json_file import read_json_object
 from diveparse.datasets.storage.seeding import stream
 from diveparse.datasets.storage.workers import worker_pool
 from diveparse.datasets.video.writer import Picture, write_h264, x264_options
 
 X264 = x264_options(21)
+NUM_SAMPLE_CLIPS = 24  # once so many are rendered, the size of the others can be estimated
 
 
 class ClassCounts(Enum):
@@ -153,7 +156,8 @@ def render_data_set(root: Path, settings: RenderSettings, num_workers: int) -> I
 
     A second call with the same settings continues where the first stopped.
     Raises: ValueError, before anything is created, if `root` holds a data set of other settings or files that were not
-    rendered, or if there are too few clips for the classes.
+    rendered, or if there are too few clips for the classes; DiskFullError, after NUM_SAMPLE_CLIPS, if the set does not
+    fit on the disk.
     """
     plans = {split: plan_clips(settings, split) for split in (Split.TRAIN, Split.TEST)}
     claim_folder(root, settings)
@@ -165,9 +169,11 @@ def render_data_set(root: Path, settings: RenderSettings, num_workers: int) -> I
     with worker_pool(num_workers, __name__) as pool:
         for done, (name, frames) in enumerate(pool.map(_render_job, jobs, chunksize=4), start=1):
             num_frames[name] = frames
+            if done == NUM_SAMPLE_CLIPS:
+                _require_space_for_rest(root, list(num_frames), clips[done:])
             yield done, len(jobs)
     for split, plan in plans.items():
-        names = [(f"{source.name}_{number:05d}", label) for source, label, number in plan]
+        names = [(source.clip_name(number), label) for source, label, number in plan]
         rows = [
             {"vid_name": name, "label": label, "start_frame": 0, "end_frame": num_frames[name]} for name, label in names
         ]
@@ -175,10 +181,26 @@ def render_data_set(root: Path, settings: RenderSettings, num_workers: int) -> I
     write_json(root / "Diving48_vocab.json", [list(dive.vocab) for dive in DIVING48])
 
 
+def _require_space_for_rest(root: Path, done: Sequence[str], rest: Sequence[tuple[Source, int, int]]) -> None:
+    """done: the names of clips that are rendered, whose mean size the others will have too. Raises: DiskFullError."""
+    missing = [
+        name
+        for name in (source.clip_name(number) for source, _, number in rest)
+        if not all(path.exists() for path in _files(root, name))
+    ]
+    num_bytes = sum(path.stat().st_size for name in done for path in _files(root, name))
+    require_space(root, round(num_bytes / len(done) * len(missing)), f"rendering {len(missing)} more clips")
+
+
+def _files(root: Path, clip: str) -> tuple[Path, Path]:
+    """The video and the ground truth of a clip."""
+    return root / "rgb" / f"{clip}.mp4", root / "truth" / f"{clip}.npz"
+
+
 def _render_job(job: tuple[Source, str, int, RenderSettings, Path]) -> tuple[str, int]:
     source, dive_number, number, settings, root = job
     clip = RenderedClip(source, Dive.from_number(dive_number), number, settings.difficulty)
-    video, truth = root / "rgb" / f"{clip.name}.mp4", root / "truth" / f"{clip.name}.npz"
+    video, truth = _files(root, clip.name)
     if not (video.exists() and truth.exists()):
         write_clip(clip, settings.size, video, truth)
     return clip.name, len(clip.frame_times_s)
@@ -203,7 +225,7 @@ def claim_folder(root: Path, settings: RenderSettings) -> None:
             )
         return
     half_written = path.name + TEMPORARY_SUFFIX  # left by a kill during the last line of this function
-    if root.exists() and any(entry.name != half_written for entry in root.iterdir()):
+    if any(path.name != half_written for path in own_paths(root)):
         raise ValueError(
             f"{root} holds files but no {RENDERED_FILE}, so they were not rendered; choose a new or empty folder, or "
             "one that an earlier rendering started"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import Field, asdict
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TextIO, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
+from diveparse.datasets.storage.disk import naming_full_disk
 from diveparse.datasets.storage.json_file import parse_json
 
 
@@ -22,10 +23,10 @@ class Entry(Protocol):
 EntryKind = TypeVar("EntryKind", bound=Entry)
 
 
-def append(journal: TextIO, entry: Entry) -> None:
-    """Add an entry to a file opened for appending. It starts a new line, in case a kill cut the last line short."""
-    journal.write("\n" + json.dumps(asdict(entry)))
-    journal.flush()
+def append(path: Path, entry: Entry) -> None:
+    """Add an entry. It starts a new line, in case a kill or a full disk cut the last line short."""
+    with naming_full_disk(path), path.open("a", encoding="utf-8") as file:
+        file.write("\n" + json.dumps(asdict(entry)))
 
 
 def read(path: Path, kind: type[EntryKind]) -> dict[str, EntryKind]:

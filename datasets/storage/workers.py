@@ -9,13 +9,16 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import forkserver
+from multiprocessing import forkserver, synchronize
 from multiprocessing.context import ForkServerContext
+from traceback import walk_tb
 from types import TracebackType
 from typing import TypeVar
 
 Item = TypeVar("Item")
+WORKER_SERVER = "diveparse.datasets.storage.worker_server"
 
 
 def worker_context(module: str) -> ForkServerContext:
@@ -25,7 +28,7 @@ def worker_context(module: str) -> ForkServerContext:
     takes seconds. Workers ignore Ctrl-C, which a terminal sends to every process: the main process ends them.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([module])
+    context.set_forkserver_preload([WORKER_SERVER, module])
     if threading.current_thread() is threading.main_thread():  # only this thread may set signal handlers
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
@@ -37,10 +40,17 @@ def worker_context(module: str) -> ForkServerContext:
 
 @contextmanager
 def worker_pool(num_workers: int, module: str) -> Iterator[ProcessPoolExecutor]:
-    """A pool of workers for functions of `module`. If the body raises an error, jobs that wait are cancelled."""
+    """A pool of workers for functions of `module`. If the body raises an error, jobs that wait are cancelled.
+
+    Raises: ValueError if a worker dies, in place of what each job that waits for it would raise.
+    """
     pool = ProcessPoolExecutor(num_workers, worker_context(module), end_with_main_process)
     try:
         yield pool
+    except BrokenProcessPool as error:
+        raise ValueError(
+            "a worker process was killed, perhaps because memory ran out; start again with fewer workers"
+        ) from error
     except BaseException:
         pool.shutdown(cancel_futures=True)  # else an interrupted `map` may still wait for all its jobs
         raise
@@ -58,13 +68,23 @@ def end_with_main_process(*_: object) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    sys.excepthook = _print_error
+    sys.excepthook = print_error
 
 
-def _print_error(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """Print an error, unless it is a broken connection: then the main process has ended, and has printed the reason."""
-    if not issubclass(kind, ConnectionError):
+def print_error(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """Print an error, unless the main process has ended, which has printed the reason.
+
+    Then a connection is broken, or a worker that has just started lacks a semaphore.
+    """
+    if not issubclass(kind, ConnectionError) and not _lacks_semaphore(error):
         sys.__excepthook__(kind, error, traceback)
+
+
+def _lacks_semaphore(error: BaseException) -> bool:
+    if not isinstance(error, FileNotFoundError) or error.filename is not None:
+        return False
+    frames = [frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__)]
+    return frames[-1:] == [synchronize.__file__]
 
 
 def without_worker_traceback(batches: Iterator[Item]) -> Iterator[Item]:

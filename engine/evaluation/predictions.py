@@ -80,7 +80,7 @@ class Predictions:
 
 def save_predictions(path: Path, predictions: Predictions, dive_set: DiveSet) -> None:
     """Write everything as tensors, all or nothing. Clips, sources and dives are JSON in the file's metadata."""
-    tensors = {
+    tensors: dict[str, npt.NDArray[np.generic]] = {
         "labels": predictions.labels,
         "dive_log_probs": predictions.dive_log_probs,
         "spelt_labels": predictions.spelt_labels,
@@ -89,7 +89,7 @@ def save_predictions(path: Path, predictions: Predictions, dive_set: DiveSet) ->
     }
     texts = {"clips": predictions.clips, "sources": predictions.sources, "dives": dive_set.numbers}
     metadata = {name: json.dumps(values) for name, values in texts.items()}
-    with written_atomically(path) as temporary:
+    with written_atomically(path, sum(values.nbytes for values in tensors.values())) as temporary:
         save_file({name: np.ascontiguousarray(values) for name, values in tensors.items()}, temporary, metadata)
 
 

@@ -11,6 +11,7 @@ from diveparse.datasets.dives import DiveSet
 from diveparse.engine.evaluation.metrics import confusion_matrix
 from diveparse.engine.evaluation.pictures import confusion_figure
 from diveparse.engine.evaluation.predictions import Predictions
+from diveparse.engine.events import open_events
 from diveparse.engine.run import RunFolder
 
 
@@ -32,7 +33,7 @@ def log_test(
     num_updates: int,
 ) -> None:
     """Show the confusions and metrics of the test split, the latter also on the HPARAMS page beside the options."""
-    with SummaryWriter(str(run)) as writer:
+    with open_events(run.path) as writer:
         log_confusion(writer, "test", predictions, dive_set, num_updates)
         scores = {f"test/{name}": value for name, value in flat_metrics(metrics).items()}
         # a run name of "." keeps this record in the run's own folder; the default adds a run named after the time

@@ -16,7 +16,9 @@ from diveparse.datasets.dives import DiveSet
 from diveparse.datasets.records import ClipRecord, is_rendered
 from diveparse.datasets.splits import evaluation_clips, scored_dives
 from diveparse.datasets.storage.atomic import write_json, written_atomically
+from diveparse.datasets.storage.disk import require_space
 from diveparse.datasets.storage.json_file import read_json_object
+from diveparse.datasets.storage.lock import locked, require_unlocked
 from diveparse.engine.batches import build_clips, cached_or_read, evaluation_batches
 from diveparse.engine.device import choose_device
 from diveparse.engine.evaluation.evaluate import evaluate
@@ -26,6 +28,7 @@ from diveparse.engine.evaluation.tensorboard import log_test
 from diveparse.engine.run import EvaluationFiles, RunFolder
 from diveparse.models.classifier import DiveClassifier
 
+RESULT_BYTES = 10**6  # of the files of a test, without their log-probabilities
 TEST_OPTIONS = ("data.root", "data.num_workers", "data.cache", "data.damaged", "test.", "clip.order")  # in a test
 
 
@@ -35,15 +38,23 @@ def evaluate_run(folder: Path, overrides: list[str], *, split: str, again: bool 
     Nothing is fitted or chosen here. The files are metrics.json, confusion.csv, predictions.safetensors and
     predictions.csv. Their names begin with validation_ for "val", and with shuffled_ where clip.order=shuffled turns
     the evaluation of a run trained in order into its control.
-    Raises: ValueError if training has not ended, an option is not for testing, or the metrics already exist.
+    Raises: ValueError if training has not ended, an option is not for testing, or the metrics already exist;
+    InUseError while another process trains or tests the run.
     """
     run = RunFolder(folder)
+    require_unlocked(folder)
     cfg, files = read_test_config(run, overrides, split)
+    with locked(folder, "testing"):
+        return _evaluate(run, cfg, files, split=split, again=again)
+
+
+def _evaluate(run: RunFolder, cfg: Config, files: EvaluationFiles, *, split: str, again: bool) -> dict[str, Any]:
     if files.metrics.exists() and not again:
         raise ValueError(f"{files.metrics} already exists, and a test is read once; add --again to replace it")
     model = DiveClassifier.load(run.model).to(choose_device())
     dive_set = scored_dives(cfg.data, model.dive_set)
     records = evaluation_clips(cfg.data, split, cfg.seed, dive_set)
+    require_space(run.path, RESULT_BYTES + 8 * len(records) * len(dive_set), f"a test of {len(records)} clips")
     views = (cfg.test.num_temporal_views, cfg.test.num_spatial_views)
     clips = build_clips(cfg, records, training=False, views=views)
     inputs = cached_or_read(clips, model, cfg)

@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
@@ -16,6 +17,7 @@ import torch
 
 from diveparse.configs import Config, ExperimentConfig, differing_options, load_config
 from diveparse.datasets.splits import evaluation_clips, scored_dives, training_clips
+from diveparse.datasets.storage.disk import space_problem
 from diveparse.datasets.storage.workers import end_with_main_process, worker_context
 from diveparse.engine.batches import build_clips, cached_or_read
 from diveparse.engine.device import seed_everything
@@ -164,8 +166,12 @@ def _run_cell(cell: Cell, num_threads: int) -> None:
             run = train(cell.config, resume=True)
             for split in cell.splits:
                 evaluate_run(run, [], split=split, again=split != cell.split)
-        except Exception:
-            traceback.print_exc()
+        except Exception as error:
+            with suppress(OSError):
+                traceback.print_exc()
+            if space_problem(error):  # the log may be on the same disk, and closing it would raise an error again
+                print(f"error: {cell.run}: {error}", file=sys.__stderr__, flush=True)
+                os._exit(1)
             raise SystemExit(1) from None
         finally:
             sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 
 from diveparse.configs import CurveConfig, ExperimentConfig
+from diveparse.datasets.storage.atomic import write_text
+from diveparse.datasets.storage.foreign import own_paths
 from diveparse.engine.evidence.comparison import Report, compare_groups
 from diveparse.engine.evidence.experiment import Cell
-from diveparse.engine.evidence.figures import curve_figure, figure_image
+from diveparse.engine.evidence.figures import curve_figure, figure_image, write_png
 from diveparse.engine.evidence.report import NOTES, report_text
 from diveparse.engine.evidence.report_figures import figures
 from diveparse.engine.evidence.runs import Run, load_run
@@ -44,10 +46,11 @@ def write_experiment(path: Path, experiment: ExperimentConfig, cells: list[Cell]
         NOTES,
         *(f"![{name}]({path.stem}/{name}.png)" for name in plots),
     ]
-    (out / f"{path.stem}.md").write_text("\n\n".join(page) + "\n", encoding="utf-8")
-    tidy_table(report).to_csv(out / f"{path.stem}.csv", index=False, float_format="%.7g")
+    write_text(out / f"{path.stem}.md", "\n\n".join(page) + "\n")
+    form: dict[str, Any] = {"index": False, "lineterminator": "\n", "float_format": "%.7g"}
+    write_text(out / f"{path.stem}.csv", tidy_table(report).to_csv(**form))
     if report.pairs:
-        class_table(report).to_csv(out / f"{path.stem}-classes.csv", index=False, float_format="%.7g")
+        write_text(out / f"{path.stem}-classes.csv", class_table(report).to_csv(**form))
     return out / f"{path.stem}.md"
 
 
@@ -64,11 +67,11 @@ def _introduction(path: Path, experiment: ExperimentConfig) -> list[str]:
 
 def _save(plots: dict[str, Figure], folder: Path) -> None:
     """Write the plots in place of those of an earlier page."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob("*.png"):
-        stale.unlink()
     for name, figure in plots.items():
-        Image.fromarray(figure_image(figure)).save(folder / f"{name}.png", optimize=True)
+        write_png(folder / f"{name}.png", figure_image(figure), optimize=True)
+    for stale in own_paths(folder, "*.png"):
+        if stale.stem not in plots:
+            stale.unlink()
 
 
 def draw_curve(curve: CurveConfig, report: Report, held_out: Sequence[str]) -> Figure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
+from diveparse.datasets.storage.atomic import written_atomically
 from diveparse.engine.evaluation.pictures import INK, clear_spines
 from diveparse.engine.evidence.statistics import Estimate
 
@@ -23,6 +26,12 @@ def figure_image(figure: Figure) -> npt.NDArray[np.uint8]:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3]
+
+
+def write_png(path: Path, pixels: npt.NDArray[np.uint8], *, optimize: bool = False) -> None:
+    """Write pixels, uint8 (height, width, 3), whole or not at all. optimize: search longer for a smaller file."""
+    with written_atomically(path) as temporary:
+        Image.fromarray(pixels).save(temporary, "PNG", optimize=optimize)
 
 
 def accuracy_figure(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from PIL import Image
-
+from diveparse.datasets.storage.atomic import write_text
+from diveparse.datasets.storage.foreign import own_paths
 from diveparse.engine.evaluation.metrics import GROUPS
+from diveparse.engine.events import EVENT_FILES
 from diveparse.engine.evidence.comparison import Report
-from diveparse.engine.evidence.figures import figure_image
+from diveparse.engine.evidence.figures import figure_image, write_png
 from diveparse.engine.evidence.pairs import MARGINS, NLL, TOP1
 from diveparse.engine.evidence.report_figures import figures
 from diveparse.engine.evidence.statistics import ALPHA, CONFIDENCE_LEVEL
@@ -56,17 +57,18 @@ def option_lines(report: Report) -> str:
 def write_report(out: Path, report: Report, text: str) -> None:
     """Write comparison.md, comparison.csv and classes.csv, and into comparison/ the figures, also for TensorBoard."""
     folder = out / "comparison"
-    folder.mkdir(parents=True, exist_ok=True)
-    for stale in (*folder.rglob("events.out.tfevents.*"), *folder.glob("*.png")):
-        stale.unlink()  # figures of an earlier comparison would show beside these
     images = {name: figure_image(figure) for name, figure in figures(report)}
+    earlier = [*folder.rglob(EVENT_FILES), *own_paths(folder, "*.png")]
     for name, pixels in images.items():
-        Image.fromarray(pixels).save(folder / f"{name}.png")
+        write_png(folder / f"{name}.png", pixels)
     log_comparison(folder, report, text, images)
+    for path in earlier:
+        if path.stem not in images:
+            path.unlink()  # figures of an earlier comparison would show beside these
     links = [f"![{name}](comparison/{name}.png)" for name in images]
     folders = "\n".join(f"- `{run.folder}`" for _, _, run in report.runs)
     page = [f"# Comparison of {', '.join(report.arms)}", text, NOTES, *links, "Runs:", folders]
-    (out / "comparison.md").write_text("\n\n".join(page) + "\n", encoding="utf-8")
-    tidy_table(report).to_csv(out / "comparison.csv", index=False)
+    write_text(out / "comparison.md", "\n\n".join(page) + "\n")
+    write_text(out / "comparison.csv", tidy_table(report).to_csv(index=False, lineterminator="\n"))
     if report.pairs:
-        class_table(report).to_csv(out / "classes.csv", index=False)
+        write_text(out / "classes.csv", class_table(report).to_csv(index=False, lineterminator="\n"))

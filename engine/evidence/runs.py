@@ -14,6 +14,7 @@ import pandas as pd
 from diveparse.configs import Config, load_config
 from diveparse.datasets.dives import ATTRIBUTES
 from diveparse.datasets.storage.json_file import read_json_object
+from diveparse.datasets.storage.lock import require_unlocked
 from diveparse.engine.evaluation.predictions import read_predictions
 from diveparse.engine.run import EvaluationFiles, RunFolder
 
@@ -67,10 +68,11 @@ class Run:
 def load_run(path: Path, split: str = "test") -> Run:
     """Read a run that has been tested on a split, "test" or "val". path: its folder.
 
-    Raises: ValueError naming the file that is missing or wrong, and the remedy.
+    Raises: ValueError naming the file that is missing or wrong, and the remedy; InUseError while a process writes it.
     """
     if not path.is_dir():
         raise ValueError(f"{path}: no such run folder")
+    require_unlocked(path)
     folder = RunFolder(path)
     files = folder.evaluation(split)
     if not folder.config.is_file():

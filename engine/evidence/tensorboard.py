@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.utils.tensorboard import SummaryWriter
 
 from diveparse.configs import flat_options
+from diveparse.engine.events import open_events
 from diveparse.engine.evidence.arms import INDIFFERENT
 from diveparse.engine.evidence.comparison import Report
 from diveparse.engine.evidence.report_figures import file_name
@@ -24,7 +24,7 @@ def log_comparison(folder: Path, report: Report, text: str, images: Mapping[str,
 
     images: by name, uint8 (height, width, 3).
     """
-    with SummaryWriter(str(folder)) as writer:
+    with open_events(folder) as writer:
         writer.add_text(f"{report.split}/comparison", text)
         for name, pixels in images.items():
             writer.add_image(f"{report.split}/{name}", pixels, dataformats="HWC")
@@ -43,7 +43,7 @@ def log_comparison(folder: Path, report: Report, text: str, images: Mapping[str,
 
 def _log_run(folder: Path, run: Run, shown: dict[str, str | int]) -> None:
     """Copy a run's curves into a folder of its own, which gives it a colour, with its scores and some options."""
-    with SummaryWriter(str(folder)) as writer:
+    with open_events(folder) as writer:
         scores = {f"{run.split}/{name}": run.scores[name] for name in SCORES if np.isfinite(run.scores[name])}
         writer.add_hparams(shown, scores, run_name=".")
         events = EventAccumulator(str(run.folder)).Reload()

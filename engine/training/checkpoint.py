@@ -11,6 +11,7 @@ import pickle
 import random
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -22,6 +23,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from diveparse.datasets.storage.atomic import TEMPORARY_SUFFIX, sync
+from diveparse.datasets.storage.disk import naming_full_disk, require_space
 from diveparse.engine.run import CHECKPOINT_NAME, RunFolder
 from diveparse.engine.training.progress import Progress
 from diveparse.models.classifier import DiveClassifier
@@ -61,14 +63,32 @@ class Learner:
 
 
 def save_checkpoint(run: RunFolder, learner: Learner) -> None:
-    """Write the whole state after `learner.progress.num_updates` updates, then drop what is older."""
+    """Write the whole state after `learner.progress.num_updates` updates, then drop what is older.
+
+    Raises: DiskFullError if there is no space; the older checkpoint is then still there.
+    """
     folder = run.checkpoint(learner.progress.num_updates)
     partial = folder.with_name(folder.name + TEMPORARY_SUFFIX)
     shutil.rmtree(partial, ignore_errors=True)  # of an earlier kill
-    partial.mkdir(parents=True)
+    with naming_full_disk(folder, num_checkpoint_bytes(learner)):
+        try:
+            _write_state(partial, learner)
+            partial.rename(folder)
+            sync(run.checkpoints)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)  # frees the space that it took
+            raise
+    for other in run.checkpoints.iterdir():
+        # whatever else lies there is not ours
+        if other != folder and CHECKPOINT_NAME.fullmatch(other.name.removesuffix(TEMPORARY_SUFFIX)) and other.is_dir():
+            shutil.rmtree(other)
+
+
+def _write_state(folder: Path, learner: Learner) -> None:
+    folder.mkdir(parents=True)
     weights = {WEIGHTS: learner.model} | ({} if learner.average is None else {AVERAGE: learner.average.module})
     for name, model in weights.items():
-        save_model(model, str(partial / name))
+        save_model(model, str(folder / name))
     torch.save(
         {
             "optimizer": learner.optimizer.state_dict(),
@@ -76,15 +96,32 @@ def save_checkpoint(run: RunFolder, learner: Learner) -> None:
             "progress": learner.progress.state_dict(),
             "random": random_state(),
         },
-        partial / STATE,
+        folder / STATE,
     )
-    for path in (*(partial / name for name in weights), partial / STATE, partial):
+    for path in (*(folder / name for name in weights), folder / STATE, folder):
         sync(path)
-    partial.rename(folder)
-    sync(run.checkpoints)
-    for other in run.checkpoints.iterdir():
-        if other != folder and CHECKPOINT_NAME.match(other.name):  # whatever else lies there is not ours
-            shutil.rmtree(other)
+
+
+def num_checkpoint_bytes(learner: Learner) -> int:
+    """About the size of a checkpoint: the weights, their average, and the two moments of Adam for each trained one."""
+    trained = sum(each.nbytes for each in learner.model.parameters() if each.requires_grad)
+    return num_model_bytes(learner) * (1 if learner.average is None else 2) + 2 * trained
+
+
+def num_model_bytes(learner: Learner) -> int:
+    return sum(each.nbytes for each in learner.model.state_dict().values())
+
+
+def require_space_for_run(run: RunFolder, learner: Learner) -> None:
+    """Refuse a training that would fill the disk: it holds two checkpoints while it replaces one, and the best model.
+
+    Raises: DiskFullError.
+    """
+    num_bytes = 2 * num_checkpoint_bytes(learner) + num_model_bytes(learner)
+    present = [path for folder in (run.checkpoints, run.model) for path in folder.rglob("*") if path.is_file()]
+    require_space(
+        run.path, num_bytes - sum(path.stat().st_size for path in present), "training (two checkpoints and the model)"
+    )
 
 
 def resume_from_checkpoint(run: RunFolder, learner: Learner) -> None:

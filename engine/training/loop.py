@@ -21,6 +21,7 @@ from diveparse.datasets.dives import DiveSet
 from diveparse.datasets.records import ClipRecord
 from diveparse.datasets.splits import training_clips
 from diveparse.datasets.storage.atomic import write_json
+from diveparse.datasets.storage.lock import locked
 from diveparse.engine.batches import (
     Batch,
     ClipLoader,
@@ -34,12 +35,18 @@ from diveparse.engine.evaluation.calibration import fit_temperature
 from diveparse.engine.evaluation.evaluate import evaluate
 from diveparse.engine.evaluation.metrics import compute_metrics
 from diveparse.engine.evaluation.tensorboard import flat_metrics, log_confusion
+from diveparse.engine.events import flush
 from diveparse.engine.run import RunFolder, open_run, record_environment
-from diveparse.engine.training.checkpoint import Learner, resume_from_checkpoint, save_checkpoint
+from diveparse.engine.training.checkpoint import (
+    Learner,
+    require_space_for_run,
+    resume_from_checkpoint,
+    save_checkpoint,
+)
 from diveparse.engine.training.mixing import Mixing, build_mixing
 from diveparse.engine.training.optim import build_optimizer, build_schedule
 from diveparse.engine.training.progress import Progress, Totals
-from diveparse.engine.training.tensorboard import flush, log_scalars, log_start, open_writer
+from diveparse.engine.training.tensorboard import log_scalars, log_start, open_writer
 from diveparse.models.classifier import DiveClassifier, build_classifier
 
 logger = logging.getLogger(__name__)
@@ -74,29 +81,39 @@ def train(cfg: Config, *, resume: bool = False) -> Path:
     device = choose_device()
     require_trainable(cfg.train, device)
     data = open_training_data(cfg, RunFolder.of(cfg).splits_from_cache() if resume else None)
-    updates_per_epoch = count_updates(len(data.records), cfg.train)
-    num_updates = updates_per_epoch * cfg.train.num_epochs
+    num_updates = count_updates(len(data.records), cfg.train) * cfg.train.num_epochs
     seed_everything(cfg.seed, device)
     model = build_classifier(cfg, data.dive_set).to(device)
     model.head.set_class_counts(data.num_train_clips)
     learner = build_learner(model, cfg.train, num_updates)
+    run = RunFolder.of(cfg)
+    if not run.trained.is_file():
+        require_space_for_run(run, learner)
+    with locked(run.path, "training"):  # not before: a config that cannot be trained leaves no folder behind
+        open_run(cfg, resume=resume)
+        train_into_folder(cfg, run, learner, data)
+    return run.path
+
+
+def train_into_folder(cfg: Config, run: RunFolder, learner: Learner, data: TrainingData) -> None:
+    """Go on after the newest checkpoint of a run, if it has any, to the end of the training."""
+    updates_per_epoch = count_updates(len(data.records), cfg.train)
+    num_updates = updates_per_epoch * cfg.train.num_epochs
     trained = {
         "num_updates": num_updates,
         "num_train_clips": dict(zip(data.dive_set.numbers, data.num_train_clips.tolist(), strict=True)),
     }
-
-    run = open_run(cfg, resume=resume)  # not before: a config that cannot be trained leaves no folder behind
     resume_from_checkpoint(run, learner)
+    device = next(learner.model.parameters()).device
     logger.info("%s: %d of %d updates done, on %s", run, learner.progress.num_updates, num_updates, device.type)
     if learner.progress.num_updates == num_updates:
         write_json(run.trained, trained)  # a kill may have come just before it
-        return run.path
+        return
     run.trained.unlink(missing_ok=True)  # there where the run had ended and now has more epochs
     record_environment(run, cfg.seed, data.splits_from_cache)
     with open_writer(run.path, learner.progress.num_updates) as writer:
         train_epochs(cfg, run, learner, data, updates_per_epoch, writer)
     write_json(run.trained, trained)
-    return run.path
 
 
 def open_training_data(cfg: Config, splits_from_cache: Sequence[str] | None) -> TrainingData:

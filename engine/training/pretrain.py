@@ -23,12 +23,15 @@ from diveparse.datasets.constants import PIXEL_MEAN, PIXEL_STD
 from diveparse.datasets.rendered.motion import JOINTS, PHASES
 from diveparse.datasets.rendered.pretraining_clips import MotionClips
 from diveparse.datasets.storage.atomic import written_atomically
+from diveparse.datasets.storage.disk import require_space
+from diveparse.datasets.storage.lock import locked
 from diveparse.engine.device import choose_device
+from diveparse.engine.events import flush
 from diveparse.engine.run import RunFolder, open_run, record_environment
 from diveparse.engine.training.checkpoint import UNREADABLE
 from diveparse.engine.training.loop import NonFiniteError
 from diveparse.engine.training.optim import build_optimizer, build_schedule
-from diveparse.engine.training.tensorboard import flush, log_scalars, open_writer
+from diveparse.engine.training.tensorboard import log_scalars, open_writer
 from diveparse.heads.kinematics import KinematicsHead, Motion, kinematics_loss
 from diveparse.models.build import build_backbone, load_backbone
 from diveparse.models.timesformer import TimeSformer
@@ -70,17 +73,29 @@ def pretrain(cfg: PretrainConfig, *, resume: bool) -> Path:
     torch.manual_seed(cfg.seed)
     updates_per_epoch = count_updates(cfg, world_size)
     state = build_pretraining(cfg, updates_per_epoch * cfg.train.num_epochs, device, rank, world_size)
-    run = open_run(cfg, resume=resume) if rank == 0 else RunFolder.of(cfg)
-    first_update = load_checkpoint(run.pretraining_checkpoint, state) if resume else 0
+    run = RunFolder.of(cfg)
     if rank == 0:
-        record_environment(run, cfg.seed)
-        if dist.is_torchelastic_launched():
-            dist.init_process_group()
-    with open_writer(run.path, first_update) if rank == 0 else nullcontext() as writer:
-        run_updates(cfg, run, state, first_update, updates_per_epoch, device, writer)
-    if rank == 0:
-        save_backbone(run.backbone, state.backbone, dtype=torch.float16)  # small enough to ship
+        require_space(run.path, num_run_bytes(state, run), "pretraining (two checkpoints and the backbone)")
+    with locked(run.path, "pretraining") if rank == 0 else nullcontext():
+        if rank == 0:
+            open_run(cfg, resume=resume)
+        first_update = load_checkpoint(run.pretraining_checkpoint, state) if resume else 0
+        if rank == 0:
+            record_environment(run, cfg.seed)
+            if dist.is_torchelastic_launched():
+                dist.init_process_group()
+        with open_writer(run.path, first_update) if rank == 0 else nullcontext() as writer:
+            run_updates(cfg, run, state, first_update, updates_per_epoch, device, writer)
+        if rank == 0:
+            save_backbone(run.backbone, state.backbone, dtype=torch.float16)  # small enough to ship
     return run.backbone
+
+
+def num_run_bytes(state: Pretraining, run: RunFolder) -> int:
+    """What the run still needs: two checkpoints of the weights and Adam's two moments, and half the weights."""
+    weights = sum(each.nbytes for each in state.model.state_dict().values())
+    checkpoint = run.pretraining_checkpoint
+    return round(6.5 * weights) - (checkpoint.stat().st_size if checkpoint.is_file() else 0)
 
 
 def build_pretraining(

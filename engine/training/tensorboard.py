@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -14,26 +15,20 @@ from diveparse.configs import Config, flat_options
 from diveparse.datasets.clip_dataset import ClipDataset
 from diveparse.datasets.dives import DiveSet
 from diveparse.datasets.records import ClipRecord
-from diveparse.datasets.storage.atomic import sync
 from diveparse.engine.evaluation.pictures import class_count_figure, clip_strip
+from diveparse.engine.events import open_events
 
 NUM_SAMPLE_CLIPS, NUM_SAMPLE_FRAMES = 4, 8  # clips shown, and frames of each
 
 
-def open_writer(run: Path, num_updates: int) -> SummaryWriter:
+def open_writer(run: Path, num_updates: int) -> AbstractContextManager[SummaryWriter]:
     """Open the run's TensorBoard log after `num_updates` updates.
 
     Points of later updates, which a run that was killed may have left behind, are dropped for those to come.
     """
     if any(run.glob(f"events.out.tfevents.{int(time.time())}.*")):
         time.sleep(1)  # a run's files are read in the order of their names, which hold the second of opening
-    return SummaryWriter(str(run), purge_step=num_updates + 1 if num_updates else 0)
-
-
-def flush(writer: SummaryWriter) -> None:
-    """Put every point on the disk. Before each checkpoint, since nothing before it is ever logged again."""
-    writer.flush()
-    sync(max(Path(writer.log_dir).glob("events.out.tfevents.*")))  # the newest is this writer's
+    return open_events(run, num_updates + 1 if num_updates else 0)
 
 
 def log_start(

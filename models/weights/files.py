@@ -49,7 +49,7 @@ def _require_small_header(path: Path) -> None:
 
 def write_weights(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     """Write a safetensors file, whole or not at all."""
-    with written_atomically(path) as temporary:
+    with written_atomically(path, sum(tensor.nbytes for tensor in state.values())) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, temporary, metadata)
 
 

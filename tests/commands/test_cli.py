@@ -1,16 +1,20 @@
 import argparse
+import os
 import runpy
 import shlex
+import signal
 import subprocess
 import sys
+import tempfile
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from diveparse.commands import compare
+from diveparse.commands import __main__, compare
 from diveparse.commands.cli import COMMANDS, WITH_SUBCOMMANDS, main, parse
 from diveparse.datasets.clips import BadRowsError
+from diveparse.datasets.storage.disk import DiskFullError
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 QUICK = [name for name in COMMANDS if name not in WITH_SUBCOMMANDS]
@@ -71,7 +75,8 @@ def test_every_script_in_tools_starts_its_command(
 
 
 def test_every_command_is_a_script_and_a_module() -> None:
-    modules = {path.stem for path in Path(compare.__file__).parent.glob("*.py")} - {"__init__", "cli"}
+    modules = {path.stem for path in Path(compare.__file__).parent.glob("*.py")}
+    modules -= {"__init__", "__main__", "cli", "interrupt"}
     assert modules == set(COMMANDS) == {path.stem for path in TOOLS.glob("*.py")}
 
 
@@ -135,3 +140,79 @@ def test_ctrl_c_ends_with_exit_code_130_and_how_to_go_on(
     raising(monkeypatch, KeyboardInterrupt())
     assert main(["compare", "run"]) == 130
     assert capsys.readouterr().err == "stopped: the same command starts again from the beginning\n"
+
+
+INTERRUPTED_IMPORT = """
+import os, signal
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    raise ImportError("as libraries do") from None
+"""
+
+
+@pytest.mark.parametrize("module", ["argparse", "tqdm", "torch"])
+def test_ctrl_c_while_anything_is_imported_shows_no_traceback(module: str, tmp_path: Path) -> None:
+    (tmp_path / f"{module}.py").write_text(INTERRUPTED_IMPORT)
+    code = "import sys; from diveparse.commands.__main__ import main; sys.path.insert(0, sys.argv.pop(1)); exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), "train", "demo"],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job of a shell ignores it
+    )
+    assert done.returncode == 130
+    assert done.stderr.startswith("stopped")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["compare", "--help"], ["prepare", "sheet", "101B", "--out", "x.png"]]
+)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_is_full_is_one_line_and_exit_code_1(arguments: list[str], unbuffered: str, tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, __main__.__file__, *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )
+    line = "error: standard output: No space left on device; what was to be printed is incomplete\n"
+    assert (done.returncode, done.stderr) == (1, line)
+
+
+def test_output_that_is_closed_is_one_line_and_exit_code_1() -> None:
+    command = [sys.executable, __main__.__file__, "--help"]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, preexec_fn=lambda: os.close(1))
+    assert (done.returncode, done.stderr) == (1, "error: standard output is closed; open it, or send it to a file\n")
+
+
+def test_a_full_error_output_changes_nothing_but_the_words(tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, __main__.__file__, "compare", str(tmp_path / "missing")]
+        assert subprocess.run(command, stderr=full, check=False).returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (DiskFullError("x/metrics.json: no space left on the disk (1 kB free)"), "x/metrics.json: no space left on "),
+        (OSError(28, "No space left on device", "x.png"), "x.png: no space left on the disk; free some space "),
+        (RuntimeError("unexpected pos 576 vs 534"), "a file, perhaps in /tmp: no space left on the disk; free some "),
+    ],
+)
+def test_a_full_disk_is_one_line_with_how_to_go_on(
+    error: Exception, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp")
+    raising(monkeypatch, error)
+    assert main(["compare", "run"]) == 1
+    written = capsys.readouterr().err
+    assert written.startswith(f"error: {line}")
+    assert written.endswith(" (the same command starts again from the beginning)\n")

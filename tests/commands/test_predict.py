@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from diveparse.commands import cli
+from diveparse.commands import __main__
 from diveparse.commands.cli import main
 from diveparse.commands.predict import caption, in_words, videos_in
 from diveparse.configs import HeadKind, load_config
@@ -92,7 +92,8 @@ def test_a_height_without_a_board_is_refused(tiny_run, videos, capsys):
 
 
 def test_a_folder_is_read_video_by_video_into_a_table(tiny_run, videos, capsys):
-    (videos[0].parent / "notes.txt").touch()
+    for name in ("notes.txt", "._a.MP4", "b.mp4~", ".DS_Store"):
+        (videos[0].parent / name).touch()
     assert main(["predict", str(tiny_run), str(videos[0].parent), "--csv"]) == 0
     rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
     assert [row["video"] for row in rows] == list(map(str, videos))
@@ -211,9 +212,15 @@ def test_a_caption_has_the_dive_and_the_attributes_with_their_probabilities():
 def test_a_reader_that_has_seen_enough_ends_it_without_a_word(tiny_run, videos):
     """As in `diveparse predict RUN VIDEOS --csv | head -1`."""
     reading, writing = os.pipe()
-    command = [sys.executable, cli.__file__, "predict", str(tiny_run), *map(str, videos), "--csv"]
+    command = [sys.executable, __main__.__file__, "predict", str(tiny_run), *map(str, videos), "--csv"]
     process = subprocess.Popen(command, stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
     os.close(reading)
     _, errors = process.communicate()
     assert (process.returncode, errors) == (1, "")
+
+
+def test_a_pattern_passes_over_foreign_files(tmp_path):
+    for name in ("a.mp4", "Thumbs.db", "a.mp4~"):
+        (tmp_path / name).touch()
+    assert videos_in(f"{tmp_path}/*") == [tmp_path / "a.mp4"]

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,9 +15,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from diveparse.commands import cli, prepare
+from diveparse.commands import __main__, prepare
 from diveparse.commands.cli import main
 from diveparse.datasets.diving48 import read_split
+from diveparse.datasets.storage.lock import locked
 from diveparse.datasets.video import probe
 
 SMALL = ("--train-clips", 47, "--test-clips", 47, "--test-counts", "balanced", "--height", 48, "--workers", 2)
@@ -183,7 +186,7 @@ def test_a_killed_preparation_goes_on_and_leaves_what_an_undisturbed_one_leaves(
     assert call("diving48", roots[0], "--workers", 2, *SMALL_CACHES).returncode == 0
     command = [
         sys.executable,
-        cli.__file__,
+        __main__.__file__,
         "prepare",
         "diving48",
         str(roots[1]),
@@ -218,7 +221,7 @@ def test_the_estimated_size_of_a_cache_is_shown_and_one_that_does_not_fit_is_ref
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     full = call("diving48", root, *SMALL_CACHES)
     assert full.returncode == 1
-    assert "cache/evaluation: not enough room" in full.stderr
+    assert re.search(r"cache/evaluation: caching \d+ more clips .* needs about \S+ kB and 1 kB are free", full.stderr)
 
 
 def test_clips_checks_a_csv_and_makes_its_cache(tiny_root: Path, tmp_path: Path) -> None:
@@ -236,3 +239,38 @@ def test_clips_checks_a_csv_and_makes_its_cache(tiny_root: Path, tmp_path: Path)
     assert "line 4: " in wrong.stderr
     assert wrong.stderr.count("\n") == 3
     assert "--column must look like" in call("clips", table, "--column", "path").stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "folder"),
+    [
+        (("diving48", "{set}", *SMALL_CACHES), "{set}"),
+        (("synthetic", "--out", "{set}", *SMALL), "{set}"),
+        (("clips", "{set}.csv", *SMALL_CACHES), "{set}.cache"),
+    ],
+    ids=["diving48", "synthetic", "clips"],
+)
+def test_a_folder_that_another_process_prepares_is_left_to_it(
+    command: tuple[object, ...], folder: str, tiny_root: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "set"
+    shutil.copytree(tiny_root, root, ignore=shutil.ignore_patterns("cache"))
+    root.with_suffix(".csv").write_text(f"path,dive_number\n{next((tiny_root / 'rgb').iterdir())},5253B\n")
+    folder = folder.format(set=root)
+    with locked(Path(folder), "rendering"):
+        before = sorted(path for path in tmp_path.rglob("*"))
+        done = call(*(str(each).format(set=root) for each in command))
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"error: {folder} is in use: rendering by process {os.getpid()} on ")
+        assert done.stderr.count("\n") == 1
+        assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("small_disk", ["48k"], indirect=True)
+def test_rendering_onto_a_full_disk_is_one_line(small_disk: Path) -> None:
+    done = call("synthetic", "--out", small_disk / "set", *SMALL)
+    assert done.returncode == 1
+    line = done.stderr.splitlines()[-1]
+    assert re.match(rf"error: {small_disk}/set/\S+: no space left on the disk \(.* free\); nothing ", line)
+    assert line.endswith("that was there before is lost; free some space (the same command goes on where it was)")
+    assert "Traceback" not in done.stderr

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from diveparse.commands import cli
+from diveparse.commands import __main__
 from diveparse.commands.cli import main
 from diveparse.configs import load_config, run_folder
 from diveparse.engine.run import RunFolder
@@ -65,7 +65,7 @@ def test_options_and_overrides_may_come_in_any_order(tiny_experiment, capsys):
 
 
 def start_training(*arguments: object) -> "subprocess.Popen[str]":
-    command = [sys.executable, cli.__file__, "train", *map(str, arguments)]
+    command = [sys.executable, __main__.__file__, "train", *map(str, arguments)]
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

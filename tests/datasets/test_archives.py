@@ -12,6 +12,7 @@ import pytest
 
 from diveparse.datasets import archives
 from diveparse.datasets.archives import unpack
+from diveparse.datasets.storage.disk import DiskFullError
 
 NAMES = [f"source_{source:04d}_{clip:05d}.mp4" for source in range(2) for clip in range(3)]
 CONTENT = os.urandom(50_000)  # no video: unpacking does not look inside
@@ -144,7 +145,7 @@ def test_a_disk_without_room_is_told_before_a_video_is_written(tmp_path: Path, m
     archive = archive_of(tmp_path / "videos.tar")
     usage = shutil.disk_usage(tmp_path)._replace(free=archives.SPARE_BYTES)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(ValueError, match=r"source_0000_00000\.mp4: not enough room: 0\.268 GB are needed and 0\.268"):
+    with pytest.raises(DiskFullError, match=r"unpacking source_0000_00000\.mp4 needs about 268 MB and 268 MB are free"):
         list(unpack(archive, tmp_path))
     assert list((tmp_path / "rgb").iterdir()) == []
 

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from diveparse.datasets.cache import (
 from diveparse.datasets.clip_dataset import ClipDataset
 from diveparse.datasets.records import ClipRecord
 from diveparse.datasets.sampling import sample_frame_times
+from diveparse.datasets.storage.disk import DiskFullError
 from diveparse.datasets.video import VideoError, probe, read_frames
 
 TRAINING = CacheSettings(CacheKind.TRAINING, num_frames=16, short_side=48)
@@ -249,3 +251,28 @@ def test_encoded_frames_stand_for_equal_parts_of_the_clip(tmp_path: Path) -> Non
     for share in (0.01, 0.99):  # early and late in each twelfth
         found = read_frames(tmp_path / "clip.mp4", (torch.arange(12) + share) * 1.7 / 12)
         assert (found.float() - frames.float()).abs().max() < 6
+
+
+def test_a_cache_that_is_made_again_leaves_files_of_others_alone(root: Path) -> None:
+    records = records_of(root)
+    build(root, TRAINING, records)
+    folder = cache_folder(root, CacheKind.TRAINING)
+    for name in (".DS_Store", "._c.mp4", "note.txt"):
+        (folder / name).write_text("mine")
+    (folder / "old.mp4.partial").touch()
+    build(root, replace(TRAINING, num_frames=8), records[:1])
+    ours = {file_name(records[0].name, CacheKind.TRAINING), "index.jsonl", "settings.json"}
+    assert {path.name for path in folder.iterdir()} == {".DS_Store", "._c.mp4", "note.txt", *ours}
+
+
+def test_a_cache_on_a_full_disk_is_one_line_and_goes_on_once_there_is_space(videos: Path, small_disk: Path) -> None:
+    records, filling = records_of(videos), small_disk / "filling"
+    with contextlib.suppress(OSError):
+        filling.write_bytes(bytes(10**6))
+    with filling.open("r+b") as file:
+        file.truncate(filling.stat().st_size - 8192)  # room for the settings and a part of a clip
+    with pytest.raises(DiskFullError, match=rf"^{small_disk}/\S+: no space left on the disk \(.* free\); nothing "):
+        build(small_disk, TRAINING, records)
+    filling.unlink()
+    assert build(small_disk, TRAINING, records)[-1] == (3, 3)
+    opened(small_disk, TRAINING, records)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from diveparse.datasets.dives import DIVING48, DIVING48_TRAIN_COUNTS, DIVING48_V1_TRAIN_COUNTS
+from diveparse.datasets.diving48 import read_split
 from diveparse.datasets.inspection import LOG_FILE, check_files, read_log, read_splits, report
 
 WriteVideo = Callable[..., Path]
@@ -182,6 +183,7 @@ def test_a_line_that_a_kill_cut_short_is_played_again(root: Path) -> None:
 def test_a_killed_check_goes_on_and_loses_nothing(root: Path) -> None:
     program = f"""
 from pathlib import Path
+from diveparse.datasets.diving48 import read_split
 from diveparse.datasets.inspection import check_files, read_splits
 root = Path({str(root)!r})
 if __name__ == "__main__":
@@ -197,3 +199,17 @@ if __name__ == "__main__":
     before = read_log(root)
     assert inspect(root)["fit"]
     assert {name: read_log(root)[name] for name in before} == before
+
+
+def test_foreign_files_beside_videos_are_neither_played_nor_counted(root: Path) -> None:
+    for name in (".DS_Store", "Thumbs.db", *(f"._{clip}.mp4" for clip in TRAIN), "train_00000_00000.mp4~"):
+        (root / "rgb" / name).write_text("foreign")
+    found = inspect(root)
+    assert found["errors"] == found["warnings"] == found["in_neither_split"] == []
+
+
+def test_a_foreign_file_does_not_stand_in_for_a_missing_video(root: Path) -> None:
+    video = video_of(root, "test__00000_00001")
+    video.rename(video.with_name(f"._{video.name}"))
+    with pytest.raises(ValueError, match=r"1 of the 2 videos of Diving48_V2_test\.json are missing: test__00000_00001"):
+        read_split(root, "test")

@@ -3,6 +3,7 @@ import shutil
 from dataclasses import replace
 from itertools import combinations, islice
 from pathlib import Path
+from types import SimpleNamespace
 from zlib import crc32
 
 import numpy as np
@@ -17,6 +18,8 @@ from diveparse.datasets.dives import DIVING48
 from diveparse.datasets.diving48 import read_split
 from diveparse.datasets.records import ClipRecord
 from diveparse.datasets.splits import evaluation_clips, training_clips
+from diveparse.datasets.storage.disk import DiskFullError
+from diveparse.datasets.storage.lock import InUseError, locked
 from diveparse.datasets.video import VideoError
 from diveparse.engine.batches import build_clips, cached_or_read, evaluation_batches, training_batches
 from diveparse.engine.evaluation.evaluate import evaluate
@@ -406,3 +409,26 @@ def test_a_test_of_more_views_of_a_run_on_cached_clips_is_refused_and_writes_not
     with pytest.raises(ValueError, match=r"train.num_cached_views must be 0 with more than one test view"):
         evaluate_run(run, ["test.num_temporal_views=2"], split="test")
     assert {path.name for path in run.iterdir()} == before
+
+
+def test_features_that_do_not_fit_on_the_disk_are_refused_before_the_second_clip(cfg, monkeypatch):
+    records = some_records(cfg)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    needs = r"frozen-\w+: the feature cache of 4 more clips needs about \S+ kB and 1 kB are free; free some space$"
+    with pytest.raises(DiskFullError, match=needs):
+        fill(cfg, records, training=False)
+    assert not list(open_data_set(cfg.data).cache_root.rglob("*.npy"))
+
+
+def test_a_feature_cache_that_another_process_fills_is_left_to_it(cfg):
+    records = some_records(cfg)
+    folder = fill(cfg, records, training=False).folder
+    cached = files(folder)
+    features_path(folder, records[0]).unlink()
+    with (
+        locked(folder, "computing features"),
+        pytest.raises(InUseError, match=f"{folder} is in use: computing features"),
+    ):
+        fill(cfg, records, training=False)
+    fill(cfg, records, training=False)
+    assert files(folder) == cached

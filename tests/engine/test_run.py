@@ -53,3 +53,42 @@ def test_each_session_of_a_run_is_recorded(cfg, caplog):
         record_environment(run, cfg.seed)
     assert "changed since the run began: python; it may not repeat to the bit" in caplog.text
     assert len(json.loads(run.environment.read_text())["resumed"]) == 2
+
+
+FOREIGN = (".DS_Store", "Thumbs.db", "config.yaml~", ".config.yaml.swp")
+
+
+def test_foreign_files_do_not_keep_a_run_from_beginning_and_are_left_alone(cfg):
+    folder = run_folder(cfg)
+    folder.mkdir(parents=True)
+    for name in FOREIGN:
+        (folder / name).touch()
+    open_run(cfg, resume=False)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*FOREIGN, "config.yaml"])
+
+
+def test_a_folder_with_files_of_somebody_else_is_refused_naming_them(cfg):
+    folder = run_folder(cfg)
+    folder.mkdir(parents=True)
+    (folder / "thesis.tex").touch()
+    with pytest.raises(ValueError, match=r"holds files but no config\.yaml, so it is no run: thesis\.tex; "):
+        open_run(cfg, resume=False)
+
+
+def test_a_run_without_any_result_begins_anew_also_with_other_options(cfg, tiny_experiment):
+    run = open_run(cfg, resume=False)
+    record_environment(run, cfg.seed)
+    (run.checkpoints / "update-00000002.partial").mkdir(parents=True)
+    other = load_config(tiny_experiment, ["train.batch_size=2"])
+    open_run(other, resume=False)
+    assert load_config(run.config, []) == other
+    assert not run.environment.exists()
+
+
+@pytest.mark.parametrize("result", ["checkpoints/update-00000002/state.pt", "model/config.json", "trained.json"])
+def test_a_run_with_a_result_does_not_begin_anew(cfg, result):
+    run = open_run(cfg, resume=False)
+    (run.path / result).parent.mkdir(parents=True, exist_ok=True)
+    (run.path / result).touch()
+    with pytest.raises(ValueError, match="already holds a run; add --resume to go on with it"):
+        open_run(cfg, resume=False)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from diveparse.datasets.rendered.sets import (
     plan_clips,
     render_data_set,
 )
+from diveparse.datasets.storage.disk import DiskFullError
 from diveparse.datasets.video import probe
 
 # of the fixture `small_set`
@@ -115,3 +118,22 @@ def test_boards_suit_their_dives() -> None:
 def test_impossible_settings_are_refused_by_name(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"^{name} must be .*got {value}$"):
         replace(SMALL, **{name: value})
+
+
+def test_a_folder_with_foreign_files_alone_is_rendered_into(tmp_path: Path) -> None:
+    for name in (".DS_Store", "desktop.ini"):
+        (tmp_path / name).touch()
+    claim_folder(tmp_path, SMALL)
+    assert (tmp_path / "rendered.json").is_file()
+
+
+def test_a_set_that_does_not_fit_on_the_disk_is_refused_after_a_sample(
+    small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(shutil.copytree(small_set, tmp_path / "set"))
+    last, _, number = plan_clips(SMALL, Split.TEST)[-1]
+    (root / "rgb" / f"{last.clip_name(number)}.mp4").unlink()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(DiskFullError, match=rf"^{root}: rendering 1 more clips needs about \S+ kB and 1 kB are free; "):
+        list(render_data_set(root, SMALL, num_workers=1))
+    assert len(list((root / "rgb").iterdir())) == 93

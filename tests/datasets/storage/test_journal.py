@@ -17,9 +17,8 @@ class Done:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "journal.jsonl"
-    with path.open("a", encoding="utf-8") as file:
-        for entry in (Done("a", 1), Done("b", 2), Done("a", 3)):
-            journal.append(file, entry)
+    for entry in (Done("a", 1), Done("b", 2), Done("a", 3)):
+        journal.append(path, entry)
     return path
 
 
@@ -28,9 +27,8 @@ def test_the_newest_entry_of_a_name_counts(path: Path) -> None:
 
 
 def test_an_entry_is_there_as_soon_as_it_is_written(tmp_path: Path) -> None:
-    with (tmp_path / "journal.jsonl").open("a", encoding="utf-8") as file:
-        journal.append(file, Done("a", 1))
-        assert journal.read(tmp_path / "journal.jsonl", Done) == {"a": Done("a", 1)}
+    journal.append(tmp_path / "journal.jsonl", Done("a", 1))
+    assert journal.read(tmp_path / "journal.jsonl", Done) == {"a": Done("a", 1)}
 
 
 def test_no_file_has_no_entries(tmp_path: Path) -> None:
@@ -41,8 +39,7 @@ def test_a_line_cut_short_anywhere_loses_that_entry_alone(path: Path) -> None:
     content = path.read_bytes()
     for cut in range(1, len(content.splitlines()[-1]) - 1):
         path.write_bytes(content[:-cut])
-        with path.open("a", encoding="utf-8") as file:
-            journal.append(file, Done("c", 4))
+        journal.append(path, Done("c", 4))
         assert journal.read(path, Done) == {"a": Done("a", 1), "b": Done("b", 2), "c": Done("c", 4)}
 
 

@@ -57,17 +57,47 @@ def test_workers_end_with_a_main_process_that_is_killed_or_interrupted(deadly: s
 
 ERRORS = """
 import sys
+from multiprocessing.synchronize import Lock
 from diveparse.datasets.storage.workers import worker_pool
+def print_errors():
+    for error in (ConnectionResetError("the main process left"), ValueError("something else")):
+        sys.excepthook(type(error), error, None)
+    try:
+        Lock.__new__(Lock).__setstate__((0, 1, 1, "/that-the-main-process-removed"))
+    except FileNotFoundError as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+    print("all printed", file=sys.stderr)
 if __name__ == "__main__":
     with worker_pool(1, "diveparse.datasets.storage.workers") as pool:
-        for error in (ConnectionResetError("the main process left"), ValueError("something else")):
-            pool.submit(sys.excepthook, type(error), error, None).result()  # by its name, so that it is the worker's
+        pool.submit(print_errors).result()
 """
 
 
-def test_a_worker_prints_every_error_but_the_broken_connection_to_its_main_process(tmp_path: Path) -> None:
+def test_a_worker_prints_every_error_but_those_of_a_main_process_that_has_left(tmp_path: Path) -> None:
     script = tmp_path / "main.py"
     script.write_text(ERRORS)
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
     assert "something else" in done.stderr
     assert "the main process left" not in done.stderr
+    assert "FileNotFoundError" not in done.stderr
+    assert "all printed" in done.stderr
+
+
+KILLED = """
+import os, signal
+from diveparse.datasets.storage.workers import worker_pool
+if __name__ == "__main__":
+    try:
+        with worker_pool(1, "diveparse.datasets.storage.workers") as pool:
+            pool.submit(os.kill, os.getpid(), 0).result()
+            list(pool.map(os._exit, [1]))
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_a_worker_that_is_killed_is_one_line(tmp_path: Path) -> None:
+    script = tmp_path / "main.py"
+    script.write_text(KILLED)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("a worker process was killed, perhaps because memory ran out; start again with fewer")

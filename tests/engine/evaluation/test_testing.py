@@ -1,3 +1,4 @@
+import contextlib
 import json
 import math
 import shutil
@@ -7,7 +8,9 @@ import numpy as np
 import pytest
 
 from diveparse.datasets.dives import DIVING48
-from diveparse.engine.evaluation.predictions import load_predictions
+from diveparse.datasets.storage.disk import DiskFullError
+from diveparse.datasets.storage.lock import InUseError, locked
+from diveparse.engine.evaluation.predictions import load_predictions, save_predictions, write_predictions
 from diveparse.engine.evaluation.testing import evaluate_run, scores_of
 from diveparse.engine.run import RunFolder
 
@@ -45,3 +48,20 @@ def test_a_score_that_is_infinite_is_none(tested):
     scores = scores_of(replace(predictions, dive_log_probs=impossible), DIVING48, counts, temperature=1.0)
     assert (scores["nll"], scores["nll_calibrated"]) == (None, None)
     assert np.isfinite(scores["brier"])
+
+
+def test_a_run_that_is_being_written_is_not_tested(tested):
+    before = sorted(tested.path.iterdir())
+    with locked(tested.path, "training"), pytest.raises(InUseError, match=f"{tested} is in use: training by process "):
+        evaluate_run(tested.path, [], split="test", again=True)
+    assert sorted(tested.path.iterdir()) == before
+
+
+def test_predictions_on_a_full_disk_are_one_line_with_what_they_need(tested, small_disk):
+    predictions, dive_set = load_predictions(tested.evaluation().probabilities)
+    with contextlib.suppress(OSError):
+        (small_disk / "filling").write_bytes(bytes(10**6))
+    for save in (save_predictions, write_predictions):
+        with pytest.raises(DiskFullError, match=rf"^{small_disk}/new: no space left on the disk \(.*0 bytes free\); "):
+            save(small_disk / "new", predictions, dive_set)
+    assert [path.name for path in small_disk.iterdir()] == ["filling"]

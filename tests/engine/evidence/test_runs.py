@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from diveparse.datasets.dives import DIVING48
+from diveparse.datasets.storage.lock import InUseError, locked
 from diveparse.engine.evidence.runs import SCORES, load_run
 
 
@@ -76,3 +77,9 @@ def test_metrics_of_another_test_than_the_predictions_beside_them_are_refused(te
     change_metrics(tested, lambda metrics: metrics | {"top1": metrics["top1"] + 1 / 24})
     with pytest.raises(ValueError, match=r"they are of different tests, so test again: .* --again"):
         load_run(tested.path)
+
+
+def test_a_run_that_is_being_written_is_refused(tested):
+    with locked(tested.path, "training"), pytest.raises(InUseError, match=f"{tested} is in use: training by process "):
+        load_run(tested.path)
+    load_run(tested.path)

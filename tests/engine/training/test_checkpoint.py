@@ -8,11 +8,14 @@ import torch
 from torch import nn
 
 from diveparse.configs import TrainConfig
+from diveparse.datasets.storage.disk import DiskFullError
 from diveparse.engine.run import RunFolder
 from diveparse.engine.training import checkpoint
 from diveparse.engine.training.checkpoint import (
     Learner,
+    num_checkpoint_bytes,
     random_state,
+    require_space_for_run,
     restore_random_state,
     resume_from_checkpoint,
     save_checkpoint,
@@ -104,7 +107,7 @@ def test_an_error_while_writing_leaves_the_older_checkpoint(tmp_path, monkeypatc
 
     monkeypatch.setattr(checkpoint.torch, "save", full_disk)
     learner.progress.num_updates = 6
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DiskFullError, match=r"update-00000006: no space left on the disk .\d+ bytes needed, "):
         save_checkpoint(RunFolder(tmp_path), learner)
     monkeypatch.undo()
     resumed = toy_learner(seed=1)
@@ -182,3 +185,41 @@ def test_a_state_with_a_part_of_another_kind_is_refused_in_one_line(part, value,
     ) as error:
         resume_from_checkpoint(RunFolder(tmp_path), toy_learner())
     assert "\n" not in str(error.value)
+
+
+def test_files_of_others_beside_checkpoints_are_left_alone(tmp_path):
+    folder = tmp_path / "checkpoints"
+    others = [".DS_Store", "note.txt", "update-00000099", "update-00000003.partial", "update-00000001 copy/state.pt"]
+    for name in others:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("mine")
+    learner = toy_learner()
+    for step in (5, 6):
+        learner.progress.num_updates = step
+        save_checkpoint(RunFolder(tmp_path), learner)
+        resume_from_checkpoint(RunFolder(tmp_path), toy_learner())
+    assert RunFolder(tmp_path).num_updates_done() == 6
+    assert all((folder / name).read_text() == "mine" for name in others)
+    assert not (folder / "update-00000005").exists()
+
+
+def test_a_full_disk_leaves_the_older_checkpoint_and_nothing_of_the_new_one(small_disk):
+    learner, run = toy_learner(width=4000), RunFolder(small_disk)
+    assert num_checkpoint_bytes(learner) > 100_000
+    save_checkpoint(run, learner)
+    learner.progress.num_updates = 1
+    (small_disk / "filling").write_bytes(bytes(50_000))
+    with pytest.raises(DiskFullError, match=r"update-00000001: no space left on the disk \(\S+ kB needed, "):
+        save_checkpoint(run, learner)
+    assert [path.name for path in run.checkpoints.iterdir()] == ["update-00000000"]
+    resume_from_checkpoint(run, toy_learner(width=4000))
+    with pytest.raises(DiskFullError, match=r"training \(two checkpoints and the model\) needs about \S+ kB and "):
+        require_space_for_run(run, learner)
+
+
+def test_a_checkpoint_is_about_as_large_as_estimated(tmp_path):
+    learner = toy_learner(width=4000)
+    update(learner)
+    save_checkpoint(RunFolder(tmp_path), learner)
+    size = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    assert size == pytest.approx(num_checkpoint_bytes(learner), rel=0.2)

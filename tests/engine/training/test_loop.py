@@ -1,3 +1,4 @@
+import contextlib
 import json
 import re
 import shutil
@@ -12,11 +13,14 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from diveparse.configs import Config, HeadKind, Precision, load_config, run_folder, save_config
 from diveparse.datasets.cache import CacheKind, CacheSettings, build_cache
 from diveparse.datasets.diving48 import read_split
 from diveparse.datasets.splits import split_by_source
+from diveparse.datasets.storage.disk import DiskFullError
+from diveparse.datasets.storage.lock import InUseError, locked
 from diveparse.engine.batches import evaluation_batches, training_batches
 from diveparse.engine.evaluation.testing import evaluate_run
 from diveparse.engine.run import RunFolder
@@ -372,3 +376,48 @@ def test_a_run_that_a_damaged_clip_stopped_can_go_on_without_it(tiny_experiment,
         train(load_config(tiny_experiment, options))
     run = train(load_config(tiny_experiment, [*options, "data.damaged=skip"]), resume=True)
     assert curves(run)["train_epoch/damaged_clips"] == {4: 1}
+
+
+def fill(disk: Path) -> None:
+    """Leave no space on the small disk."""
+    with contextlib.suppress(OSError):
+        (disk / "filling").write_bytes(bytes(10**7))
+
+
+@pytest.mark.parametrize("small_disk", ["3m"], indirect=True)
+def test_a_run_that_does_not_fit_is_refused_before_it_begins(tiny_experiment, small_disk):
+    cfg = load_config(tiny_experiment, ["train.num_epochs=1", f"runs_dir={small_disk}"])
+    fill(small_disk)
+    needs = r"seed-0: training \(two checkpoints and the model\) needs about \d+ kB and .* are free; free some space$"
+    with pytest.raises(DiskFullError, match=needs):
+        train(cfg)
+    (small_disk / "filling").unlink()
+    train(cfg)
+
+
+@pytest.mark.parametrize("small_disk", ["3m"], indirect=True)
+@pytest.mark.parametrize("number", [1, 4])
+def test_a_run_whose_disk_fills_up_in_an_update_goes_on_to_the_same_bits(
+    tiny_experiment, small_disk, number, assert_same_run
+):
+    cfg = load_config(tiny_experiment, ["train.num_epochs=1"])
+    full = replace(cfg, runs_dir=str(small_disk))
+    line = rf"^{small_disk}/\S+: no space left on the disk \(.* free\); nothing that was there before is lost"
+    updates = iter(range(1, NUM_UPDATES))
+    hook = register_optimizer_step_pre_hook(lambda *_: fill(small_disk) if next(updates) == number else None)
+    try:
+        with pytest.raises(DiskFullError, match=line):
+            train(full)
+    finally:
+        hook.remove()
+    (small_disk / "filling").unlink()
+    assert_same_run(train(full, resume=number > 1), train(cfg))  # without a checkpoint, it need not be resumed
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_another_process_trains_is_left_to_it(ended, resume):
+    run = run_folder(ended)
+    before = contents(run)
+    with locked(run, "training"), pytest.raises(InUseError, match=f"{run} is in use: training by process "):
+        train(ended, resume=resume)
+    assert contents(run) == before

@@ -10,7 +10,8 @@ from diveparse.datasets.dives import DIVING48
 from diveparse.datasets.diving48 import read_split
 from diveparse.engine.evaluation.predictions import Predictions
 from diveparse.engine.evaluation.tensorboard import flat_metrics, log_confusion
-from diveparse.engine.training.tensorboard import flush, log_scalars, log_start, open_writer
+from diveparse.engine.events import flush
+from diveparse.engine.training.tensorboard import log_scalars, log_start, open_writer
 from diveparse.heads.recombine import INVALID
 
 
@@ -56,11 +57,10 @@ def test_a_log_that_a_kill_cut_short_still_shows_what_came_before_and_after(tmp_
 
 
 def test_after_a_flush_every_point_is_in_the_file(tmp_path):
-    writer = open_writer(tmp_path, 0)
-    log_scalars(writer, "train", {"loss": 1}, 1)
-    flush(writer)
-    assert points(tmp_path) == [(1, 1)]
-    writer.close()
+    with open_writer(tmp_path, 0) as writer:
+        log_scalars(writer, "train", {"loss": 1}, 1)
+        flush(writer)
+        assert points(tmp_path) == [(1, 1)]
 
 
 def test_the_start_shows_config_class_counts_and_clips(tmp_path, tiny_experiment, tiny_root):
@@ -100,6 +100,7 @@ def test_metrics_become_one_number_a_tag():
 @pytest.mark.parametrize("num_updates", [0, 4])
 def test_a_log_never_shares_its_second_with_an_older_one(tmp_path, num_updates):
     for _ in range(2):
-        open_writer(tmp_path, num_updates).close()
+        with open_writer(tmp_path, num_updates):
+            pass
     seconds = [path.name.split(".")[3] for path in tmp_path.iterdir()]
     assert len(set(seconds)) == 2

@@ -1,0 +1,53 @@
+"""Ctrl-C without a traceback, from the first moment of a command. So this file imports nothing that takes time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+
+INTERRUPTED = 130  # the exit code of shells for a command that Ctrl-C ended
+
+if_stopped = ""  # how to go on, once the command is known
+
+
+def install() -> None:
+    """Handle Ctrl-C, unless the process was started to ignore it, as a shell's background jobs are."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _stop)
+        sys.unraisablehook = _leave_if_swallowed
+
+
+def ignore() -> None:
+    """From here on nothing is left to be stopped: the interpreter is about to exit."""
+    if signal.getsignal(signal.SIGINT) is _stop:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def print_stopped() -> None:
+    print(f"stopped: {if_stopped}" if if_stopped else "stopped", file=sys.stderr)
+
+
+def _stop(_: int, frame: FrameType | None) -> None:
+    """Within an import, libraries turn a KeyboardInterrupt into other errors or swallow it: leave at once instead.
+
+    Nothing is lost, since every file survives a kill.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            _leave()
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+def _leave() -> None:
+    print_stopped()
+    os._exit(INTERRUPTED)
+
+
+def _leave_if_swallowed(unraisable: sys.UnraisableHookArgs) -> None:
+    """A KeyboardInterrupt within a destructor would only be printed."""
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        _leave()
+    sys.__unraisablehook__(unraisable)
