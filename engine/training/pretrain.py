@@ -28,6 +28,7 @@ from diveparse.engine.run import RunFolder, open_run, record_environment
 from diveparse.engine.training.checkpoint import UNREADABLE
 from diveparse.engine.training.loop import NonFiniteError
 from diveparse.engine.training.optim import build_optimizer, build_schedule
+from diveparse.engine.training.restored import fixed_options, require_sound
 from diveparse.engine.training.tensorboard import flush, log_scalars, open_writer
 from diveparse.heads.kinematics import KinematicsHead, Motion, kinematics_loss
 from diveparse.models.build import build_backbone, load_backbone
@@ -276,6 +277,7 @@ def load_checkpoint(path: Path, state: Pretraining) -> int:
     """
     if not path.is_file():
         return 0
+    options = fixed_options(state.optimizer)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         if isinstance(content, dict) and "step" in content:
@@ -284,6 +286,7 @@ def load_checkpoint(path: Path, state: Pretraining) -> int:
         state.optimizer.load_state_dict(content["optimizer"])
         state.schedule.load_state_dict(content["schedule"])
         num_updates, processes = int(content["num_updates"]), int(content["world_size"])
+        require_sound(state.model, state.optimizer, state.schedule, num_updates, options)
     except UNREADABLE as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(

@@ -102,8 +102,8 @@ def require_held(state: Mapping[str, Tensor], cfg: BackboneConfig, *, num_frames
     least = least_num_weights(cfg, num_frames=num_frames, image_size=image_size)
     if held < MIN_SHARE_HELD * least:
         raise ValueError(
-            f"the file of weights does not fit a backbone with {_sizes(cfg)}, {num_frames} frames of {image_size} pixels: "
-            f"{held:,} numbers instead of {least:,} or more"
+            f"the file of weights does not fit a backbone with {_sizes(cfg)}, {num_frames} frames of {image_size} "
+            f"pixels: {held:,} numbers instead of {least:,} or more"
         )
 
 

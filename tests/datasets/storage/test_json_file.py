@@ -9,8 +9,28 @@ from diveparse.datasets.storage.json_file import parse_json, read_json, read_jso
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b'{"a": 1', b"\xff\xfe", b"[" * 100_000, b'{"a":' * 100_000, b"[" + b"1" * 10_000 + b"]"],
-    ids=["empty", "open", "cut short", "no text", "deep lists", "deep objects", "a number of 10,000 digits"],
+    [
+        b"",
+        b"{",
+        b'{"a": 1',
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b"[" + b"1" * 10_000 + b"]",
+        b"[18446744073709551616]",
+        b"[1e999]",
+    ],
+    ids=[
+        "empty",
+        "open",
+        "cut short",
+        "no text",
+        "deep lists",
+        "deep objects",
+        "a number of 10,000 digits",
+        "2^64",
+        "1e999",
+    ],
 )
 def test_what_is_no_json_is_one_line_that_names_the_file(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "config.json"

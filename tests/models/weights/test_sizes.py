@@ -40,11 +40,11 @@ def load(folder: Path, state: dict[str, torch.Tensor], num_heads: str = "2", **s
         ({"blocks__1000000000__norm": torch.zeros(1)}, "backbone.depth must be <= 1024, got 1000000001"),
         (
             {"space_embed": torch.zeros(1, 2**40, 0)},
-            "the file of weights does not fit a backbone with .* numbers instead of",
+            "the file of weights does not fit .* numbers instead of",
         ),
         (
             {"time_embed": torch.zeros(1, 2**40, 0)},
-            "the file of weights does not fit a backbone with .* numbers instead of",
+            "the file of weights does not fit .* numbers instead of",
         ),
         ({"patch_embed__net__0": torch.zeros(1)}, "patch_embed.net must be 2 to 15 convolutions, got 0"),
     ],
