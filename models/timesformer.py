@@ -26,7 +26,7 @@ from diveparse.models.backbone import Backbone, ClipFormat
 from diveparse.models.linear import gelu_of_linear, join_rows, linear, linear_of_gelu, row_chunks
 from diveparse.models.patch_embed import ConvStem, PatchEmbed
 from diveparse.models.weights.published import LAYER_NORM_EPS, SavedBackbone
-from diveparse.models.weights.sizes import read_sizes, require_memory
+from diveparse.models.weights.sizes import read_sizes, require_buildable
 from diveparse.models.weights.sources import load_state, read_source, resized
 
 Result = TypeVar("Result")
@@ -142,7 +142,7 @@ class TimeSformer(Backbone):
         super().__init__()
         if image_size % cfg.patch_size != 0:
             raise ValueError(f"image_size must be a multiple of patch_size={cfg.patch_size}, got {image_size}")
-        require_memory(cfg, num_frames=num_frames, image_size=image_size)
+        require_buildable(cfg, num_frames=num_frames, image_size=image_size)
         self.config = cfg
         self.num_frames = num_frames
         self.image_size = image_size

@@ -23,6 +23,7 @@ from diveparse.datasets.constants import PIXEL_MEAN, PIXEL_STD
 from diveparse.datasets.rendered.motion import JOINTS, PHASES
 from diveparse.datasets.rendered.pretraining_clips import MotionClips
 from diveparse.datasets.storage.atomic import written_atomically
+from diveparse.engine.batches import require_batch_memory
 from diveparse.engine.device import choose_device
 from diveparse.engine.run import RunFolder, open_run, record_environment
 from diveparse.engine.training.checkpoint import UNREADABLE
@@ -70,6 +71,7 @@ def pretrain(cfg: PretrainConfig, *, resume: bool) -> Path:
         dist.init_process_group()  # waits for the first process, which alone reports what all would find wrong
     torch.manual_seed(cfg.seed)
     updates_per_epoch = count_updates(cfg, world_size)
+    require_batch_memory(cfg.train.batch_size, cfg.clip.num_frames, cfg.clip.image_size, "train")
     state = build_pretraining(cfg, updates_per_epoch * cfg.train.num_epochs, device, rank, world_size)
     run = open_run(cfg, resume=resume) if rank == 0 else RunFolder.of(cfg)
     first_update = load_checkpoint(run.pretraining_checkpoint, state) if resume else 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import re
 from collections.abc import Mapping
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from diveparse.configs import BackboneConfig, StemKind
 from diveparse.configs.bounds import require
 from diveparse.datasets.constants import NUM_CHANNELS
+from diveparse.datasets.storage.memory import require_memory
 from diveparse.models.weights.files import described, shape_of
 from diveparse.models.weights.published import KERNEL, SavedBackbone
 
@@ -107,17 +107,10 @@ def require_held(state: Mapping[str, Tensor], cfg: BackboneConfig, *, num_frames
         )
 
 
-def require_memory(cfg: BackboneConfig, *, num_frames: int, image_size: int) -> None:
-    """Refuse a backbone that cannot be built here. Raises: ValueError naming its sizes and the memory there is."""
+def require_buildable(cfg: BackboneConfig, *, num_frames: int, image_size: int) -> None:
+    """Refuse a backbone larger than the memory. Raises: ValueError with its sizes and the memory that there is."""
     num_bytes = torch.float32.itemsize * least_num_weights(cfg, num_frames=num_frames, image_size=image_size)
-    if not hasattr(os, "sysconf"):  # as on Windows
-        return
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if num_bytes > memory:
-        raise ValueError(
-            f"{_sizes(cfg)}, with {num_frames} frames of {image_size} pixels, need {num_bytes / 1e9:.0f} GB for the "
-            f"weights alone, this machine has {memory / 1e9:.0f} GB; choose less"
-        )
+    require_memory(num_bytes, f"weights of {_sizes(cfg)}, with {num_frames} frames of {image_size} pixels,")
 
 
 def least_num_weights(cfg: BackboneConfig, *, num_frames: int, image_size: int) -> int:

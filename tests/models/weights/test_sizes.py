@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from diveparse.configs import BackboneConfig, StemKind
 from diveparse.models import TimeSformer
-from diveparse.models.weights.sizes import least_num_weights, require_memory
+from diveparse.models.weights.sizes import least_num_weights, require_buildable
 
 CFG = BackboneConfig(patch_size=8, embed_dim=16, depth=2, num_heads=2)
 
@@ -109,5 +109,5 @@ def test_the_estimate_is_a_little_less_than_what_is_built(stem: StemKind) -> Non
     ],
 )
 def test_what_no_memory_holds_is_refused_with_its_size(sizes: dict[str, int], num_frames: int, image_size: int) -> None:
-    with pytest.raises(ValueError, match=r"backbone\.depth=.* need \d{4,} GB for the weights alone, this machine has"):
-        require_memory(BackboneConfig(**sizes), num_frames=num_frames, image_size=image_size)
+    with pytest.raises(ValueError, match=r"backbone\.depth=.* need \d{4,} GB, this machine has"):
+        require_buildable(BackboneConfig(**sizes), num_frames=num_frames, image_size=image_size)
