@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -169,16 +169,26 @@ def _require_same_options(run: RunFolder, cfg: Schema) -> None:
         raise ValueError(f"{run} has other options and cannot go on with these: {'; '.join(differing)}")
 
 
-def record_environment(run: RunFolder, seed: int, from_cache: Sequence[str] = ()) -> None:
+def record_environment(
+    run: RunFolder, seed: int, from_cache: Sequence[str] = (), clips: Mapping[str, str] | None = None
+) -> None:
     """Describe the environment of a new run; append that of a resumed one, and log what has changed since.
 
-    from_cache: the splits whose clips are read from the cache instead of the videos.
+    from_cache: the splits whose clips are read from the cache instead of the videos. clips: a line a split, which is
+    another for other clips, labels or order.
+    Raises: ValueError if the run began with other clips.
     """
-    now = {**describe_environment(seed), "from_cache": list(from_cache)}
+    now = {**describe_environment(seed), "from_cache": list(from_cache), "clips": dict(clips or {})}
     if not run.environment.is_file():
         write_json(run.environment, now)
         return
     begun = read_json_object(run.environment)
+    if begun.get("clips", now["clips"]) != now["clips"]:  # an earlier version did not record them
+        was, is_now = (", ".join(f"{split}: {line}" for split, line in each["clips"].items()) for each in (begun, now))
+        raise ValueError(
+            f"{run}: began with other clips, labels or order ({was}) than the data set has now ({is_now}); restore its "
+            "annotations to go on, or train another run"
+        )
     changed = [name for name in ("commit", "python", "versions", "machine") if begun.get(name) != now[name]]
     if changed:
         logger.warning("changed since the run began: %s; it may not repeat to the bit", ", ".join(changed))

@@ -25,9 +25,20 @@ def open_writer(run: Path, num_updates: int) -> SummaryWriter:
 
     Points of later updates, which a run that was killed may have left behind, are dropped for those to come.
     """
-    if any(run.glob(f"events.out.tfevents.{int(time.time())}.*")):
-        time.sleep(1)  # a run's files are read in the order of their names, which hold the second of opening
+    move_before_now(run)
     return SummaryWriter(str(run), purge_step=num_updates + 1 if num_updates else 0)
+
+
+def move_before_now(run: Path) -> None:
+    """Rename event files of this second or later ones, as they are where the clock was set back.
+
+    A run's files are read in the order of their names, which hold the second of opening; the next must be the last.
+    """
+    now = int(time.time())
+    for age, path in enumerate(sorted(run.glob("events.out.tfevents.*"), reverse=True), start=1):
+        *start, second, rest = path.name.split(".", 4)
+        if second.isdecimal() and int(second) > now - age:
+            path.rename(path.with_name(".".join([*start, str(now - age), rest])))
 
 
 def flush(writer: SummaryWriter) -> None:

@@ -1,3 +1,4 @@
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -431,3 +432,24 @@ def test_a_test_of_more_views_of_a_run_on_cached_clips_is_refused_and_writes_not
     with pytest.raises(ValueError, match=r"train.num_cached_views must be 0 with more than one test view"):
         evaluate_run(run, ["test.num_temporal_views=2"], split="test")
     assert {path.name for path in run.iterdir()} == before
+
+
+def test_features_are_of_the_video_as_it_is_whatever_the_clock_gave(cfg):
+    records = some_records(cfg)
+    folder = store(cfg, records, training=False).folder
+    path = features_path(folder, records[1])
+    before = path.read_bytes()
+    content, older = records[2].path.read_bytes(), records[1].path.stat().st_mtime_ns - 10**12
+    replace_video(records[1], content)
+    os.utime(records[1].path, ns=(older, older))  # copied with its old time, or while the clock was set back
+    store(cfg, records, training=False)
+    assert path.read_bytes() != before
+
+
+def test_features_that_are_damaged_in_mid_run_are_named(cfg):
+    records = some_records(cfg, num_clips=1)
+    kept = store(cfg, records, training=False)
+    path = features_path(kept.folder, records[0])
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(ValueError, match=rf"{path.name}: damaged or removed in mid-run: .*; delete it and resume"):
+        kept[0]
