@@ -201,7 +201,7 @@ def changed(state: dict, path: str, value: object) -> None:
         ("progress/epoch/losses", {"loss": None}, "losses of Totals must be"),
         ("progress/window", None, "expected the fields of Totals, got NoneType"),
         ("schedule/last_epoch", 7, "the schedule stands at update 7 instead of 1"),
-        ("optimizer/param_groups/0/lr", float("nan"), "the learning rate is nan instead of"),
+        ("optimizer/param_groups/0/lr", float("nan"), "the learning rate is nan"),
         ("optimizer/param_groups/0/betas", (0.0, 0.5), "the optimiser has other options than the config"),
         ("optimizer/state/0/exp_avg", torch.zeros(1), r"exp_avg of 0.weight is \(1,\) instead of \(3, 4\)"),
         ("optimizer/state/0/exp_avg_sq", torch.full((3, 4), torch.inf), "exp_avg_sq of 0.weight is infinite or not"),
