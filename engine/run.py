@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from diveparse.configs import Config, PretrainConfig, Schema, differing_options, load_config, run_folder, save_config
 from diveparse.datasets.storage.atomic import TEMPORARY_SUFFIX, write_json, written_atomically
@@ -129,7 +130,8 @@ class RunFolder:
         """The splits whose clips were read from the cache when the run began; None for a run that has not begun."""
         if not self.environment.is_file():
             return None
-        return list(read_json_object(self.environment).get("from_cache", ()))
+        splits: list[str] = _read_environment(self.environment).get("from_cache", [])
+        return splits
 
 
 def open_run(cfg: Schema, *, resume: bool) -> RunFolder:
@@ -182,7 +184,7 @@ def record_environment(
     if not run.environment.is_file():
         write_json(run.environment, now)
         return
-    begun = read_json_object(run.environment)
+    begun = _read_environment(run.environment)
     if begun.get("clips", now["clips"]) != now["clips"]:  # an earlier version did not record them
         was, is_now = (", ".join(f"{split}: {line}" for split, line in each["clips"].items()) for each in (begun, now))
         raise ValueError(
@@ -193,6 +195,15 @@ def record_environment(
     if changed:
         logger.warning("changed since the run began: %s; it may not repeat to the bit", ", ".join(changed))
     write_json(run.environment, {**begun, "resumed": [*begun.get("resumed", []), now]})
+
+
+def _read_environment(path: Path) -> dict[str, Any]:
+    """Raises: ValueError naming the file if it is not what `record_environment` wrote."""
+    content = read_json_object(path)
+    for name, kind in (("from_cache", list), ("clips", dict), ("resumed", list)):
+        if name in content and not isinstance(content[name], kind):
+            raise ValueError(f"{path}: damaged: {name} must be a {kind.__name__}, got {str(content[name])[:60]!r}")
+    return content
 
 
 def _num_updates(checkpoint: Path) -> int:

@@ -32,11 +32,15 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def parse_json(text: str) -> Any:
-    """Raises: ValueError if the text is no JSON, nested too deeply, or holds a number beyond 64 bits."""
+    """Raises: ValueError if the text is no JSON, nested too deeply, or holds a number beyond 64 bits or none."""
     try:
-        return json.loads(text, parse_int=_whole_number, parse_float=_fraction)
+        return json.loads(text, parse_int=_whole_number, parse_float=_fraction, parse_constant=_refuse)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _refuse(word: str) -> None:
+    raise ValueError(f"{word}, which is no JSON")
 
 
 def _whole_number(digits: str) -> int:
