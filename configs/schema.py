@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from enum import Enum
@@ -10,6 +11,7 @@ from omegaconf import MISSING
 
 from diveparse.configs.bounds import check_numbers, non_negative, positive, refuse_unused, require, within
 
+MAX_SEED = 2**32 - 1  # of NumPy's own generator
 FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
@@ -96,8 +98,8 @@ class ClipConfig:
     image_size: int = positive(224, 8192)  # height and width of what the backbone sees, pixels
     order: FrameOrder = FrameOrder.TIME
     crop_scale_min: float = within(
-        0.7, "(0, 1]"
-    )  # smallest share of the largest square that a random training crop keeps
+        0.7, "[0.01, 1]"
+    )  # smallest share of the largest square that a random training crop keeps; less enlarges pictures without end
     flip: bool = True
     color_jitter: float = non_negative(0.2, 100)
     rand_augment_magnitude: int = within(
@@ -136,6 +138,8 @@ class BackboneConfig:
             divisor = self.patch_size // 4
             expected = f"a multiple of {divisor} for backbone.stem=conv of {self.patch_size}-pixel patches"
             require(self.embed_dim % divisor == 0, "backbone.embed_dim", expected, self.embed_dim)
+        least = f"at least 1 / backbone.embed_dim={self.embed_dim}"
+        require(int(self.embed_dim * self.mlp_ratio) > 0, "backbone.mlp_ratio", least, self.mlp_ratio)
         require(
             self.embed_dim % self.num_heads == 0,
             "backbone.num_heads",
@@ -264,7 +268,7 @@ class Config:
 
     name: str = MISSING
     arm: str = MISSING
-    seed: int = non_negative(0, 2**63 - 1)
+    seed: int = non_negative(0, MAX_SEED)
     runs_dir: str = "runs"
     data: DataConfig = field(default_factory=DataConfig)
     clip: ClipConfig = field(default_factory=ClipConfig)
@@ -320,7 +324,7 @@ class PretrainConfig:
     """Pretraining of a backbone on the kinematics of freshly rendered clips, into `runs_dir/name/`."""
 
     name: str = MISSING
-    seed: int = non_negative(0, 2**63 - 1)
+    seed: int = non_negative(0, MAX_SEED)
     runs_dir: str = "runs"
     clips_per_epoch: int = positive(2000, 10**9)  # an epoch is only a report and a checkpoint: no clip comes twice
     num_easy_clips: int = non_negative(
@@ -349,6 +353,8 @@ class CurveConfig:
     unseen_alone: bool = False  # draw the accuracy on clips of `data.unseen_dives` instead of on all
 
     def __post_init__(self) -> None:
+        for value in self.values:
+            require(math.isfinite(value), "curve.values", "finite", value)
         for name, arms in self.series.items():
             require(len(arms) == len(self.values), f"curve.series.{name}", f"{len(self.values)} arms", arms)
 
@@ -372,6 +378,8 @@ class ExperimentConfig:
 
     def __post_init__(self) -> None:
         require(len(self.seeds) > 0, "seeds", "one or more", self.seeds)
+        for seed in self.seeds:
+            require(0 <= seed <= MAX_SEED, "seeds", f"from 0 to {MAX_SEED}", seed)
         require(self.split in ("val", "test"), "split", "val or test", self.split)
         for arm in self.arms:
             require_folder_name("arms", arm)

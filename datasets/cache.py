@@ -36,6 +36,7 @@ from diveparse.datasets.storage import journal
 from diveparse.datasets.storage.atomic import TEMPORARY_SUFFIX, write_json, written_atomically
 from diveparse.datasets.storage.foreign import own_paths
 from diveparse.datasets.storage.json_file import read_json
+from diveparse.datasets.storage.plain import from_plain
 from diveparse.datasets.storage.workers import worker_pool
 from diveparse.datasets.video import VideoError, VideoInfo, probe, read_frames
 from diveparse.datasets.video.writer import Picture, write_h264, x264_options
@@ -131,7 +132,10 @@ class ClipCache:
         entry = self.entries[record.name]
         if entry.info is None:
             raise VideoError(f"{entry.problem} (when the cache was made); mend it and run diveparse prepare again")
-        return VideoInfo(**entry.info)
+        try:
+            return from_plain(VideoInfo, entry.info)
+        except ValueError as error:
+            raise ValueError(f"{self.folder / INDEX_FILE}: damaged at {record.name}: {error}; {MAKE_AGAIN}") from error
 
     def read_frames(self, record: ClipRecord, times_s: Tensor, duration_s: float, size: tuple[int, int]) -> Tensor:
         """As `video.read_frames`, but `times_s` count from the start of the clip. duration_s: that of the clip.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import TypeAlias, TypedDict
 
 import torch
 from torch import Tensor
@@ -29,6 +29,18 @@ from diveparse.datasets.transforms import (
 from diveparse.datasets.video import VideoError, VideoInfo, probe, read_frames
 
 AUGMENTATION, EPOCH_ORDER = 0, 1  # keys of the random streams
+
+
+FileVersion: TypeAlias = tuple[int, int] | None
+
+
+def file_version(path: Path) -> FileVersion:
+    """What changes with the content of a file: its size and the time of its last change; None without a file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 class ClipItem(TypedDict):
@@ -63,7 +75,8 @@ class ClipDataset(Dataset[ClipItem]):
         self.cache, self.skip_damaged = cache, skip_damaged
         self.train_transform = train_transform(clip_cfg)
         self.eval_transforms = [eval_transform(clip_cfg, position) for position in SPATIAL_VIEWS[views[1]]]
-        self._infos: dict[Path, VideoInfo] = {}  # those probed in this process; a worker reads a clip once per epoch
+        # those probed in this process, each with the file's size and time; a worker reads a clip once per epoch
+        self._infos: dict[Path, tuple[FileVersion, VideoInfo]] = {}
 
     def __len__(self) -> int:
         return len(self.records)
@@ -118,20 +131,28 @@ class ClipDataset(Dataset[ClipItem]):
         return torch.stack([transform(clip) for clip in clips for transform in self.eval_transforms])
 
     def _probe(self, record: ClipRecord) -> tuple[VideoInfo, float]:
-        """The facts of the clip's video, and the duration of the clip in seconds."""
+        """The facts of the clip's video as it is now, and the duration of the clip in seconds."""
         if self.cache is not None:
             info = self.cache.info(record)
-        else:
-            if record.path not in self._infos:
-                self._infos[record.path] = probe(record.path)
-            info = self._infos[record.path]
+            return info, record.duration_s(info)
+        version, known = file_version(record.path), self._infos.get(record.path)
+        if known is None or known[0] != version:
+            known = self._infos[record.path] = version, probe(record.path)
+        info = known[1]
+        if (record.end_s is not None and record.end_s > info.duration_s) or record.start_s >= info.duration_s:
+            raise VideoError(f"{record.path}: ends at {info.duration_s:.3f} s, before the clip {record.name} does")
         return info, record.duration_s(info)
 
     def _read_frames(self, record: ClipRecord, times_s: Tensor, duration_s: float, size: tuple[int, int]) -> Tensor:
         """The frames of a clip at times counted from its start, (len(times_s), 3, *size) uint8."""
         if self.cache is not None:
             return self.cache.read_frames(record, times_s, duration_s, size)
-        return read_frames(record.path, record.start_s + times_s, size)
+        try:
+            return read_frames(record.path, record.start_s + times_s, size)
+        except ValueError as error:
+            if isinstance(error, VideoError) or file_version(record.path) == self._infos[record.path][0]:
+                raise
+            raise VideoError(f"{record.path}: was replaced while it was read: {error}") from error
 
     def _ordered(self, clip: Tensor) -> Tensor:
         return clip[torch.randperm(len(clip))] if self.clip_cfg.order is FrameOrder.SHUFFLED else clip

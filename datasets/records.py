@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -42,3 +42,9 @@ def is_rendered(videos: Iterable[Path]) -> bool:
     """Whether any of the videos lies in a rendered data set."""
     folders = {folder for video in videos for folder in video.absolute().parents[:2]}  # rgb/ and the data set's own
     return any((folder / RENDERED_FILE).is_file() for folder in folders)
+
+
+def clips_in_a_line(records: Sequence[ClipRecord]) -> str:
+    """How many clips there are, and a digest of their names, labels and order, to recognise them by."""
+    digest = sha256("\n".join(f"{record.name} {record.label}" for record in records).encode())
+    return f"{len(records)} clips, {digest.hexdigest()[:12]}"

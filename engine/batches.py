@@ -13,8 +13,10 @@ from torch.utils.data import DataLoader
 from diveparse.configs import Config, DamagedClips, TrainConfig
 from diveparse.datasets.cache import CacheKind, cache_folder, open_cache
 from diveparse.datasets.clip_dataset import ClipDataset, EpochSampler
+from diveparse.datasets.constants import NUM_CHANNELS
 from diveparse.datasets.data_set import open_data_set
 from diveparse.datasets.records import ClipRecord
+from diveparse.datasets.storage.memory import require_memory
 from diveparse.datasets.storage.workers import end_with_main_process, without_worker_traceback, worker_context
 from diveparse.engine.feature_cache import CachedFeatures, fill_feature_cache
 from diveparse.models.classifier import DiveClassifier
@@ -78,8 +80,11 @@ def build_clips(
     """The clips of these records as the config reads them: from the data set's cache if it suits, else from the videos.
 
     from_cache: whether the run began with the cache, which it must go on with; None for a run that begins now.
-    Raises: ValueError if the cache is damaged, or the run began with one that is missing or no longer suits.
+    Raises: ValueError if the cache is damaged, the run began with one that is missing or no longer suits, or a batch is
+    larger than the memory.
     """
+    num_clips = cfg.train.batch_size if training else cfg.test.batch_size * views[0] * views[1]
+    require_batch_memory(num_clips, cfg.clip.num_frames, cfg.clip.image_size, "train" if training else "test")
     kind = CacheKind.TRAINING if training else CacheKind.EVALUATION
     wanted = cfg.data.cache if from_cache is None else from_cache
     root = open_data_set(cfg.data).cache_root
@@ -92,6 +97,13 @@ def build_clips(
     return ClipDataset(
         records, cfg.clip, training=training, seed=cfg.seed, views=views, cache=cache, skip_damaged=skip_damaged
     )
+
+
+def require_batch_memory(num_clips: int, num_frames: int, image_size: int, section: str) -> None:
+    """Raises: ValueError if the pixels of one batch are larger than the memory. section: of the config."""
+    num_bytes = torch.float32.itemsize * num_clips * num_frames * NUM_CHANNELS * image_size**2
+    sizes = f"{section}.batch_size, clip.num_frames={num_frames} and clip.image_size={image_size}"
+    require_memory(num_bytes, f"batches of {num_clips} clips, from {sizes},")
 
 
 def cached_or_read(clips: ClipDataset, model: DiveClassifier, cfg: Config) -> FeatureSource:

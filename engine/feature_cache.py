@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from hashlib import sha256
@@ -52,7 +53,11 @@ class CachedFeatures(Dataset[dict[str, object]]):
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, object]:
         epoch, index = key if isinstance(key, tuple) else (0, key)
         record = self.records[index]
-        views = np.load(features_path(self.folder, record), mmap_mode="r")  # (num_views, tokens, embed_dim)
+        path = features_path(self.folder, record)
+        try:
+            views = np.load(path, mmap_mode="r")  # (num_views, tokens, embed_dim)
+        except (ValueError, EOFError, OSError) as error:
+            raise ValueError(f"{path}: damaged or removed in mid-run: {error}; delete it and resume") from error
         first = stream_seed(self.seed, FIRST_VIEW, index) if self.training else 0
         tokens = torch.from_numpy(views[(first + epoch) % self.num_views].astype(np.float32))
         tokens = tokens if self.training else tokens.unsqueeze(0)
@@ -145,6 +150,7 @@ def _compute(
         generator=torch.Generator(),
         **(options if num_workers else {}),
     )
+    changed_ns = {record.name: record.path.stat().st_mtime_ns for record in todo}  # before any is read
     was_training = backbone.training
     backbone.eval()
     try:
@@ -159,10 +165,15 @@ def _compute(
                 path = features_path(folder, record)
                 with written_atomically(path, tokens.nbytes) as temporary, temporary.open("wb") as file:
                     np.save(file, tokens.numpy(), allow_pickle=False)
+                    os.utime(temporary, ns=(changed_ns[record.name],) * 2)
     finally:
         backbone.train(was_training)
 
 
 def _is_cached(folder: Path, record: ClipRecord) -> bool:
+    """Whether the features are of the video as it is now: their time is that of the video, whatever the clock gave."""
     path = features_path(folder, record)
-    return path.is_file() and path.stat().st_mtime_ns > record.path.stat().st_mtime_ns  # a video may be replaced
+    if not path.is_file():
+        return False
+    stored_ns, video_ns = path.stat().st_mtime_ns, record.path.stat().st_mtime_ns
+    return stored_ns in (video_ns, video_ns // 1000 * 1000, video_ns // 10**9 * 10**9)  # some disks keep less of it

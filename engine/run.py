@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from diveparse.configs import Config, PretrainConfig, Schema, differing_options, load_config, run_folder, save_config
 from diveparse.datasets.storage.atomic import TEMPORARY_SUFFIX, write_json, written_atomically
@@ -135,7 +136,8 @@ class RunFolder:
         """The splits whose clips were read from the cache when the run began; None for a run that has not begun."""
         if not self.environment.is_file():
             return None
-        return list(read_json_object(self.environment).get("from_cache", ()))
+        splits: list[str] = _read_environment(self.environment).get("from_cache", [])
+        return splits
 
 
 def open_run(cfg: Schema, *, resume: bool) -> RunFolder:
@@ -184,20 +186,39 @@ def _require_same_options(run: RunFolder, cfg: Schema) -> None:
         raise ValueError(f"{run} has other options and cannot go on with these: {'; '.join(differing)}")
 
 
-def record_environment(run: RunFolder, seed: int, from_cache: Sequence[str] = ()) -> None:
+def record_environment(
+    run: RunFolder, seed: int, from_cache: Sequence[str] = (), clips: Mapping[str, str] | None = None
+) -> None:
     """Describe the environment of a new run; append that of a resumed one, and log what has changed since.
 
-    from_cache: the splits whose clips are read from the cache instead of the videos.
+    from_cache: the splits whose clips are read from the cache instead of the videos. clips: a line a split, which is
+    another for other clips, labels or order.
+    Raises: ValueError if the run began with other clips.
     """
-    now = {**describe_environment(seed), "from_cache": list(from_cache)}
+    now = {**describe_environment(seed), "from_cache": list(from_cache), "clips": dict(clips or {})}
     if not run.environment.is_file():
         write_json(run.environment, now)
         return
-    begun = read_json_object(run.environment)
+    begun = _read_environment(run.environment)
+    if begun.get("clips", now["clips"]) != now["clips"]:  # an earlier version did not record them
+        was, is_now = (", ".join(f"{split}: {line}" for split, line in each["clips"].items()) for each in (begun, now))
+        raise ValueError(
+            f"{run}: began with other clips, labels or order ({was}) than the data set has now ({is_now}); restore its "
+            "annotations to go on, or train another run"
+        )
     changed = [name for name in ("commit", "python", "versions", "machine") if begun.get(name) != now[name]]
     if changed:
         logger.warning("changed since the run began: %s; it may not repeat to the bit", ", ".join(changed))
     write_json(run.environment, {**begun, "resumed": [*begun.get("resumed", []), now]})
+
+
+def _read_environment(path: Path) -> dict[str, Any]:
+    """Raises: ValueError naming the file if it is not what `record_environment` wrote."""
+    content = read_json_object(path)
+    for name, kind in (("from_cache", list), ("clips", dict), ("resumed", list)):
+        if name in content and not isinstance(content[name], kind):
+            raise ValueError(f"{path}: damaged: {name} must be a {kind.__name__}, got {str(content[name])[:60]!r}")
+    return content
 
 
 def _num_updates(checkpoint: Path) -> int:

@@ -31,6 +31,7 @@ from diveparse.heads.pooling import build_pooling
 from diveparse.heads.scores import DiveScores
 from diveparse.models.backbone import Backbone, ClipFormat
 from diveparse.models.build import build_backbone, load_backbone
+from diveparse.models.weights.sizes import require_held
 from diveparse.models.weights.sources import (
     MODEL_FILE,
     NUM_HEADS,
@@ -136,13 +137,14 @@ class DiveClassifier(nn.Module):
         folder = model_folder(Path(run_or_folder))
         config, dive_set, temperature = _read_config(folder / MODEL_CONFIG)
         sizes = {"num_frames": config.clip.num_frames, "image_size": config.clip.image_size}
+        state, _ = read_weights(folder / MODEL_FILE)
         try:
+            require_held(state, config.backbone, **sizes)
             backbone = build_backbone(config.backbone, **sizes)
             model = cls(backbone, build_head(config.head, backbone.embed_dim, dive_set), config)
         except ValueError as error:  # of sizes that do not fit together, or not into the memory
             raise ValueError(f"{folder / MODEL_CONFIG}: {error}") from error
         model.temperature = temperature
-        state, _ = read_weights(folder / MODEL_FILE)
         load_state(model, state, folder / MODEL_FILE)
         return model.eval()
 

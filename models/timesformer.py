@@ -7,7 +7,6 @@ space attention once for every frame, and keeps the mean of the frames' answers.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -26,7 +25,8 @@ from diveparse.models.attention import SelfAttention
 from diveparse.models.backbone import Backbone, ClipFormat
 from diveparse.models.linear import gelu_of_linear, join_rows, linear, linear_of_gelu, row_chunks
 from diveparse.models.patch_embed import ConvStem, PatchEmbed
-from diveparse.models.weights.published import LAYER_NORM_EPS, SavedBackbone, read_sizes
+from diveparse.models.weights.published import LAYER_NORM_EPS, SavedBackbone
+from diveparse.models.weights.sizes import read_sizes, require_buildable
 from diveparse.models.weights.sources import load_state, read_source, resized
 
 Result = TypeVar("Result")
@@ -135,20 +135,6 @@ def split_class_token(tokens: Tensor) -> tuple[Tensor, Tensor]:
     return class_token, others
 
 
-def require_memory(cfg: BackboneConfig) -> None:
-    """Refuse a backbone that cannot be built here. Raises: ValueError naming its sizes and the memory there is."""
-    attention, mlp = 4 * cfg.embed_dim**2, 2 * cfg.embed_dim * int(cfg.embed_dim * cfg.mlp_ratio)
-    num_bytes = 4 * cfg.depth * (2 * attention + cfg.embed_dim**2 + mlp)  # of the blocks, in fp32
-    if not hasattr(os, "sysconf"):  # as on Windows
-        return
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if num_bytes > memory:
-        raise ValueError(
-            f"backbone.depth={cfg.depth}, backbone.embed_dim={cfg.embed_dim} and backbone.mlp_ratio={cfg.mlp_ratio:g} "
-            f"need {num_bytes / 1e9:.0f} GB for the weights alone, this machine has {memory / 1e9:.0f} GB; choose less"
-        )
-
-
 class TimeSformer(Backbone):
     """A clip in, its features out. Its sizes are fixed; `models/weights` moves weights from one size to another."""
 
@@ -156,7 +142,7 @@ class TimeSformer(Backbone):
         super().__init__()
         if image_size % cfg.patch_size != 0:
             raise ValueError(f"image_size must be a multiple of patch_size={cfg.patch_size}, got {image_size}")
-        require_memory(cfg)
+        require_buildable(cfg, num_frames=num_frames, image_size=image_size)
         self.config = cfg
         self.num_frames = num_frames
         self.image_size = image_size
@@ -199,11 +185,14 @@ class TimeSformer(Backbone):
         """
         saved = read_source(source, num_frames)
         cfg, own_num_frames, own_image_size = read_sizes(saved)
-        backbone = cls(
-            replace(cfg, drop_path_rate=drop_path_rate),
-            num_frames=own_num_frames if num_frames is None else num_frames,
-            image_size=own_image_size if image_size is None else image_size,
-        )
+        try:
+            backbone = cls(
+                replace(cfg, drop_path_rate=drop_path_rate),
+                num_frames=own_num_frames if num_frames is None else num_frames,
+                image_size=own_image_size if image_size is None else image_size,
+            )
+        except ValueError as error:  # of sizes that do not fit together, or not into the memory
+            raise ValueError(f"{saved.origin}: {error}") from error
         return backbone.load_saved(saved).eval()
 
     def load_saved(self, saved: SavedBackbone) -> TimeSformer:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from diveparse.datasets.storage.disk import naming_full_disk
 from diveparse.datasets.storage.json_file import parse_json
+from diveparse.datasets.storage.plain import from_plain
 
 
 class Entry(Protocol):
@@ -32,10 +33,10 @@ def append(path: Path, entry: Entry) -> None:
 def read(path: Path, kind: type[EntryKind]) -> dict[str, EntryKind]:
     """The newest entry of each name; empty without a file. A line that is not an entry of this kind is skipped."""
     entries = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
-            entry = kind(**parse_json(line))
-        except (ValueError, TypeError):
+            entry = from_plain(kind, parse_json(line))
+        except ValueError:
             continue
         entries[entry.name] = entry
     return entries

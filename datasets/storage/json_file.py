@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
-MAX_BYTES = 256 * 2**20  # the largest of ours, the annotations of a data set, have a few
+MAX_BYTES = 64 * 2**20  # the largest of ours, the annotations of a data set, have a few
 
 
 def read_json(path: Path) -> Any:
@@ -31,8 +32,24 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def parse_json(text: str) -> Any:
-    """Raises: ValueError if the text is no JSON, or nested too deeply."""
+    """Raises: ValueError if the text is no JSON, nested too deeply, or holds a number beyond 64 bits or none."""
     try:
-        return json.loads(text)
+        return json.loads(text, parse_int=_whole_number, parse_float=_fraction, parse_constant=_refuse)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _refuse(word: str) -> None:
+    raise ValueError(f"{word}, which is no JSON")
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**64:
+        raise ValueError(f"a number beyond 64 bits, {digits[:30]}")
+    return int(digits)
+
+
+def _fraction(digits: str) -> float:
+    if math.isinf(float(digits)):
+        raise ValueError(f"a number beyond 64 bits, {digits[:30]}")
+    return float(digits)

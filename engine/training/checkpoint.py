@@ -26,6 +26,7 @@ from diveparse.datasets.storage.atomic import TEMPORARY_SUFFIX, sync
 from diveparse.datasets.storage.disk import naming_full_disk, require_space
 from diveparse.engine.run import CHECKPOINT_NAME, RunFolder
 from diveparse.engine.training.progress import Progress
+from diveparse.engine.training.restored import fixed_options, require_sound
 from diveparse.models.classifier import DiveClassifier
 from diveparse.models.weights.files import MODEL_FILE
 
@@ -133,6 +134,7 @@ def resume_from_checkpoint(run: RunFolder, learner: Learner) -> None:
     if folder is None:
         return
     device = next(learner.model.parameters()).device
+    options = fixed_options(learner.optimizer)
     try:
         load_model(learner.model, folder / WEIGHTS, device=str(device))
         if learner.average is not None:
@@ -141,6 +143,9 @@ def resume_from_checkpoint(run: RunFolder, learner: Learner) -> None:
         learner.optimizer.load_state_dict(state["optimizer"])
         learner.schedule.load_state_dict(state["schedule"])
         learner.progress = Progress.from_state_dict(state["progress"])
+        if learner.progress.num_updates != run.num_updates_done():
+            raise ValueError(f"{STATE} is of update {learner.progress.num_updates}")
+        require_sound(learner.model, learner.optimizer, learner.schedule, learner.progress.num_updates, options)
         restore_random_state(state["random"])
     except UNREADABLE as error:
         reason = " ".join(str(error).split())[:300]

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from diveparse.configs import Config, Precision, TrainConfig
 from diveparse.datasets.clip_dataset import ClipDataset
 from diveparse.datasets.dives import DiveSet
-from diveparse.datasets.records import ClipRecord
+from diveparse.datasets.records import ClipRecord, clips_in_a_line
 from diveparse.datasets.splits import training_clips
 from diveparse.datasets.storage.atomic import write_json
 from diveparse.datasets.storage.lock import locked
@@ -110,7 +110,9 @@ def train_into_folder(cfg: Config, run: RunFolder, learner: Learner, data: Train
         write_json(run.trained, trained)  # a kill may have come just before it
         return
     run.trained.unlink(missing_ok=True)  # there where the run had ended and now has more epochs
-    record_environment(run, cfg.seed, data.splits_from_cache)
+    splits = {"train": data.records, "val": data.val_records}
+    clips = {split: clips_in_a_line(records) for split, records in splits.items()}
+    record_environment(run, cfg.seed, data.splits_from_cache, clips)
     with open_writer(run.path, learner.progress.num_updates) as writer:
         train_epochs(cfg, run, learner, data, updates_per_epoch, writer)
     write_json(run.trained, trained)

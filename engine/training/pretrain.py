@@ -25,12 +25,14 @@ from diveparse.datasets.rendered.pretraining_clips import MotionClips
 from diveparse.datasets.storage.atomic import written_atomically
 from diveparse.datasets.storage.disk import require_space
 from diveparse.datasets.storage.lock import locked
+from diveparse.engine.batches import require_batch_memory
 from diveparse.engine.device import choose_device
 from diveparse.engine.events import flush
 from diveparse.engine.run import RunFolder, open_run, record_environment
 from diveparse.engine.training.checkpoint import UNREADABLE
 from diveparse.engine.training.loop import NonFiniteError
 from diveparse.engine.training.optim import build_optimizer, build_schedule
+from diveparse.engine.training.restored import fixed_options, require_sound
 from diveparse.engine.training.tensorboard import log_scalars, open_writer
 from diveparse.heads.kinematics import KinematicsHead, Motion, kinematics_loss
 from diveparse.models.build import build_backbone, load_backbone
@@ -72,6 +74,7 @@ def pretrain(cfg: PretrainConfig, *, resume: bool) -> Path:
         dist.init_process_group()  # waits for the first process, which alone reports what all would find wrong
     torch.manual_seed(cfg.seed)
     updates_per_epoch = count_updates(cfg, world_size)
+    require_batch_memory(cfg.train.batch_size, cfg.clip.num_frames, cfg.clip.image_size, "train")
     state = build_pretraining(cfg, updates_per_epoch * cfg.train.num_epochs, device, rank, world_size)
     run = RunFolder.of(cfg)
     if rank == 0:
@@ -291,6 +294,7 @@ def load_checkpoint(path: Path, state: Pretraining) -> int:
     """
     if not path.is_file():
         return 0
+    options = fixed_options(state.optimizer)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         if isinstance(content, dict) and "step" in content:
@@ -299,6 +303,7 @@ def load_checkpoint(path: Path, state: Pretraining) -> int:
         state.optimizer.load_state_dict(content["optimizer"])
         state.schedule.load_state_dict(content["schedule"])
         num_updates, processes = int(content["num_updates"]), int(content["world_size"])
+        require_sound(state.model, state.optimizer, state.schedule, num_updates, options)
     except UNREADABLE as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(

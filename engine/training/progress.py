@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from diveparse.datasets.storage.plain import from_plain
+
 
 @dataclass
 class Totals:
@@ -60,4 +62,5 @@ class Progress:
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> Progress:
-        return cls(**{**state, "window": Totals(**state["window"]), "epoch": Totals(**state["epoch"])})
+        """Raises: ValueError for a state that is not what `state_dict` gave."""
+        return from_plain(cls, state)

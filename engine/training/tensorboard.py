@@ -15,8 +15,9 @@ from diveparse.configs import Config, flat_options
 from diveparse.datasets.clip_dataset import ClipDataset
 from diveparse.datasets.dives import DiveSet
 from diveparse.datasets.records import ClipRecord
+from diveparse.datasets.storage.foreign import own_paths
 from diveparse.engine.evaluation.pictures import class_count_figure, clip_strip
-from diveparse.engine.events import open_events
+from diveparse.engine.events import EVENT_FILES, open_events
 
 NUM_SAMPLE_CLIPS, NUM_SAMPLE_FRAMES = 4, 8  # clips shown, and frames of each
 
@@ -26,9 +27,20 @@ def open_writer(run: Path, num_updates: int) -> AbstractContextManager[SummaryWr
 
     Points of later updates, which a run that was killed may have left behind, are dropped for those to come.
     """
-    if any(run.glob(f"events.out.tfevents.{int(time.time())}.*")):
-        time.sleep(1)  # a run's files are read in the order of their names, which hold the second of opening
+    move_before_now(run)
     return open_events(run, num_updates + 1 if num_updates else 0)
+
+
+def move_before_now(run: Path) -> None:
+    """Rename event files of this second or later ones, as they are where the clock was set back.
+
+    A run's files are read in the order of their names, which hold the second of opening; the next must be the last.
+    """
+    now = int(time.time())
+    for age, path in enumerate(reversed(own_paths(run, EVENT_FILES)), start=1):
+        *start, second, rest = path.name.split(".", 4)
+        if second.isdecimal() and int(second) > now - age:
+            path.rename(path.with_name(".".join([*start, str(now - age), rest])))
 
 
 def log_start(

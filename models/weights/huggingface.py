@@ -28,10 +28,10 @@ from diveparse.models.weights.published import (
     SizedBackbone,
     in_own_names,
     in_own_pixels,
-    read_sizes,
     renamed,
     with_zero_qkv_biases,
 )
+from diveparse.models.weights.sizes import read_sizes
 
 CONFIG_FILE = "config.json"
 PICKLED_FILE = "pytorch_model.bin"

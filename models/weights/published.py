@@ -6,7 +6,6 @@ FAIR's checkpoints are read here; huggingface.py and inflate.py beside it read o
 from __future__ import annotations
 
 import logging
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import torch
 from einops import einsum, rearrange, reduce
 from torch import Tensor
 
-from diveparse.configs import BackboneConfig, StemKind
+from diveparse.configs import BackboneConfig
 from diveparse.datasets.constants import NUM_CHANNELS, PIXEL_MEAN, PIXEL_STD
 from diveparse.models.weights.files import described, read_checkpoint
 
@@ -26,7 +25,6 @@ from diveparse.models.weights.files import described, read_checkpoint
 KERNEL, KERNEL_BIAS = "patch_embed.proj.weight", "patch_embed.proj.bias"
 MODEL_STATE = "model_state"  # where FAIR's checkpoints keep the weights
 LAYER_NORM_EPS = 1e-6  # of every TimeSformer's layer norms
-FAIR_HEAD_DIM = 64  # channels of one head, in all that FAIR's code builds
 
 # theirs -> ours; `*` counts the blocks
 IMAGE_NAMES = {  # of timm's image transformers, which FAIR's code extends
@@ -167,53 +165,3 @@ def with_zero_qkv_biases(state: Mapping[str, Tensor], origin: str) -> dict[str, 
     zeros = {name.removesuffix("weight") + "bias": tensor.new_zeros(len(tensor)) for name, tensor in weights.items()}
     logger.info("%s: trained without biases of queries, keys and values; set to zero: %s", origin, described(zeros))
     return dict(state) | zeros
-
-
-def read_sizes(saved: SavedBackbone) -> tuple[BackboneConfig, int, int]:
-    """The sizes that the shapes of the weights tell. Returns: config, frame count, picture size in pixels.
-
-    Raises: ValueError listing what is missing, if these are no weights of a TimeSformer.
-    """
-    state, origin = saved.state, saved.origin
-    is_conv = any(name.startswith("patch_embed.net.") for name in state)
-    needed = {"class_token": 3, "space_embed": 3, "time_embed": 3, "blocks.0.mlp.fc1.weight": 2}  # name -> axes
-    if not is_conv:
-        needed[KERNEL] = 2
-    missing = [name for name, num_axes in needed.items() if name not in state or state[name].ndim != num_axes]
-    if missing:
-        raise ValueError(f"{origin}: not the weights of a TimeSformer: no {', '.join(missing)} in {described(state)}")
-    embed_dim = state["class_token"].shape[2]
-    hidden_dim = len(state["blocks.0.mlp.fc1.weight"])
-    mlp_ratio = hidden_dim / embed_dim
-    if int(embed_dim * mlp_ratio) != hidden_dim:  # rounded down
-        mlp_ratio = math.nextafter(mlp_ratio, math.inf)
-    if is_conv:  # the first convolution strides by 4, the last by 1, those between by 2
-        num_convs = sum(name.startswith("patch_embed.net.") and tensor.ndim == 4 for name, tensor in state.items())
-        patch_size = 4 << (num_convs - 2)
-    else:
-        patch_size = math.isqrt(state[KERNEL].shape[1] // NUM_CHANNELS)
-    try:
-        cfg = BackboneConfig(
-            stem=StemKind.CONV if is_conv else StemKind.PATCH,
-            patch_size=patch_size,
-            embed_dim=embed_dim,
-            depth=1 + max(int(name.split(".")[1]) for name in state if re.match(r"blocks\.\d+\.", name)),
-            num_heads=_num_heads(saved, embed_dim),
-            mlp_ratio=mlp_ratio,
-        )
-    except ValueError as error:
-        raise ValueError(f"{origin}: {error}") from error
-    return cfg, state["time_embed"].shape[1], patch_size * math.isqrt(state["space_embed"].shape[1] - 1)
-
-
-def _num_heads(saved: SavedBackbone, embed_dim: int) -> int:
-    if saved.num_heads is not None:
-        return saved.num_heads
-    if embed_dim % FAIR_HEAD_DIM != 0:
-        raise ValueError(
-            f"has no num_heads, and embed_dim={embed_dim} is no multiple of {FAIR_HEAD_DIM}, the width of "
-            "every head in FAIR's code; name it in backbone.weights of a config, and set backbone.num_heads there"
-        )
-    num_heads = embed_dim // FAIR_HEAD_DIM
-    logger.info("%s: num_heads=%d, as every head of FAIR's code is %d wide", saved.origin, num_heads, FAIR_HEAD_DIM)
-    return num_heads

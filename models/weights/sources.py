@@ -73,7 +73,7 @@ def read_own(path: Path) -> SavedBackbone:
     Raises: ValueError naming the file if there is none, it is damaged, or it is not this project's.
     """
     state, metadata = read_weights(path)
-    if not metadata.get(NUM_HEADS, "").isdecimal():
+    if not re.fullmatch(r"[0-9]{1,9}", metadata.get(NUM_HEADS, "")):
         raise ValueError(
             f"{path}: not written by this project: its metadata lack {NUM_HEADS}; "
             "of a HuggingFace model, give the folder with its config.json"
@@ -104,6 +104,11 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], origin: Path | st
             f"{name} {shape_of(state[name])} instead of {shape_of(own[name])}"
             for name in own
             if name in state and state[name].shape != own[name].shape
+        ],
+        "of another type": [
+            f"{name} of {state[name].dtype}"
+            for name in own
+            if name in state and state[name].dtype.is_floating_point != own[name].dtype.is_floating_point
         ],
     }
     if any(misfits.values()):

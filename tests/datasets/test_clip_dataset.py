@@ -228,3 +228,45 @@ def test_in_evaluation_a_damaged_clip_is_marked(one_is_damaged: list[ClipRecord]
     clips = ClipDataset(one_is_damaged, CLIP, training=False, seed=0, views=(2, 3), skip_damaged=True)
     assert "damaged.mp4" in clips[1]["problem"]
     assert clips[1]["clip"].shape == clips[0]["clip"].shape
+
+
+@pytest.fixture
+def changing(records: list[ClipRecord], tmp_path: Path) -> ClipRecord:
+    """A clip of 0.5 to 0.9 s whose video the tests replace after it has been read once."""
+    video = tmp_path / "changing.mp4"
+    video.write_bytes(records[1].path.read_bytes())
+    return ClipRecord(video, "changing", "changing", 1, 0.5, 0.9)
+
+
+@pytest.mark.parametrize("change", ["shorter", "gone", "damaged"])
+def test_a_video_that_becomes_shorter_or_goes_in_mid_run_is_a_damaged_clip(
+    change: str, records: list[ClipRecord], changing: ClipRecord, write_video: Callable[..., Path]
+) -> None:
+    clips = ClipDataset([changing, records[2]], CLIP, training=True, seed=0, skip_damaged=True)
+    strict = ClipDataset([changing], CLIP, training=False, seed=0)
+    assert clips[0, 0]["problem"] == ""
+    assert strict[0]["problem"] == ""
+    if change == "shorter":
+        write_video(changing.path, num_frames=10, rate_hz=30)
+    elif change == "gone":
+        changing.path.unlink()
+    else:
+        changing.path.write_bytes(changing.path.read_bytes()[:900])
+    item = clips[1, 0]
+    assert (item["index"], item["label"]) == (1, records[2].label)
+    expected = "ends at 0.333 s, before the clip changing does" if change == "shorter" else str(changing.path)
+    assert expected in item["problem"]
+    with pytest.raises(VideoError, match="ends at" if change == "shorter" else r"changing\.mp4"):
+        strict[0]
+
+
+def test_a_whole_video_that_is_replaced_in_mid_run_is_read_as_it_is_now(
+    records: list[ClipRecord], changing: ClipRecord, write_video: Callable[..., Path]
+) -> None:
+    whole = replace(changing, start_s=0.0, end_s=None)
+    clips = ClipDataset([whole], CLIP, training=False, seed=0)
+    before = clips[0]["clip"]
+    write_video(whole.path, num_frames=12, rate_hz=30)
+    now = clips[0]["clip"]
+    assert torch.equal(now, ClipDataset([whole], CLIP, training=False, seed=0)[0]["clip"])
+    assert not torch.equal(now, before)

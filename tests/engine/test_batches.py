@@ -11,6 +11,7 @@ from diveparse.engine.batches import (
     MicroBatches,
     build_clips,
     evaluation_batches,
+    require_batch_memory,
     training_batches,
     without_worker_traceback,
 )
@@ -103,3 +104,10 @@ def test_a_damaged_clip_is_named_once_counted_and_left_out(tiny_experiment, tiny
 
     tested = evaluation_batches(build_clips(cfg, records, training=False), batch_size=1, num_workers=num_workers)
     assert torch.cat([batch["index"] for batch in tested]).tolist() == [0, 1, 3, 4, 5]
+
+
+def test_a_batch_larger_than_the_memory_is_refused_naming_its_options() -> None:
+    require_batch_memory(8, 24, 224, "train")
+    expected = r"from train\.batch_size, clip\.num_frames=4096 and clip\.image_size=8192, need \d+ GB"
+    with pytest.raises(ValueError, match=expected):
+        require_batch_memory(100, 4096, 8192, "train")

@@ -432,3 +432,24 @@ def test_a_feature_cache_that_another_process_fills_is_left_to_it(cfg):
         fill(cfg, records, training=False)
     fill(cfg, records, training=False)
     assert files(folder) == cached
+
+
+def test_features_are_of_the_video_as_it_is_whatever_the_clock_gave(cfg):
+    records = some_records(cfg)
+    folder = fill(cfg, records, training=False).folder
+    path = features_path(folder, records[1])
+    before = path.read_bytes()
+    content, older = records[2].path.read_bytes(), records[1].path.stat().st_mtime_ns - 10**12
+    replace_video(records[1], content)
+    os.utime(records[1].path, ns=(older, older))  # copied with its old time, or while the clock was set back
+    fill(cfg, records, training=False)
+    assert path.read_bytes() != before
+
+
+def test_features_that_are_damaged_in_mid_run_are_named(cfg):
+    records = some_records(cfg, num_clips=1)
+    kept = fill(cfg, records, training=False)
+    path = features_path(kept.folder, records[0])
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(ValueError, match=rf"{path.name}: damaged or removed in mid-run: .*; delete it and resume"):
+        kept[0]

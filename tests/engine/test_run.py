@@ -1,9 +1,12 @@
 import json
 import logging
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from diveparse.configs import load_config, run_folder
+from diveparse.datasets.records import ClipRecord, clips_in_a_line
 from diveparse.engine.run import open_run, record_environment
 
 
@@ -92,3 +95,23 @@ def test_a_run_with_a_result_does_not_begin_anew(cfg, result):
     (run.path / result).touch()
     with pytest.raises(ValueError, match="already holds a run; add --resume to go on with it"):
         open_run(cfg, resume=False)
+
+
+def test_a_run_does_not_go_on_with_other_clips_than_it_began_with(cfg):
+    run = open_run(cfg, resume=False)
+    records = [ClipRecord(Path(f"{k}.mp4"), f"clip{k}", "source", k) for k in range(3)]
+    clips = {"train": clips_in_a_line(records)}
+    record_environment(run, cfg.seed, clips=clips)
+    record_environment(run, cfg.seed, clips=clips)
+    for others in (records[:2], records[::-1], [replace(records[0], label=5), *records[1:]]):
+        with pytest.raises(ValueError, match=r"began with other clips, labels or order \(train: 3 clips, .*restore"):
+            record_environment(run, cfg.seed, clips={"train": clips_in_a_line(others)})
+
+
+def test_a_run_of_a_version_that_recorded_no_clips_goes_on(cfg):
+    run = open_run(cfg, resume=False)
+    record_environment(run, cfg.seed)
+    begun = json.loads(run.environment.read_text())
+    del begun["clips"]
+    run.environment.write_text(json.dumps(begun))
+    record_environment(run, cfg.seed, clips={"train": "3 clips, abc"})

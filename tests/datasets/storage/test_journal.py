@@ -48,3 +48,12 @@ def test_a_line_that_is_no_such_entry_is_left_out(path: Path, line: str) -> None
     with path.open("a", encoding="utf-8") as file:
         file.write("\n" + line)
     assert journal.read(path, Done) == {"a": Done("a", 3), "b": Done("b", 2)}
+
+
+@pytest.mark.parametrize(
+    "line", [b"\xff\xfe\x00", b'{"name": ["a"], "num_frames": 1}', b'{"name": "a", "num_frames": "1"}', b"[" * 9999]
+)
+def test_a_line_that_is_no_entry_is_skipped(line: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(line + b'\n{"name": "b", "num_frames": 2}\n')
+    assert journal.read(path, Done) == {"b": Done("b", 2)}

@@ -9,8 +9,19 @@ from diveparse.datasets.storage.json_file import parse_json, read_json, read_jso
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b'{"a": 1', b"\xff\xfe", b"[" * 100_000, b'{"a":' * 100_000, b"[" + b"1" * 10_000 + b"]"],
-    ids=["empty", "open", "cut short", "no text", "deep lists", "deep objects", "a number of 10,000 digits"],
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"{", id="open"),
+        pytest.param(b'{"a": 1', id="cut short"),
+        pytest.param(b"\xff\xfe", id="no text"),
+        pytest.param(b"[" * 100_000, id="deep lists"),
+        pytest.param(b'{"a":' * 100_000, id="deep objects"),
+        pytest.param(b"[" + b"1" * 10_000 + b"]", id="a number of 10,000 digits"),
+        b"[18446744073709551616]",
+        b"[1e999]",
+        b"[NaN]",
+        b"[-Infinity]",
+    ],
 )
 def test_what_is_no_json_is_one_line_that_names_the_file(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "config.json"

@@ -99,7 +99,8 @@ def test_a_half_written_checkpoint_is_passed_over_and_later_cleared(tmp_path):
 
 def test_an_error_while_writing_leaves_the_older_checkpoint(tmp_path, monkeypatch):
     learner = toy_learner()
-    learner.progress.num_updates = 5
+    for _ in range(5):
+        update(learner)
     save_checkpoint(RunFolder(tmp_path), learner)
 
     def full_disk(*_: object) -> None:
@@ -223,3 +224,44 @@ def test_a_checkpoint_is_about_as_large_as_estimated(tmp_path):
     save_checkpoint(RunFolder(tmp_path), learner)
     size = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
     assert size == pytest.approx(num_checkpoint_bytes(learner), rel=0.2)
+
+
+def changed(state: dict, path: str, value: object) -> None:
+    *parents, last = [int(key) if key.isdigit() else key for key in path.split("/")]
+    for key in parents:
+        state = state[key]
+    assert last in state or isinstance(last, int)
+    state[last] = value
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "complaint"),
+    [
+        ("progress/num_updates", 3, "state.pt is of update 3"),
+        ("progress/num_updates", "1", "num_updates of Progress must be .* got '1'"),
+        ("progress/epoch/losses", {"loss": None}, "losses of Totals must be"),
+        ("progress/window", None, "expected the fields of Totals, got NoneType"),
+        ("schedule/last_epoch", 7, "the schedule stands at update 7 instead of 1"),
+        ("optimizer/param_groups/0/lr", float("nan"), "the learning rate is nan"),
+        ("optimizer/param_groups/0/betas", (0.0, 0.5), "the optimiser has other options than the config"),
+        ("optimizer/state/0/exp_avg", torch.zeros(1), r"exp_avg of 0.weight is \(1,\) instead of \(3, 4\)"),
+        ("optimizer/state/0/exp_avg_sq", torch.full((3, 4), torch.inf), "exp_avg_sq of 0.weight is infinite or not"),
+    ],
+)
+def test_a_state_that_no_run_can_have_written_is_refused_by_its_part(tmp_path, path, value, complaint):
+    folder = saved(tmp_path)
+    state = torch.load(folder / "state.pt", weights_only=True)
+    changed(state, path, value)
+    torch.save(state, folder / "state.pt")
+    with pytest.raises(ValueError, match=f"not a checkpoint that this run can go on from: .*{complaint}") as caught:
+        resume_from_checkpoint(RunFolder(tmp_path), toy_learner())
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_of_a_checkpoint_that_are_not_numbers_are_refused_by_name(tmp_path):
+    learner = toy_learner()
+    with torch.no_grad():
+        learner.model[0].bias[1] = torch.nan
+    save_checkpoint(RunFolder(tmp_path), learner)
+    with pytest.raises(ValueError, match=r"0\.bias is infinite or not a number; remove it to train from the start"):
+        resume_from_checkpoint(RunFolder(tmp_path), toy_learner())

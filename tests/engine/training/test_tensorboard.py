@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -104,3 +106,25 @@ def test_a_log_never_shares_its_second_with_an_older_one(tmp_path, num_updates):
             pass
     seconds = [path.name.split(".")[3] for path in tmp_path.iterdir()]
     assert len(set(seconds)) == 2
+
+
+def test_a_clock_that_was_set_back_does_not_mix_up_the_points_of_a_resumed_run(tmp_path, monkeypatch):
+    now = time.time()
+    for start, (clock, first) in enumerate([(now + 7200, 1), (now + 7200, 3), (now, 5)]):
+        monkeypatch.setattr(time, "time", lambda clock=clock: clock)
+        with open_writer(tmp_path, first - 1) as writer:
+            for step in range(first, first + 4):  # two more than the next attempt goes on after
+                log_scalars(writer, "train", {"loss": 10 * start + step}, step)
+    assert points(tmp_path) == [(1, 1), (2, 2), (3, 13), (4, 14), (5, 25), (6, 26), (7, 27), (8, 28)]
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_event_files_that_others_named_are_left_alone(tmp_path):
+    names = ("events.out.tfevents.notes", "events.out.tfevents.99999999999x.host")
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    with open_writer(tmp_path, 0):
+        pass
+    assert {"events.out.tfevents.notes", "events.out.tfevents.99999999999x.host"} <= {
+        p.name for p in tmp_path.iterdir()
+    }

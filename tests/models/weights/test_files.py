@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import struct
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,20 @@ def test_a_block_of_a_billion_is_refused_without_building_it(tmp_path: Path) -> 
     torch.save({"model_state": state | {"model.blocks.1000000000.mlp.fc1.weight": torch.zeros(256, 64)}}, path)
     with pytest.raises(ValueError, match=r"model\.pyth: backbone.depth must be <= 1024, got 1000000001"):
         TimeSformer.from_pretrained(path)
+
+
+def test_a_compressed_checkpoint_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
+    torch.save({"model_state": {"a": torch.zeros(2**20)}}, tmp_path / "whole.pyth")
+    with zipfile.ZipFile(tmp_path / "whole.pyth") as whole, zipfile.ZipFile(tmp_path / "bomb.pyth", "w", 8) as bomb:
+        for entry in whole.infolist():
+            bomb.writestr(entry.filename, whole.read(entry), 8)
+    with pytest.raises(ValueError, match=r"bomb\.pyth: refused to read this checkpoint: it expands to 0\.00419 GB"):
+        read_checkpoint(tmp_path / "bomb.pyth", "model_state")
+
+
+def test_a_shape_beyond_64_bits_is_refused_by_name(tmp_path: Path) -> None:
+    header = b'{"a":{"dtype":"F32","shape":[0,9223372036854775808],"data_offsets":[0,0]}}'
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(ValueError, match=r"model\.safetensors: not a whole safetensors file"):
+        read_weights(path)
