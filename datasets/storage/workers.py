@@ -76,7 +76,7 @@ def print_error(kind: type[BaseException], error: BaseException, traceback: Trac
 
     Then a connection is broken, or a worker that has just started lacks a semaphore.
     """
-    if not issubclass(kind, ConnectionError) and not _lacks_semaphore(error):
+    if not issubclass(kind, (ConnectionError, EOFError)) and not _lacks_semaphore(error):
         sys.__excepthook__(kind, error, traceback)
 
 

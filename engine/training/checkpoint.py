@@ -79,6 +79,10 @@ def save_checkpoint(run: RunFolder, learner: Learner) -> None:
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)  # frees the space that it took
             raise
+    _remove_others(run, folder)
+
+
+def _remove_others(run: RunFolder, folder: Path) -> None:
     for other in run.checkpoints.iterdir():
         # whatever else lies there is not ours
         if other != folder and CHECKPOINT_NAME.fullmatch(other.name.removesuffix(TEMPORARY_SUFFIX)) and other.is_dir():
@@ -152,6 +156,7 @@ def resume_from_checkpoint(run: RunFolder, learner: Learner) -> None:
         raise ValueError(
             f"{folder}: not a checkpoint that this run can go on from: {reason}; remove it to train from the start"
         ) from error
+    _remove_others(run, folder)  # a kill may have left an older one
 
 
 def random_state() -> dict[str, Any]:

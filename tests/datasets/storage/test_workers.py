@@ -60,7 +60,8 @@ import sys
 from multiprocessing.synchronize import Lock
 from diveparse.datasets.storage.workers import worker_pool
 def print_errors():
-    for error in (ConnectionResetError("the main process left"), ValueError("something else")):
+    left = "the main process left"
+    for error in (ConnectionResetError(left), EOFError(left), ValueError("something else")):
         sys.excepthook(type(error), error, None)
     try:
         Lock.__new__(Lock).__setstate__((0, 1, 1, "/that-the-main-process-removed"))

@@ -196,12 +196,21 @@ def test_files_of_others_beside_checkpoints_are_left_alone(tmp_path):
         (folder / name).write_text("mine")
     learner = toy_learner()
     for step in (5, 6):
-        learner.progress.num_updates = step
+        learner.progress.num_updates = learner.schedule.last_epoch = step
         save_checkpoint(RunFolder(tmp_path), learner)
         resume_from_checkpoint(RunFolder(tmp_path), toy_learner())
     assert RunFolder(tmp_path).num_updates_done() == 6
     assert all((folder / name).read_text() == "mine" for name in others)
     assert not (folder / "update-00000005").exists()
+
+
+def test_an_older_checkpoint_that_a_kill_left_behind_is_removed_on_resuming(tmp_path):
+    learner, run = toy_learner(), RunFolder(tmp_path)
+    learner.progress.num_updates = learner.schedule.last_epoch = 6
+    save_checkpoint(run, learner)
+    run.checkpoint(4).mkdir()
+    resume_from_checkpoint(run, toy_learner())
+    assert [path.name for path in run.checkpoints.iterdir()] == ["update-00000006"]
 
 
 def test_a_full_disk_leaves_the_older_checkpoint_and_nothing_of_the_new_one(small_disk):
