@@ -158,9 +158,9 @@ class ClipCache:
         try:
             content = path.read_bytes()
         except FileNotFoundError:
-            raise ValueError(f"{path}: not there, though {INDEX_FILE} lists it; {MAKE_AGAIN}") from None
+            raise ValueError(f"{path}: not there, though {INDEX_FILE} listed it; {MAKE_AGAIN}") from None
         if (len(content), zlib.crc32(content)) != (entry.num_bytes, entry.crc32):
-            raise ValueError(f"{path}: damaged: its checksum is not the one in {INDEX_FILE}; {MAKE_AGAIN}")
+            raise ValueError(f"{path}: damaged, or made anew after it was opened: another checksum; {MAKE_AGAIN}")
         return content
 
 

@@ -190,6 +190,15 @@ def test_a_damaged_file_of_a_cache_is_noticed(root: Path, settings: CacheSetting
         dataset[0]
 
 
+def test_a_cache_that_is_made_anew_under_its_reader_gives_no_frames_of_other_sizes(root: Path) -> None:
+    records = records_of(root)
+    build(root, EVALUATION, records)
+    cache = opened(root, EVALUATION, records)
+    build(root, replace(EVALUATION, short_side=48), records)
+    with pytest.raises(ValueError, match="damaged, or made anew after it was opened"):
+        ClipDataset(records, CLIP, training=False, seed=0, cache=cache)[0]
+
+
 def test_a_video_that_cannot_be_read_stays_in_the_cache_as_its_reason(root: Path) -> None:
     records = records_of(root)
     records[0].path.write_bytes(records[0].path.read_bytes()[:800])
