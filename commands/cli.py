@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from importlib import import_module
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, Protocol, TextIO, cast
 
 from diveparse.commands import interrupt
@@ -101,6 +102,8 @@ def main(argv: list[str] | None = None) -> int:
     if sys.stdout is None:
         print("error: standard output is closed; open it, or send it to a file", file=sys.stderr)
         return 1
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for names that its encoding lacks, or that are no text
     with redirect_stdout(cast(TextIO, output := Output(sys.stdout))):
         try:
             code = run_command(sys.argv[1:] if argv is None else argv)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 EXAMPLES = """\
@@ -19,14 +20,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from diveparse.datasets.storage.lock import locked, require_unlocked
     from diveparse.engine.evidence.comparison import compare_runs
     from diveparse.engine.evidence.report import report_text, write_report
     from diveparse.engine.evidence.runs import load_run
 
-    out = args.out or Path(os.path.relpath(os.path.commonpath([run.resolve().parent for run in args.runs])))
+    out = args.out or common_folder(args.runs)
+    require_unlocked(out)
     report = compare_runs([load_run(run) for run in args.runs])
     text = report_text(report)
-    print(f"\n{text}")
-    write_report(out, report, text)
+    with locked(out, "comparing"):
+        print(f"\n{text}")
+        write_report(out, report, text)
     print(f"written to {out}: comparison.md, .csv, classes.csv, and comparison/ with the plots, also for TensorBoard")
     return 0
+
+
+def common_folder(runs: Sequence[Path]) -> Path:
+    """The lowest folder with all the runs below it, as seen from the working folder.
+
+    Raises: ValueError if there is none, since the runs lie on several drives of Windows.
+    """
+    try:
+        folder = os.path.commonpath([run.resolve().parent for run in runs])
+    except ValueError:
+        raise ValueError(f"no folder holds all of {', '.join(map(str, runs))}; give one by --out") from None
+    try:
+        return Path(os.path.relpath(folder))
+    except ValueError:  # of a working folder on another drive
+        return Path(folder)

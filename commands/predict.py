@@ -9,9 +9,11 @@ import argparse
 import csv
 import json
 import math
+import os
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
-from glob import glob
+from glob import escape, glob
 from pathlib import Path
 from textwrap import indent
 from typing import TYPE_CHECKING, Any
@@ -21,7 +23,9 @@ from tabulate import tabulate
 from diveparse.commands.cli import print_error
 from diveparse.configs import Dives
 from diveparse.datasets.dives import ATTRIBUTES, HEIGHTS_M
+from diveparse.datasets.storage.atomic import make_folder
 from diveparse.datasets.storage.foreign import is_foreign, own_paths
+from diveparse.datasets.written_paths import same_on_some_disk
 
 if TYPE_CHECKING:
     from diveparse.engine.evaluation.predict import Answer
@@ -107,7 +111,7 @@ def videos_in(name: str) -> list[Path]:
     """
     path = Path(name)
     if not path.exists() and any(letter in name for letter in "*?["):
-        matches = [Path(match) for match in sorted(glob(name, recursive=True))]  # noqa: PTH207, Path's is relative only
+        matches = [Path(match) for match in sorted(set(matches_of(name)))]
         files = [match for match in matches if match.is_file() and not is_foreign(match)]
         if not files:
             raise ValueError(f"{name}: no file matches this pattern")
@@ -120,21 +124,49 @@ def videos_in(name: str) -> list[Path]:
     return videos
 
 
+def matches_of(pattern: str) -> Iterator[str]:
+    """The paths that a pattern matches; ** enters each folder once, also where links lead back to it in a circle."""
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        yield from glob(pattern)  # noqa: PTH207, Path's is relative only
+        return
+    place = parts.index("**")
+    tops = glob(str(Path(*parts[:place]))) if place else [""]  # noqa: PTH207
+    rest = parts[place + 1 :] or ("*",)
+    for top in tops:
+        for folder in folders_below(top):
+            yield from matches_of(str(Path(escape(folder), *rest)))
+
+
+def folders_below(top: str) -> Iterator[str]:
+    """A folder and all below it but hidden ones, each once."""
+    entered = {os.path.realpath(top)}
+    for folder, names, _ in os.walk(top or os.curdir, followlinks=True):
+        yield folder if top else os.path.relpath(folder)
+        names.sort()
+        for name in names.copy():
+            real = os.path.realpath(Path(folder, name))
+            if name.startswith(".") or real in entered:
+                names.remove(name)
+            entered.add(real)
+
+
 def copies_in(folder: Path, videos: list[Path]) -> dict[Path, Path]:
     """For each video the file of its copy in a folder, which is made.
 
     Raises: ValueError if two copies would be the same file, or a file of that name exists.
     """
-    sources: dict[Path, Path] = {}
+    copies, sources = dict[Path, Path](), dict[str, Path]()
     for video in videos:
         target = folder / f"{video.stem}.mp4"
-        if target in sources:
-            raise ValueError(f"{target} would be the copy of {sources[target]} and of {video}; rename one of them")
+        other = sources.setdefault(same_on_some_disk(target.name), video)
+        if other != video or video in copies:
+            raise ValueError(f"{target} would be the copy of {other} and of {video}; rename one of them")
         if target.exists():
             raise ValueError(f"{target} already exists; move it, or choose another --save-video")
-        sources[target] = video
-    folder.mkdir(parents=True, exist_ok=True)
-    return {video: target for target, video in sources.items()}
+        copies[video] = target
+    make_folder(folder)
+    return copies
 
 
 def print_answer(answer: Answer, args: argparse.Namespace) -> None:

@@ -142,7 +142,8 @@ def find_config(path: Path, schema: type[AnySchema]) -> Path:
     if path.is_file():
         return path
     folder = Path(__file__).parent / ("experiments" if schema is ExperimentConfig else "")
-    shipped = {each.stem: each for each in sorted(folder.glob("*.yaml"))}
+    # ours are identifiers; "._demo", "~$demo" or "demo - Copy" was left there by another program
+    shipped = {each.stem: each for each in sorted(folder.glob("*.yaml")) if each.stem.isidentifier()}
     if str(path) not in shipped:
         raise ValueError(f"{path}: no such config file; expected the path of one, or a name: {', '.join(shipped)}")
     return shipped[str(path)]
@@ -150,7 +151,8 @@ def find_config(path: Path, schema: type[AnySchema]) -> Path:
 
 def save_config(cfg: Config | PretrainConfig, path: Path) -> None:
     """Write every option, defaults included; `load_config` gives the same config back."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(plain_values(asdict(cfg)))), encoding="utf-8")
+    text = OmegaConf.to_yaml(OmegaConf.create(plain_values(asdict(cfg))))
+    path.write_text(text, encoding="utf-8", newline="\n")  # the same bytes on every system
 
 
 def run_folder(cfg: Config | PretrainConfig) -> Path:

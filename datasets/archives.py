@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from diveparse.datasets.records import NAME_PATTERN
-from diveparse.datasets.storage.atomic import written_atomically
+from diveparse.datasets.storage.atomic import make_folder, written_atomically
 from diveparse.datasets.storage.disk import require_space
 
 # by the first bytes of a file
@@ -127,7 +127,7 @@ def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> list[Pa
     """Returns: the path, if it was not there. Raises: DiskFullError if the disk has no space for it."""
     if path.is_file() and path.stat().st_size == member.size:
         return []
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     require_space(path.parent, member.size + SPARE_BYTES, f"unpacking {path.name}")
     content = tar.extractfile(member)
     assert content is not None  # as for every regular file

@@ -2,8 +2,9 @@
 
 Two columns are required: `path`, a video, absolute or relative to the folder of the CSV, and `dive_number`. Others are
 optional: `start` and `end`, in seconds, of a clip within a longer video; `split`, which is train (the default), val or
-test; and `source`, the recording or event that a clip was cut from (by default, its video). A file with other column
-names is read through a mapping from these names to its own, or to patterns of its own such as "{video}/{clip}.mp4".
+test; and `source`, the recording or event that a clip was cut from (by default, its video, by whichever path). A file
+with other column names is read through a mapping from these names to its own, or to patterns of its own such as
+"{video}/{clip}.mp4". Paths may have been written on another system, see written_paths.py.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from diveparse.datasets.dives import Dive, DiveSet
 from diveparse.datasets.records import ClipRecord
 from diveparse.datasets.video import probe
+from diveparse.datasets.written_paths import find_video, same_on_some_disk
 
 COLUMNS = ("path", "dive_number", "start", "end", "split", "source")
 REQUIRED = ("path", "dive_number")
@@ -76,7 +78,7 @@ def read_clips(path: Path, columns: Mapping[str, str], dive_set: DiveSet | None)
     problems: dict[int, str] = {}
     dives: dict[int, Dive] = {}
     clips: dict[int, tuple[Path, str, float, float | None]] = {}
-    lines: dict[str, int] = {}  # of each clip's name
+    lines: dict[str, list[int]] = {}  # of each clip's name, without what some disks ignore
     durations_s: dict[Path, float] = {}
     for line, row in rows.items():
         try:
@@ -84,8 +86,10 @@ def read_clips(path: Path, columns: Mapping[str, str], dive_set: DiveSet | None)
             clips[line] = _read_window(row, path.parent, durations_s)
             if row["split"] not in ("", *SPLITS):
                 raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {row['split']!r}")
-            if (first := lines.setdefault(clips[line][1], line)) != line:
-                raise ValueError(f"clip {clips[line][1]} is listed in line {first} already; remove one")
+            for first in (others := lines.setdefault(same_on_some_disk(clips[line][1]), [])):
+                if clips[first][1] == clips[line][1] or clips[first][0].samefile(clips[line][0]):
+                    raise ValueError(f"clip {clips[line][1]} is listed in line {first} already; remove one")
+            others.append(line)
         except ValueError as error:
             problems[line] = str(error)
     if problems:
@@ -95,8 +99,9 @@ def read_clips(path: Path, columns: Mapping[str, str], dive_set: DiveSet | None)
         raise BadRowsError("\n".join([heading, *shown, *more]))
     dive_set = dive_set or DiveSet(tuple(sorted(set(dives.values()), key=lambda dive: dive.number)), path.stem)
     splits: dict[str, list[ClipRecord]] = {}
+    sources: dict[Path, str] = {}  # of each video, by its path without links
     for line, (video, name, start_s, end_s) in clips.items():
-        source = rows[line]["source"] or str(video)
+        source = rows[line]["source"] or sources.setdefault(video.resolve(), str(video))
         record = ClipRecord(video, name, source, dive_set.label_of(dives[line]), start_s, end_s)
         splits.setdefault(rows[line]["split"] or "train", []).append(record)
     return LabelledClips(splits, dive_set)
@@ -158,13 +163,11 @@ def _read_window(
     """(video, name of the clip, start, end), with the start and end checked against the duration of the video."""
     if not row["path"]:
         raise ValueError("path is empty")
-    video = folder / row["path"]
-    if not video.is_file():
-        raise ValueError(f"there is no video {video}")
+    video, written = find_video(row["path"], folder)
     start_s = _read_seconds(row["start"], "start") or 0.0
     end_s = _read_seconds(row["end"], "end")
     if not row["start"] and not row["end"]:
-        return video, row["path"], 0.0, None
+        return video, written, 0.0, None
     if video not in durations_s:
         durations_s[video] = probe(video).duration_s
     duration_s = durations_s[video]
@@ -173,7 +176,7 @@ def _read_window(
             f"start and end must be in order and within the {duration_s:.3f} s of {video}, got {row['start'] or 0} and "
             f"{row['end'] or 'none'}"
         )
-    return video, f"{row['path']}@{start_s:g}-{'end' if end_s is None else format(end_s, 'g')}", start_s, end_s
+    return video, f"{written}@{start_s:g}-{'end' if end_s is None else format(end_s, 'g')}", start_s, end_s
 
 
 def _read_seconds(written: str, name: str) -> float | None:

@@ -5,12 +5,14 @@ Rendered data sets have the same layout.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from diveparse.datasets.dives import DIVING48, DiveSet
 from diveparse.datasets.records import NAME_PATTERN, ClipRecord
 from diveparse.datasets.storage.foreign import own_paths
 from diveparse.datasets.storage.json_file import read_json
+from diveparse.datasets.written_paths import same_on_some_disk
 
 SPLITS = ("train", "test")
 
@@ -49,7 +51,7 @@ def read_annotations(root: Path, split: str, dive_set: DiveSet = DIVING48) -> li
     """Read one split and check it against the vocabulary file, whether or not the videos exist.
 
     Raises: ValueError naming the file and its fault: it is missing or not JSON, its vocabulary is not `dive_set`, an
-    entry has no proper name or label, or a name occurs twice.
+    entry has no proper name or label, or a name occurs twice, upper and lower case being the same.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
@@ -61,7 +63,19 @@ def read_annotations(root: Path, split: str, dive_set: DiveSet = DIVING48) -> li
     if len(names) < len(records):
         twice = next(record.name for i, record in enumerate(records) if record.name in {r.name for r in records[:i]})
         raise ValueError(f"{path}: clip {twice} is listed twice")
+    require_distinct_files(path, names)
     return records
+
+
+def require_distinct_files(path: Path, names: Iterable[str]) -> None:
+    """path: what lists the clips. Raises: ValueError naming two whose files are one on a disk that ignores case."""
+    first: dict[str, str] = {}
+    for name in sorted(names):
+        if (other := first.setdefault(same_on_some_disk(name), name)) != name:
+            raise ValueError(
+                f"{path}: clips {other} and {name} differ in case only, and many disks would keep one file for both; "
+                "rename one, with its video"
+            )
 
 
 def _read_json_list(path: Path) -> list[object]:

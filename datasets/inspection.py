@@ -21,7 +21,7 @@ from diveparse.datasets.dives import (
     DIVING48_TRAIN_COUNTS,
     DIVING48_V1_TRAIN_COUNTS,
 )
-from diveparse.datasets.diving48 import SPLITS, read_annotations
+from diveparse.datasets.diving48 import SPLITS, read_annotations, require_distinct_files
 from diveparse.datasets.records import ClipRecord, is_rendered
 from diveparse.datasets.storage import journal
 from diveparse.datasets.storage.foreign import own_paths
@@ -92,14 +92,19 @@ def _is_current(check: FileCheck | None, path: Path) -> bool:
 
 
 def read_splits(root: Path) -> dict[str, list[ClipRecord]]:
-    """The annotations of both splits, whether or not the videos exist. Raises: ValueError for annotations of V1."""
+    """The annotations of both splits, whether or not the videos exist.
+
+    Raises: ValueError for annotations of V1, or for names that differ between the splits in case only.
+    """
     for split in SPLITS:
         if not (root / f"Diving48_V2_{split}.json").is_file() and (root / f"Diving48_{split}.json").is_file():
             raise ValueError(
                 f"{root}: Diving48_{split}.json holds the first labels (V1), which are wrong for many clips; get "
                 f"Diving48_V2_{split}.json, the labels of October 2020"
             )
-    return {split: read_annotations(root, split) for split in SPLITS}
+    splits = {split: read_annotations(root, split) for split in SPLITS}
+    require_distinct_files(root, {record.name for records in splits.values() for record in records})
+    return splits
 
 
 def report(root: Path, splits: dict[str, list[ClipRecord]]) -> dict[str, Any]:

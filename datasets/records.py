@@ -33,7 +33,8 @@ class ClipRecord:
 def file_stem(name: str) -> str:
     """A file name, without suffix, for what is computed from a clip: its own name, or a digest of any other name.
 
-    Only names in Diving48's form are kept; others may hold a folder, or differ only in case.
+    Only names in Diving48's form are kept; of two that differ only in case, diving48.py refuses one. Others may differ
+    only in case, or hold a folder.
     """
     return name if NAME_PATTERN.fullmatch(name) else sha256(name.encode()).hexdigest()
 

@@ -42,7 +42,7 @@ def _git(*arguments: str) -> str | None:
     if not (REPOSITORY / ".git").exists():
         return None
     try:
-        answer = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=30)
+        answer = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, encoding="utf-8", timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None

@@ -163,9 +163,10 @@ def _compute(
                 if number == 0:  # all clips have as many features
                     require_space(folder, tokens.nbytes * len(todo), f"the feature cache of {len(todo)} more clips")
                 path = features_path(folder, record)
-                with written_atomically(path, tokens.nbytes) as temporary, temporary.open("wb") as file:
-                    np.save(file, tokens.numpy(), allow_pickle=False)
-                    os.utime(temporary, ns=(changed_ns[record.name],) * 2)
+                with written_atomically(path, tokens.nbytes) as temporary:
+                    with temporary.open("wb") as file:
+                        np.save(file, tokens.numpy(), allow_pickle=False)
+                    os.utime(temporary, ns=(changed_ns[record.name],) * 2)  # closing the file may set its time
     finally:
         backbone.train(was_training)
 

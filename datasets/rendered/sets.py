@@ -15,7 +15,7 @@ from diveparse.datasets.records import RENDERED_FILE
 from diveparse.datasets.rendered.clip import RenderedClip, Source, Split
 from diveparse.datasets.rendered.motion import JOINTS
 from diveparse.datasets.rendered.rehearsal import assign, real_sources
-from diveparse.datasets.storage.atomic import TEMPORARY_SUFFIX, write_json, written_atomically
+from diveparse.datasets.storage.atomic import TEMPORARY_SUFFIX, make_folder, write_json, written_atomically
 from diveparse.datasets.storage.disk import require_space
 from diveparse.datasets.storage.foreign import own_paths
 from diveparse.datasets.storage.json_file import read_json_object
@@ -161,8 +161,8 @@ def render_data_set(root: Path, settings: RenderSettings, num_workers: int) -> I
     """
     plans = {split: plan_clips(settings, split) for split in (Split.TRAIN, Split.TEST)}
     claim_folder(root, settings)
-    (root / "rgb").mkdir(exist_ok=True)
-    (root / "truth").mkdir(exist_ok=True)
+    for name in ("rgb", "truth"):
+        make_folder(root / name)
     clips = [(source, label, number) for plan in plans.values() for source, label, number in plan]
     jobs = [(source, DIVING48[label].number, number, settings, root) for source, label, number in clips]
     num_frames = {}

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from diveparse.datasets.storage.atomic import make_folder
 from diveparse.datasets.storage.disk import naming_full_disk
 
 LOCK_FILE = ".diveparse-lock"  # hidden, so that it is foreign to everything that looks through a folder
@@ -62,7 +63,7 @@ def locked(folder: Path, work: str) -> Iterator[None]:
     """
     is_new = not folder.exists()
     with naming_full_disk(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     path, content = folder / LOCK_FILE, json.dumps(asdict(Holder.this_process(work)))
     _take(path, content)
     ended = threading.Event()

@@ -20,9 +20,10 @@ def require_memory(num_bytes: int, what: str) -> None:
 
 def machine_memory() -> int | None:
     """The memory of the machine, or of the container where that is less, in bytes; None where the system has none."""
-    if not hasattr(os, "sysconf"):  # as on Windows
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # as on Windows
         return None
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         return min(memory, int(CONTAINER_LIMIT.read_text(encoding="ascii")))
     except (OSError, ValueError):  # no container, or one without a limit

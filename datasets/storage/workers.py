@@ -11,22 +11,29 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import forkserver, synchronize
-from multiprocessing.context import ForkServerContext
+from multiprocessing import synchronize
 from traceback import walk_tb
 from types import TracebackType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext, SpawnContext  # Windows has only one of them
 
 Item = TypeVar("Item")
 WORKER_SERVER = "diveparse.datasets.storage.worker_server"
 
 
-def worker_context(module: str) -> ForkServerContext:
+def worker_context(module: str) -> ForkServerContext | SpawnContext:
     """The context to start workers with: forks of a clean server process that has already imported `module`.
 
     Forking a process that runs threads (of torch, TensorBoard or CUDA) can hang, and starting each worker from nothing
-    takes seconds. Workers ignore Ctrl-C, which a terminal sends to every process: the main process ends them.
+    takes seconds, as it does on Windows, which has no other way. Workers ignore Ctrl-C, which a terminal sends to every
+    process: the main process ends them.
     """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    from multiprocessing import forkserver
+
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([WORKER_SERVER, module])
     if threading.current_thread() is threading.main_thread():  # only this thread may set signal handlers
@@ -59,7 +66,8 @@ def worker_pool(num_workers: int, module: str) -> Iterator[ProcessPoolExecutor]:
 
 
 def end_with_main_process(*_: object) -> None:
-    """In a worker: exit when the main process dies, even if killed. The server that forked the worker would live on."""
+    """In a worker: exit when the main process dies, even if killed, and on nothing else, such as Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where there is no server to inherit it from
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -142,7 +142,7 @@ def write_predictions(path: Path, predictions: Predictions, dive_set: DiveSet) -
         table[attribute] = [values[slot] for slot in predictions.attribute_log_probs[attribute].argmax(axis=1)]
     table["spelt_number"] = _numbers(predictions.spelt_labels, dive_set)
     with written_atomically(path) as temporary:
-        table.to_csv(temporary, index=False, columns=list(COLUMNS), float_format="%.9g")
+        table.to_csv(temporary, index=False, columns=list(COLUMNS), float_format="%.9g", lineterminator="\n")
 
 
 def read_predictions(path: Path) -> pd.DataFrame:

@@ -128,7 +128,7 @@ def write_confusion(path: Path, predictions: Predictions, dive_set: DiveSet) -> 
     table = pd.DataFrame(matrix, columns=dive_set.numbers, index=pd.Index(dive_set.numbers, name="true_number"))
     table["invalid"] = np.bincount(predictions.labels, minlength=len(dive_set)) - matrix.sum(axis=1)
     with written_atomically(path) as temporary:
-        table.to_csv(temporary)
+        table.to_csv(temporary, lineterminator="\n")
 
 
 def read_test_config(run: RunFolder, overrides: list[str], split: str) -> tuple[Config, EvaluationFiles]:

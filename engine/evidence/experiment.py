@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
@@ -132,13 +132,13 @@ def run_cells(cells: list[Cell], num_jobs: int) -> Iterator[tuple[Cell, bool]]:
     Yields each cell when it ends, and whether it succeeded. All processes end with this one.
     """
     context = worker_context(__name__)
-    waiting, running = list(reversed(cells)), dict[int, tuple[ForkServerProcess, Cell]]()
+    waiting, running = list(reversed(cells)), dict[int, tuple[BaseProcess, Cell]]()
     num_threads = max(1, (os.cpu_count() or 1) // num_jobs)
     try:
         while waiting or running:
             while waiting and len(running) < num_jobs:
                 cell = waiting.pop()
-                process = context.Process(target=_run_cell, args=(cell, num_threads))
+                process: BaseProcess = context.Process(target=_run_cell, args=(cell, num_threads))
                 process.start()
                 running[process.sentinel] = (process, cell)
             for sentinel in wait(list(running)):

@@ -22,7 +22,7 @@ from timm.utils import ModelEmaV3
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from diveparse.datasets.storage.atomic import TEMPORARY_SUFFIX, sync
+from diveparse.datasets.storage.atomic import TEMPORARY_SUFFIX, make_folder, sync
 from diveparse.datasets.storage.disk import naming_full_disk, require_space
 from diveparse.engine.run import CHECKPOINT_NAME, RunFolder
 from diveparse.engine.training.progress import Progress
@@ -86,11 +86,15 @@ def _remove_others(run: RunFolder, folder: Path) -> None:
     for other in run.checkpoints.iterdir():
         # whatever else lies there is not ours
         if other != folder and CHECKPOINT_NAME.fullmatch(other.name.removesuffix(TEMPORARY_SUFFIX)) and other.is_dir():
-            shutil.rmtree(other)
+            if other.is_symlink():  # somebody moved it to another disk, and keeps it there
+                other.unlink()
+            else:
+                shutil.rmtree(other)
 
 
 def _write_state(folder: Path, learner: Learner) -> None:
-    folder.mkdir(parents=True)
+    make_folder(folder.parent)
+    folder.mkdir()
     weights = {WEIGHTS: learner.model} | ({} if learner.average is None else {AVERAGE: learner.average.module})
     for name, model in weights.items():
         save_model(model, str(folder / name))

@@ -1,19 +1,25 @@
 import contextlib
 import io
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from torch.utils.tensorboard import SummaryWriter
 
 from diveparse.commands.cli import main
+from diveparse.commands.compare import common_folder
 from diveparse.configs import Config, DataConfig, HeadConfig, HeadKind, save_config
 from diveparse.datasets.dives import ATTRIBUTES, DIVING48
+from diveparse.datasets.storage.lock import LOCK_FILE, locked
 from diveparse.engine.evaluation.metrics import calibrated_metrics, compute_metrics
 from diveparse.engine.evaluation.predictions import Predictions, save_predictions, write_predictions
+from diveparse.engine.evidence import report
 from diveparse.engine.evidence.runs import SCORES
 from diveparse.heads.recombine import INVALID
 
@@ -232,3 +238,42 @@ def test_compare_names_a_metrics_file_that_is_no_good(two_arms, capsys, content,
 
 def test_a_folder_that_is_not_there_is_refused_by_name(capsys, tmp_path):
     assert refusal(capsys, [tmp_path / "nothing"]) == f"error: {tmp_path / 'nothing'}: no such run folder\n"
+
+
+def test_two_comparisons_into_one_folder_do_not_write_at_the_same_time(two_arms, tmp_path, capsys):
+    out = tmp_path / "out"
+    with locked(out, "comparing"):
+        line = refusal(capsys, [*two_arms, "--out", out])
+        assert line.startswith(f"error: {out} is in use: comparing by process {os.getpid()} on ")
+        assert [path.name for path in out.iterdir()] == [LOCK_FILE]
+    assert not out.exists()
+
+
+def test_a_comparison_holds_the_lock_while_it_writes_and_leaves_none(two_arms, tmp_path, monkeypatch):
+    out, held = tmp_path / "out", []
+
+    def figures_of(_):
+        held.append((out / LOCK_FILE).is_file())
+        yield "top1", Figure(figsize=(1, 1))
+
+    monkeypatch.setattr(report, "figures", figures_of)
+    assert main(["compare", *map(str, two_arms), "--out", str(out)]) == 0
+    assert held == [True]
+    assert not (out / LOCK_FILE).exists()
+
+
+def test_runs_on_several_drives_need_a_folder_to_write_to(monkeypatch):
+    def no_common_folder(_):
+        raise ValueError("Paths don't have the same drive")  # as on Windows
+
+    monkeypatch.setattr(os.path, "commonpath", no_common_folder)
+    with pytest.raises(ValueError, match="no folder holds all of a, b; give one by --out"):
+        common_folder([Path("a"), Path("b")])
+
+
+def test_runs_on_another_drive_than_the_working_folder_are_compared_there(tmp_path, monkeypatch):
+    def no_way(_):
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")  # as on Windows
+
+    monkeypatch.setattr(os.path, "relpath", no_way)
+    assert common_folder([tmp_path / "a", tmp_path / "b"]) == tmp_path

@@ -1,4 +1,5 @@
 import csv
+import io
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ import pytest
 
 from diveparse.commands import __main__
 from diveparse.commands.cli import main
-from diveparse.commands.predict import caption, in_words, videos_in
+from diveparse.commands.predict import caption, copies_in, in_words, videos_in
 from diveparse.configs import HeadKind, load_config
 from diveparse.datasets.dives import ATTRIBUTES, DIVING48
 from diveparse.datasets.video import probe
@@ -224,3 +225,52 @@ def test_a_pattern_passes_over_foreign_files(tmp_path):
     for name in ("a.mp4", "Thumbs.db", "a.mp4~"):
         (tmp_path / name).touch()
     assert videos_in(f"{tmp_path}/*") == [tmp_path / "a.mp4"]
+
+
+def test_a_pattern_enters_each_folder_once_also_where_links_lead_in_circles(season, monkeypatch):
+    (season / "circle").symlink_to(season)
+    (season / "heat" / "circle").symlink_to(season / "heat")
+    (season / "gone").symlink_to(season / "nowhere")
+    (season / ".trash").mkdir()
+    (season / ".trash" / "a.mp4").touch()
+    expected = ["a.mp4", "heat/a.mp4"]
+    assert videos_in(f"{season}/**/a.mp4") == [season / name for name in expected]
+    assert videos_in(f"{season}/**/**/a.mp4") == [season / name for name in expected]
+    monkeypatch.chdir(season)
+    assert videos_in("**/a.mp4") == [Path(name) for name in expected]
+
+
+def test_a_pattern_enters_folders_on_other_disks_through_links(season, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere [x]")
+    (elsewhere / "e.mp4").touch()
+    (season / "heat" / "linked [y]").symlink_to(elsewhere)
+    assert videos_in(f"{season}/**/e.mp4") == [season / "heat" / "linked [y]" / "e.mp4"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("Dive.mp4", "dive.mov"), ("caf\u00e9.mp4", "cafe\u0301.mov")],
+    ids=["upper and lower case", "accents in one letter or two"],
+)
+def test_copies_that_many_disks_keep_in_one_file_are_refused(names, tmp_path):
+    videos = [tmp_path / name for name in names]
+    with pytest.raises(ValueError, match="would be the copy of"):
+        copies_in(tmp_path / "out", videos)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a b%03d#?'.mp4", "\U0001f3ca.mp4", "cafe\u0301.mp4", "x" * 251 + ".mp4", os.fsdecode(b"caf\xe9.mp4"), "a\nb.mp4"],
+    ids=["spaces and signs", "outside of 16 bits", "an accent as a letter", "255 bytes", "no text", "two lines"],
+)
+@pytest.mark.parametrize("option", ["--json", "--csv"])
+def test_a_video_of_any_name_is_answered_for(name, option, tiny_run, videos, capsys):
+    video = videos[0].rename(videos[0].with_name(name))
+    assert main(["predict", str(tiny_run), str(video), str(videos[1]), option]) == 0
+    answers = capsys.readouterr().out
+    if option == "--json":
+        shown = [json.loads(line)["video"] for line in answers.splitlines()]
+    else:
+        shown = [row["video"] for row in csv.DictReader(io.StringIO(answers, newline=""))]
+    escaped = str(video).encode(errors="backslashreplace").decode() if option == "--csv" else str(video)
+    assert shown == [escaped, str(videos[1])]

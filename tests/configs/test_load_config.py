@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from diveparse import configs
 from diveparse.configs import (
     Config,
     CurveConfig,
@@ -15,6 +16,7 @@ from diveparse.configs import (
     Precision,
     PretrainConfig,
     differing_options,
+    find_config,
     flat_options,
     load_config,
     run_folder,
@@ -322,3 +324,17 @@ def test_what_is_neither_a_file_nor_a_name_is_refused_with_the_names(path, tmp_p
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"no such config file; expected the path of one, or a name: .*demo, .*study$"):
         load_config(Path(path), [])
+
+
+def test_files_of_other_programs_beside_the_recipes_are_not_listed(tmp_path, monkeypatch):
+    for name in ("mine", "._mine", "~$mine", "#mine", "mine - Copy", "mine (1)"):
+        (tmp_path / f"{name}.yaml").touch()
+    monkeypatch.setattr(configs, "__file__", str(tmp_path / "__init__.py"))
+    with pytest.raises(ValueError, match=r"expected the path of one, or a name: mine$"):
+        find_config(Path("nothing"), Config)
+
+
+def test_every_recipe_of_the_package_is_listed():
+    folder = Path(configs.__file__).parent
+    for schema, names in ((Config, folder.glob("*.yaml")), (ExperimentConfig, folder.glob("experiments/*.yaml"))):
+        assert all(find_config(Path(path.stem), schema) == path for path in names)

@@ -285,3 +285,21 @@ def test_a_cache_on_a_full_disk_is_one_line_and_goes_on_once_there_is_space(vide
     filling.unlink()
     assert build(small_disk, TRAINING, records)[-1] == (3, 3)
     opened(small_disk, TRAINING, records)
+
+
+def test_a_cache_may_lie_on_another_disk_behind_a_link(root: Path, tmp_path: Path, small_disk: Path) -> None:
+    records = records_of(root)
+    (tmp_path / "cache").symlink_to(small_disk)
+    for settings in (TRAINING, EVALUATION):
+        build(tmp_path / "cache", settings, records)
+        cache = opened(tmp_path / "cache", settings, records)
+        assert {path.name for path in (small_disk / settings.kind.value).iterdir()} == {
+            *("index.jsonl", "settings.json"),
+            *(file_name(record.name, settings.kind) for record in records),
+        }
+        assert cache.folder.parent.is_symlink()
+
+
+def test_clips_of_a_csv_that_differ_in_case_only_have_files_of_their_own_on_any_disk() -> None:
+    names = {file_name(name, CacheKind.TRAINING).casefold() for name in ("Clip.mp4", "clip.MP4", "clip.mp4")}
+    assert len(names) == 3

@@ -7,6 +7,7 @@ import pytest
 from diveparse.configs import ClipConfig
 from diveparse.datasets.dives import DIVING48, DiveSet
 from diveparse.datasets.diving48 import read_split
+from diveparse.datasets.inspection import read_splits
 from diveparse.datasets.records import ClipRecord
 
 CLIP = ClipConfig(num_frames=4, image_size=16)
@@ -150,3 +151,19 @@ def test_read_split_counts_every_video_as_missing_without_a_video_folder(copied_
     (copied_root / "rgb").rmdir()
     with pytest.raises(ValueError, match="6 of the 6 videos"):
         read_split(copied_root, "train")
+
+
+def test_names_that_differ_in_case_only_are_refused(copied_root: Path) -> None:
+    """A disk that ignores case would keep one file for both, in rgb/ and in a cache."""
+    name = "SOURCE_0000_00002"
+    (copied_root / "rgb" / f"{name}.mp4").touch()
+    write_json(copied_root / "Diving48_V2_train.json", [*ENTRIES, ENTRIES[2] | {"vid_name": name}])
+    with pytest.raises(ValueError, match=f"clips {name} and source_0000_00002 differ in case only, and many disks"):
+        read_split(copied_root, "train")
+
+
+def test_names_of_two_splits_that_differ_in_case_only_are_refused_by_prepare(copied_root: Path) -> None:
+    name = "SOURCE_0000_00002"
+    write_json(copied_root / "Diving48_V2_test.json", [ENTRIES[2] | {"vid_name": name}])
+    with pytest.raises(ValueError, match=f"^{copied_root}: clips {name} and source_0000_00002 differ in case only"):
+        read_splits(copied_root)

@@ -274,3 +274,30 @@ def test_weights_of_a_checkpoint_that_are_not_numbers_are_refused_by_name(tmp_pa
     save_checkpoint(RunFolder(tmp_path), learner)
     with pytest.raises(ValueError, match=r"0\.bias is infinite or not a number; remove it to train from the start"):
         resume_from_checkpoint(RunFolder(tmp_path), toy_learner())
+
+
+def test_an_older_checkpoint_that_was_moved_to_another_disk_stays_there(tmp_path):
+    run, moved = RunFolder(tmp_path / "run"), tmp_path / "moved"
+    learner = toy_learner()
+    update(learner)
+    save_checkpoint(run, learner)
+    run.checkpoint(1).rename(moved)
+    run.checkpoint(1).symlink_to(moved)
+    resume_from_checkpoint(run, learner)
+    update(learner)
+    save_checkpoint(run, learner)
+    assert list(run.checkpoints.iterdir()) == [run.checkpoint(2)]
+    assert len(list(moved.iterdir())) == 2
+
+
+def test_checkpoints_may_lie_on_another_disk_behind_a_link(tmp_path, small_disk):
+    run, learner = RunFolder(tmp_path / "run"), toy_learner()
+    run.path.mkdir()
+    run.checkpoints.symlink_to(small_disk)
+    for _ in range(2):
+        update(learner)
+        save_checkpoint(run, learner)
+    assert [path.name for path in small_disk.iterdir()] == ["update-00000002"]
+    resumed = toy_learner(seed=1)
+    resume_from_checkpoint(run, resumed)
+    assert resumed.progress.num_updates == 2
