@@ -50,6 +50,7 @@ class PlainExaminer:
 class MpegExaminer:
     """Of MPEG-1, 2 and 4: a frame that no other refers to (B) is shown at once, any other when the next such one comes.
 
+    Where the headers change, a decoder may lose the frame that it holds back: nothing is proven from there on.
     read_one: (evidence, whether it is a B-frame) of a packet.
     """
 
@@ -60,9 +61,14 @@ class MpegExaminer:
     ) -> None:
         self._read_one, self.headers = read_one, headers
         self._num_references, self._num_since = 0, 0
+        self._first_headers: frozenset[bytes] | None = None
 
     def read(self, data: bytes, is_keyframe: bool) -> Evidence:
         evidence, is_b = self._read_one(data)
+        if self._first_headers is None:
+            self._first_headers = self.headers | evidence.headers
+        elif not evidence.headers <= self._first_headers:
+            evidence = evidence._replace(is_frame=False)
         if is_b:
             self._num_since += 1
             return evidence._replace(rank=(self._num_references - 1, self._num_since))
@@ -80,10 +86,12 @@ def _mpeg2(data: bytes) -> tuple[Evidence, bool]:
             structures.append(data[extension + 6] & 3)  # top field 1, bottom field 2, frame 3
         else:
             structures.append(3)
+    sequence = data.find(b"\0\0\1\xb3", 0, at)
     evidence = Evidence(
         is_frame=structures == [3] or sorted(structures) == [1, 2],
-        can_start=kind == 1 and data.find(b"\0\0\1\xb3", 0, at) >= 0,  # with a sequence header
+        can_start=kind == 1 and sequence >= 0,
         is_disposable=kind == 3,
+        headers=frozenset([data[sequence + 4 : sequence + 8]]) if sequence >= 0 else NO_HEADERS,  # sizes and rate
     )
     return evidence, kind == 3
 

@@ -497,6 +497,22 @@ def test_a_picture_that_grows_beyond_the_limit_on_the_way_is_refused(
         read_frames(path, middle_and_end_s)
 
 
+@pytest.mark.parametrize("codec", ["mpeg1video", "mpeg2video", "mpeg4"])
+def test_a_frame_that_a_change_of_size_loses_is_not_shown(codec: str, tmp_path: Path, write_video: WriteVideo) -> None:
+    """The decoder holds back the last frame of the first size, and may not give it once the size has changed."""
+    kind = {"codec": codec, "options": {"bf": "2", "g": "12"}, "num_frames": 32}
+    small = write_video(tmp_path / "small.avi", **kind)
+    large = write_video(tmp_path / "large.avi", height=64, width=80, **kind)
+    path = tmp_path / "both.avi"
+    path.write_bytes(small.read_bytes() + large.read_bytes())
+    with av.open(str(path)) as file:
+        frames = [frame for frame in file.decode(video=0) if frame.width == 64]
+    shown_s = [float((frame.pts - frames[0].pts) * frame.time_base) for frame in frames]
+    for time_s in (shown_s[-1] + 0.001, shown_s[-1] + 0.041, shown_s[-1] - 0.001):
+        expected = frames[on_screen(shown_s, time_s)].to_ndarray(format="rgb24")
+        assert torch.equal(read_frames(path, [time_s])[0], torch.from_numpy(expected).permute(2, 0, 1)), time_s
+
+
 def test_a_stream_without_a_decoder_is_refused(tmp_path: Path, write_video: WriteVideo) -> None:
     path = write_video(tmp_path / "clip.mp4", codec="mpeg4")
     content = path.read_bytes()
