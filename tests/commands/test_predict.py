@@ -224,3 +224,15 @@ def test_a_pattern_passes_over_foreign_files(tmp_path):
     for name in ("a.mp4", "Thumbs.db", "a.mp4~"):
         (tmp_path / name).touch()
     assert videos_in(f"{tmp_path}/*") == [tmp_path / "a.mp4"]
+
+
+def test_a_full_disk_ends_the_copies_with_one_line_that_says_how_to_go_on(tiny_run, videos, small_disk, capsys):
+    (small_disk / "filling").write_bytes(bytes(262_144))
+    folder = small_disk / "copies"
+    assert main(["predict", str(tiny_run), *map(str, videos), "--save-video", str(folder), "--csv"]) == 1
+    printed = capsys.readouterr()
+    (line,) = [line for line in printed.err.splitlines() if line.startswith("error: ")]
+    assert line.startswith(f"error: {folder / 'a.mp4'}: no space left on the disk")
+    assert line.endswith("move the copies, or choose another --save-video, and start the same command again)")
+    assert len(printed.out.splitlines()) == 2  # the heading and the first video
+    assert not list(folder.iterdir())
