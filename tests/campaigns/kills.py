@@ -4,10 +4,11 @@
 
 Needs Linux and its root user, or `unshare --map-root-user --mount`: each command gets a /dev/shm of its own, so that
 what it leaves there can be told from what others put there. Every command is a real process with workers. It is killed
-one to three times, at moments spread over the length of a run that nobody disturbs, and then goes on as its message
-says. All files must then be those of the undisturbed run, to the bit, and no other; TensorBoard's points too. No
-process and no shared memory may be left. Prints how many cases of each kind ended in which way. A moment that came
-after the end is counted as late and not as a kill. Exit code 1 if a case ended in any way but equal.
+one to three times, at moments spread over what an undisturbed run takes from its first file to its end, and then goes
+on as its message says. All files must then be those of the undisturbed run, to the bit, and no other; TensorBoard's
+points too. No process and no shared memory may be left. Prints how many cases of each kind ended in which way. A moment
+that came before anything was written is counted as early, one after the end as late, and neither as a kill. Exit code 1
+if a case ended in any way but equal.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from outcomes import Counts, report
 from tqdm import tqdm
 from workshop import SLOW_S, Command, Ended, content, differences, prepare_to_mount, write_inputs
 
-OUTCOMES = ("kills", "late", "equal", "different", "failed", "traceback", "hang", "left behind")
+OUTCOMES = ("kills", "early", "late", "equal", "different", "failed", "traceback", "hang", "left behind")
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -84,12 +85,18 @@ class Arena:
         inside = f'mount --bind {self.shm} {SHARED_MEMORY} && exec "$@"'
         return Command(command, self.scratch, prefix=("unshare", "--mount", "sh", "-c", inside, "sh"))
 
+    def stamps(self) -> dict[Path, tuple[int, int]]:
+        """The size and the time of each file, in nanoseconds."""
+        paths = [path for path in self.folder.rglob("*") if path.is_file()]
+        return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
+
     def shared_memory(self) -> list[str]:
         return [str(path.name) for path in self.shm.iterdir()]
 
 
 @dataclass
 class Undisturbed:
+    first_write_s: float  # from its start
     length_s: float
     content: dict[str, Any]
 
@@ -97,27 +104,30 @@ class Undisturbed:
 def run_undisturbed(arena: Arena, work: Work) -> Undisturbed:
     """Raises: RuntimeError if it does not end well, so that the campaign would prove nothing."""
     arena.begin()
+    before, start_ns = arena.stamps(), time.time_ns()
     running = arena.start(work.command(arena.folder))
     ended = running.end(limit_s=600)
     left = running.left_behind() + arena.shared_memory()
     if ended.code != work.code or left:
         raise RuntimeError(f"{work.arguments}: exit code {ended.code}, left {left}: {ended.errors[-1000:]}")
-    return Undisturbed(ended.length_s, content(arena.folder))
+    first_ns = min(modified_ns for path, (_, modified_ns) in arena.stamps().items() if path not in before)
+    return Undisturbed((first_ns - start_ns) / 1e9, ended.length_s, content(arena.folder))
 
 
 def case(arena: Arena, work: Work, undisturbed: Undisturbed, rng: random.Random) -> tuple[Counter[str], str]:
     """Kill a command one to three times, then let it end. Returns: counts of OUTCOMES, and what to show of it."""
     arena.begin()
     counts: Counter[str] = Counter()
-    moments, ended = [rng.uniform(0, undisturbed.length_s) for _ in range(rng.choice([1, 1, 2, 3]))], None
-    for moment in moments:
-        running = arena.start(work.command(arena.folder, again=counts["kills"] > 0))
+    for _ in range(rng.choice([1, 1, 2, 3])):
+        moment, before = rng.uniform(undisturbed.first_write_s, undisturbed.length_s), arena.stamps()
+        running = arena.start(work.command(arena.folder, again=bool(counts)))
         time.sleep(moment)
         is_late = running.process.poll() is not None
         running.process.kill()
         ended = running.end(limit_s=SLOW_S)
-        counts["late" if is_late else "kills"] += 1
-        if outcome := what_is_wrong(arena, running, ended):
+        outcome = what_is_wrong(arena, running, ended)  # waits for its workers, which may still write
+        counts["late" if is_late else "early" if arena.stamps() == before else "kills"] += 1
+        if outcome:
             return counts + Counter([outcome[0]]), f"after a kill at {moment:.2f} s: {outcome[1]}"
         if is_late:
             break

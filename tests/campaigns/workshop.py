@@ -231,5 +231,5 @@ def differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
 
 
 def error_lines(ended: Ended) -> list[str]:
-    """The lines of standard error that are errors; a progress bar may stand before them."""
-    return [line.strip() for line in re.split(r"[\r\n]+", ended.errors) if line.startswith("error: ")]
+    """The lines of standard error that are errors, without the progress bar of another process before them."""
+    return [line.strip() for line in re.findall(r"error: [^\r\n]*", ended.errors)]
