@@ -125,7 +125,10 @@ def main(argv: list[str] | None = None) -> int:
     if output.problem is None:
         return code
     if not isinstance(output.problem, BrokenPipeError):  # a reader that has left, such as `| head -1`, needs no word
-        print_error(ValueError(f"standard output: {output.problem.strerror}; what was to be printed is incomplete"))
+        text = f"standard output: {output.problem.strerror}; what was to be printed is incomplete"
+        if space_problem(output.problem):
+            text += "; free some space and start the same command again"
+        print_error(ValueError(text))
     return 1
 
 

@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
+from diveparse.commands import interrupt
 from diveparse.commands.cli import print_error
 from diveparse.configs import Dives
 from diveparse.datasets.dives import ATTRIBUTES, HEIGHTS_M
 from diveparse.datasets.storage.atomic import make_folder
+from diveparse.datasets.storage.disk import DiskFullError
 from diveparse.datasets.storage.foreign import is_foreign, own_paths
 from diveparse.datasets.written_paths import same_on_some_disk
 
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
 
 VIDEO_SUFFIXES = (
     *(".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"),
+)
+COPIES_STAY = (
+    "the answers and copies so far are complete; move the copies, or choose another --save-video, and start the same "
+    "command again"
 )
 NO_BREAK_SPACE = "\u00a0"
 CSV_COLUMNS = ("video", "number", "name", "height_m", "difficulty", "probability", *ATTRIBUTES)
@@ -81,7 +87,10 @@ def run(args: argparse.Namespace) -> int:
     from diveparse.models.classifier import DiveClassifier
 
     videos = [video for name in args.videos for video in videos_in(name)]
-    copies = copies_in(args.save_video, videos) if args.save_video else {}
+    copies = {}
+    if args.save_video:
+        copies = copies_in(args.save_video, videos)
+        interrupt.if_stopped = COPIES_STAY
     model = DiveClassifier.load(args.run).to(choose_device())
     dive_set = dives_to_answer_with(model, Dives(args.dives)) if args.dives else model.dive_set
     if args.csv:
@@ -98,6 +107,8 @@ def run(args: argparse.Namespace) -> int:
         try:
             if video in copies:
                 write_copy(video, copies[video], answer, args)
+        except DiskFullError:  # the other copies would not fit either
+            raise
         except (ValueError, OSError) as error:
             print_error(error)
             exit_code = 1

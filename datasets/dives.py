@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import overload
 
 from diveparse.configs import Dives
@@ -100,7 +101,7 @@ class Dive:
         try:
             return _read_number(number)
         except ValueError as error:
-            raise ValueError(f"dive number {number!r}: {error}") from None
+            raise ValueError(f"dive number {shortened(number)}: {error}") from None
 
     @property
     def number(self) -> str:
@@ -133,11 +134,12 @@ class Dive:
         Raises: ValueError naming the entry and the part of it that is wrong.
         """
         if not isinstance(entry, (list, tuple)) or [type(word) for word in entry] != [str] * len(ATTRIBUTES):
-            raise ValueError(f"vocabulary entry {entry!r}: expected 4 words: {', '.join(ATTRIBUTES)}")
+            raise ValueError(f"vocabulary entry {shortened(entry)}: expected 4 words: {', '.join(ATTRIBUTES)}")
         for attribute, spellings, word in zip(ATTRIBUTES, _VOCAB, entry, strict=True):
             if word not in spellings:
                 raise ValueError(
-                    f"vocabulary entry {entry!r}: {attribute} must be one of {', '.join(spellings)}, got {word!r}"
+                    f"vocabulary entry {shortened(entry)}: {attribute} must be one of {', '.join(spellings)}, "
+                    f"got {shortened(word)}"
                 )
         takeoff, somersault, twist, position = entry
         try:
@@ -145,7 +147,7 @@ class Dive:
                 _VOCAB_TAKEOFF[takeoff], _VOCAB_SOMERSAULT[somersault], _VOCAB_TWIST[twist], _VOCAB_POSITION[position]
             )
         except ValueError as error:
-            raise ValueError(f"vocabulary entry {entry!r}: {error}") from None
+            raise ValueError(f"vocabulary entry {shortened(entry)}: {error}") from None
 
     @property
     def vocab(self) -> list[str]:

@@ -93,8 +93,8 @@ def times_of(path: Path, frames: list[av.VideoFrame]) -> tuple[list[float], floa
     num_fed = max((number for number, each in enumerate(dts, start=1) if each is not None), default=0)
     if num_fed and num_faults(dts[:num_fed]) < num_faults(clock[:num_fed]):
         clock = dts
-    timed = [number for number, each in enumerate(clock) if each is not None]
-    ticks, offset = [0], sum(durations[: timed[0]]) - clock[timed[0]] if timed else 0
+    timed = [(number, each) for number, each in enumerate(clock) if each is not None]
+    ticks, offset = [0], sum(durations[: timed[0][0]]) - timed[0][1] if timed else 0
     for number in range(1, len(frames)):
         end, now = ticks[-1] + durations[number - 1], clock[number]
         later = clock[number + 1] if number + 1 < len(frames) else None
@@ -118,8 +118,8 @@ def num_faults(clock: list[int | None]) -> int:
 def as_rgb(frame: av.VideoFrame, height: int, width: int) -> NDArray[np.uint8]:
     """(3, height, width). A frame of another size is resized as the reader resizes."""
     if (frame.height, frame.width) == (height, width):
-        return frame.to_ndarray(format="rgb24").transpose(2, 0, 1)
-    planes = frame.reformat(width, height, "gbrp", interpolation="BILINEAR").to_ndarray()
+        return frame.to_ndarray(format="rgb24").transpose(2, 0, 1).astype(np.uint8, copy=False)
+    planes = frame.reformat(width, height, "gbrp", interpolation="BILINEAR").to_ndarray().astype(np.uint8, copy=False)
     return planes if planes.shape[0] == 3 else planes.transpose(2, 0, 1)
 
 

@@ -183,7 +183,10 @@ def test_output_that_is_full_is_one_line_and_exit_code_1(arguments: list[str], u
             cwd=tmp_path,
             env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
         )
-    line = "error: standard output: No space left on device; what was to be printed is incomplete\n"
+    line = (
+        "error: standard output: No space left on device; what was to be printed is incomplete; free some space and "
+        "start the same command again\n"
+    )
     assert (done.returncode, done.stderr) == (1, line)
 
 

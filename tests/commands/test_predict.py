@@ -274,3 +274,15 @@ def test_a_video_of_any_name_is_answered_for(name, option, tiny_run, videos, cap
         shown = [row["video"] for row in csv.DictReader(io.StringIO(answers, newline=""))]
     escaped = str(video).encode(errors="backslashreplace").decode() if option == "--csv" else str(video)
     assert shown == [escaped, str(videos[1])]
+
+
+def test_a_full_disk_ends_the_copies_with_one_line_that_says_how_to_go_on(tiny_run, videos, small_disk, capsys):
+    (small_disk / "filling").write_bytes(bytes(262_144))
+    folder = small_disk / "copies"
+    assert main(["predict", str(tiny_run), *map(str, videos), "--save-video", str(folder), "--csv"]) == 1
+    printed = capsys.readouterr()
+    (line,) = [line for line in printed.err.splitlines() if line.startswith("error: ")]
+    assert line.startswith(f"error: {folder / 'a.mp4'}: no space left on the disk")
+    assert line.endswith("move the copies, or choose another --save-video, and start the same command again)")
+    assert len(printed.out.splitlines()) == 2  # the heading and the first video
+    assert not list(folder.iterdir())

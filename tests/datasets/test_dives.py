@@ -2,6 +2,7 @@ import csv
 import itertools
 import json
 import pickle
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -171,6 +172,30 @@ def test_a_malformed_vocabulary_entry_is_refused_with_the_part_that_is_wrong(ent
     with pytest.raises(ValueError, match=message) as caught:
         Dive.from_vocab(entry)
     assert repr(entry) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("5" * 100_000, "'555555555555...5555555555555': position must be"),
+        ("\n" * 100_000, r"'\n\n\n\n\n\n...n\n\n\n\n\n\n': expected digits"),
+        ([1] * 2000, "[1, 1, 1, 1, 1, 1, ...]: expected digits"),
+    ],
+    ids=["digits", "lines", "list"],
+)
+def test_a_huge_number_is_shown_in_one_short_line(value: object, shown: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"dive number {shown}")) as caught:
+        Dive.from_number(value)
+    assert len(str(caught.value)) < 150
+
+
+@pytest.mark.parametrize(
+    "entry", [["Back", "25som", "x" * 5000, "PIKE"], "x" * 5000, [[1] * 2000]], ids=["word", "text", "list"]
+)
+def test_a_huge_vocabulary_entry_is_shown_in_one_short_line(entry: object) -> None:
+    with pytest.raises(ValueError, match=r"vocabulary entry .*\.\.\.") as caught:
+        Dive.from_vocab(entry)
+    assert len(str(caught.value)) < 300
 
 
 @pytest.mark.parametrize("number", ["113B", "626C"])
