@@ -86,9 +86,9 @@ class Arena:
         return Command(command, self.scratch, prefix=("unshare", "--mount", "sh", "-c", inside, "sh"))
 
     def stamps(self) -> dict[Path, tuple[int, int]]:
-        """The size and the time of each file, in nanoseconds."""
+        """The size of each file and the time of its last change, in ns; a feature cache bears its videos' times."""
         paths = [path for path in self.folder.rglob("*") if path.is_file()]
-        return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
+        return {path: (path.stat().st_size, path.stat().st_ctime_ns) for path in paths}
 
     def shared_memory(self) -> list[str]:
         return [str(path.name) for path in self.shm.iterdir()]
@@ -110,7 +110,7 @@ def run_undisturbed(arena: Arena, work: Work) -> Undisturbed:
     left = running.left_behind() + arena.shared_memory()
     if ended.code != work.code or left:
         raise RuntimeError(f"{work.arguments}: exit code {ended.code}, left {left}: {ended.errors[-1000:]}")
-    first_ns = min(modified_ns for path, (_, modified_ns) in arena.stamps().items() if path not in before)
+    first_ns = min(changed_ns for path, (_, changed_ns) in arena.stamps().items() if path not in before)
     return Undisturbed((first_ns - start_ns) / 1e9, ended.length_s, content(arena.folder))
 
 
