@@ -86,7 +86,7 @@ class Arena:
         return Command(command, self.scratch, prefix=("unshare", "--mount", "sh", "-c", inside, "sh"))
 
     def stamps(self) -> dict[Path, tuple[int, int]]:
-        """The size of each file, and when it last changed, in ns: a feature cache bears the times of its videos."""
+        """The size of each file and the time of its last change, in ns; a feature cache bears its videos' times."""
         paths = [path for path in self.folder.rglob("*") if path.is_file()]
         return {path: (path.stat().st_size, path.stat().st_ctime_ns) for path in paths}
 

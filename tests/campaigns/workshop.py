@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -194,8 +195,20 @@ def _content_of(path: Path) -> object:
         cache.INDEX_FILE: lambda path: {name: asdict(entry) for name, entry in cache.read_index(path.parent).items()},
         LOG_FILE: lambda path: {name: asdict(check) for name, check in read_log(path.parent).items()},
     }
-    read = special.get(path.name, lambda path: hashlib.sha256(path.read_bytes()).hexdigest())
+    if path.suffix == ".safetensors":
+        return _safetensors(path.read_bytes())
+    read = special.get(path.name, lambda path: _digest(path.read_bytes()))
     return read(path)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _safetensors(content: bytes) -> object:
+    """The library writes the entries of a header's metadata in any order."""
+    (length,) = struct.unpack("<Q", content[:8])
+    return json.loads(content[8 : 8 + length]), _digest(content[8 + length :])
 
 
 def _plain(value: Any) -> Any:
@@ -203,7 +216,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         file = io.BytesIO()
         np.save(file, value.numpy())
-        return hashlib.sha256(file.getvalue()).hexdigest()
+        return _digest(file.getvalue())
     if isinstance(value, dict):
         return {key: _plain(each) for key, each in value.items() if key not in TIMES}
     return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
@@ -217,7 +230,7 @@ def _points(folder: Path) -> dict[str, Any]:
         points[tag] = [(each.step, None if tag.endswith(TIMING_TAGS) else each.value) for each in events.Scalars(tag)]
     for tag in events.Tags()["images"]:
         images = events.Images(tag)
-        points[tag] = [(each.step, hashlib.sha256(each.encoded_image_string).hexdigest()) for each in images]
+        points[tag] = [(each.step, _digest(each.encoded_image_string)) for each in images]
     return points
 
 
