@@ -107,14 +107,14 @@ def prospects(experiment: ExperimentConfig, cells: list[Cell]) -> str:
     data, num_trainings = cells[0].config.data, len(experiment.seeds)
     clips = evaluation_clips(data, experiment.split, cells[0].config.seed, open_data_set(data).dive_set)
     num_sources = len({clip.source for clip in clips})
-    size = f"{num_trainings} trainings of each arm, {num_sources} sources in the {experiment.split} split"
+    size = f"trainings of each arm: {num_trainings}; sources in the {experiment.split} split: {num_sources}"
     limit = limit_of(num_trainings, num_sources)
     if limit:
         needed = f"takes {MIN_TRAININGS} trainings and {MIN_SOURCES} sources or more"
-        return f"{size}: nothing will be decided about arms, which {needed}; the page will be about {limit}"
+        return f"{size}; nothing will be decided about arms, which {needed}: the page will be about {limit}"
     power = power_of(num_trainings, SPREAD**2, SOURCE_ERROR**2 * NUM_SOURCES / num_sources, num_sources)
     return (
-        f"{size}: a difference of {100 * DECISIVE:g} points will be found with a power of {power:.2f} at p < {ALPHA}, "
+        f"{size}; a difference of {100 * DECISIVE:g} points will be found with a power of {power:.2f} at p < {ALPHA}, "
         f"if trainings differ as much as in docs/method.md"
     )
 

@@ -158,11 +158,11 @@ def combined(value: Floats, parts: Sequence[tuple[Floats, Floats]], limit: str, 
     comes out small, it counts too little, and a test at 1 % then errs in 1.6 % (five trainings). With two degrees of
     freedom less it errs in 1.0 %, as the simulation in the tests shows. Below four half of them are left.
     """
-    variance: Any = sum(part for part, _ in parts) - less
+    variance = np.asarray(sum(part for part, _ in parts) - less)
     uncertainty: Any = sum(part**2 / np.maximum(df - 2, df / 2) for part, df in parts if np.all(df > 0))
     with np.errstate(invalid="ignore", divide="ignore"):
         df = np.where(variance > 0, variance**2 / uncertainty, np.inf)[()]
-    return Difference(value, np.sqrt(variance), df, limit)
+    return Difference(value, np.sqrt(variance)[()], df, limit)
 
 
 def two_way_bootstrap(gains: Gains, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> Estimate | None:

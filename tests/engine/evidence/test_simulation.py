@@ -7,8 +7,15 @@ from functools import partial
 import numpy as np
 import pytest
 
-from diveparse.engine.evidence.simulation import simulated_shares
-from diveparse.engine.evidence.trainings import ALPHA, MARGINS, Gains, pooled_spread
+from diveparse.engine.evidence.simulation import NUM_SOURCES, SOURCE_ERROR, SPREAD, simulated_shares
+from diveparse.engine.evidence.trainings import (
+    ALPHA,
+    MARGINS,
+    Gains,
+    Spread,
+    difference_over_trainings,
+    pooled_spread,
+)
 
 NUM_DRAWS = 50_000
 ERROR = 3 * np.sqrt(ALPHA * (1 - ALPHA) / NUM_DRAWS)  # 0.13 points: three standard errors of a simulated share
@@ -53,8 +60,24 @@ def test_a_difference_of_two_points_is_found_as_often_as_method_md_tells(num_tra
     assert shares_of(num_trainings, 0.02).different == pytest.approx(expected, abs=0.01)
 
 
+@DECIDING
+def test_the_spread_of_other_pairs_would_call_a_pair_that_varies_more_different_too_often(num_trainings):
+    num_draws, rng = 10_000, np.random.default_rng(num_trainings)
+    sizes = SPREAD * np.array([1.5, 1, 1, 1, 1, 1])[:, None]
+    differences = sizes * rng.normal(size=(num_draws, 6, num_trainings))
+    value = differences[:, 0].mean(axis=-1) + SOURCE_ERROR * rng.normal(size=num_draws)
+    shares = []
+    for variances, df in ((differences[:, :1], num_trainings - 1), (differences, 6 * (num_trainings - 1))):
+        spread = Spread(variances.var(axis=-1, ddof=1).mean(axis=-1), df)
+        found = difference_over_trainings(value, spread, num_trainings, SOURCE_ERROR**2, NUM_SOURCES)
+        shares.append(np.mean(found.p_different < ALPHA))
+    own, pooled = shares
+    assert own <= ALPHA + 3 * np.sqrt(ALPHA / num_draws)
+    assert pooled >= 0.025
+
+
 def test_equal_arms_are_as_rarely_called_different_from_clips_on():
-    """The same through sources of different sizes and clips that are right or wrong, most of whose chance counts twice."""
+    """The same through sources of different sizes and clips, most of whose own chance counts twice."""
     rng, p_values = np.random.default_rng(0), []
     for _ in range(1500):
         num_clips = rng.integers(1, 12, 40)
