@@ -48,13 +48,21 @@ def run(args: argparse.Namespace) -> int:
 
 def run_experiment(path: Path, num_jobs: int, out: Path) -> None:
     """Raises: ValueError if a cell failed, or the experiment cannot be run."""
-    from diveparse.engine.evidence.experiment import development_cells, fill_feature_caches, missing_cells, read_cells
+    from diveparse.engine.evidence.experiment import (
+        development_cells,
+        fill_feature_caches,
+        missing_cells,
+        prospects,
+        read_cells,
+    )
     from diveparse.engine.evidence.experiment_page import write_experiment
 
     experiment, cells = read_cells(path)
     needed = cells + development_cells(path, experiment)
     missing, start_s = missing_cells(needed), time.monotonic()
     print(f"{path}: {len(needed) - len(missing)} of {len(needed)} cells are done")
+    if missing and experiment.pairs:
+        print(f"{path}: {prospects(experiment, cells)}", flush=True)
     fill_feature_caches(missing)
     failed = run_all(missing, num_jobs)
     if failed:

@@ -16,12 +16,15 @@ from pathlib import Path
 import torch
 
 from diveparse.configs import Config, ExperimentConfig, differing_options, load_config
+from diveparse.datasets.data_set import open_data_set
 from diveparse.datasets.splits import evaluation_clips, scored_dives, training_clips
 from diveparse.datasets.storage.disk import space_problem
 from diveparse.datasets.storage.workers import end_with_main_process, worker_context
 from diveparse.engine.batches import build_clips, cached_or_read
 from diveparse.engine.device import seed_everything
 from diveparse.engine.evaluation.testing import evaluate_run
+from diveparse.engine.evidence.simulation import NUM_SOURCES, SOURCE_ERROR, SPREAD
+from diveparse.engine.evidence.trainings import ALPHA, DECISIVE, MIN_SOURCES, MIN_TRAININGS, limit_of, power_of
 from diveparse.engine.run import RunFolder
 from diveparse.engine.training.loop import train
 from diveparse.models.classifier import build_classifier
@@ -94,6 +97,26 @@ def _cell(path: Path, experiment: ExperimentConfig, arm: str, seed: int) -> Cell
 def development_cells(path: Path, experiment: ExperimentConfig) -> list[Cell]:
     """The cells of other experiments on which the shares of `experiment.stacking` are chosen."""
     return [cell_elsewhere(path, name, seed) for name in experiment.stacking.values() for seed in experiment.seeds]
+
+
+def prospects(experiment: ExperimentConfig, cells: list[Cell]) -> str:
+    """What the comparison will be able to decide, in one line, before anything is trained.
+
+    Raises: ValueError if the clips of the first cell cannot be read.
+    """
+    data, num_trainings = cells[0].config.data, len(experiment.seeds)
+    clips = evaluation_clips(data, experiment.split, cells[0].config.seed, open_data_set(data).dive_set)
+    num_sources = len({clip.source for clip in clips})
+    size = f"trainings of each arm: {num_trainings}; sources in the {experiment.split} split: {num_sources}"
+    limit = limit_of(num_trainings, num_sources)
+    if limit:
+        needed = f"takes {MIN_TRAININGS} trainings and {MIN_SOURCES} sources or more"
+        return f"{size}; nothing will be decided about arms, which {needed}: the page will be about {limit}"
+    power = power_of(num_trainings, SPREAD**2, SOURCE_ERROR**2 * NUM_SOURCES / num_sources, num_sources)
+    return (
+        f"{size}; a difference of {100 * DECISIVE:g} points will be found with a power of {power:.2f} at p < {ALPHA}, "
+        f"if trainings differ as much as in docs/method.md"
+    )
 
 
 def missing_cells(cells: list[Cell]) -> list[Cell]:

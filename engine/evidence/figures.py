@@ -42,7 +42,7 @@ def accuracy_figure(
 ) -> Figure:
     """Draw each arm's top-1 with its interval and its seeds as dots, and below the paired differences against zero.
 
-    accuracies, seed_accuracies: by arm; differences: by the name of the pair.
+    accuracies, seed_accuracies: by arm; differences: by the name of the pair. An interval of nan is not drawn.
     """
     num_rows = [len(rows) for rows in (accuracies, differences) if rows]
     figure = Figure(figsize=(7.0, 0.4 + 0.75 * len(num_rows) + 0.45 * sum(num_rows)), dpi=130, layout="constrained")
@@ -52,14 +52,14 @@ def accuracy_figure(
         _draw_interval(arm_axes, row, estimate, color=ARM_COLORS[row % len(ARM_COLORS)], text=f"{estimate.value:.3f}")
         seeds = seed_accuracies[arm]
         arm_axes.plot(seeds, [row + 0.22] * len(seeds), "o", markersize=3, color="0.45")
-    arm_axes.set(xlim=(0, 1), xlabel="top-1 (bar: 95 % over sources, grey dots: seeds)")
+    arm_axes.set(xlim=(0, 1), xlabel="top-1 (bar: 95 % over sources, these weights; grey dots: seeds)")
     arm_axes.set_title(caption, fontsize=9, loc="left", color="0.3")
     _list_rows(arm_axes, list(accuracies))
     for difference_axes in panels[1:]:
         for row, estimate in enumerate(differences.values()):
             _draw_interval(difference_axes, row, estimate, color="black", text=f"{estimate.value:+.3f}")
         difference_axes.axvline(0, color="0.6", linewidth=1, linestyle="--")
-        difference_axes.set(xlabel="difference in top-1, same clips (bar: 95 % over sources)")
+        difference_axes.set(xlabel="difference in top-1, paired (bar: 95 % over trainings and sources)")
         _list_rows(difference_axes, list(differences))
     return figure
 
@@ -133,7 +133,7 @@ def curve_figure(axis: str, values: Sequence[float], series: Mapping[str, Sequen
         means, lows, highs = ([getattr(estimate, end) for estimate in estimates] for end in ("value", "low", "high"))
         axes.plot(values, means, "o-", color=color, label=name)
         axes.fill_between(values, lows, highs, color=color, alpha=0.2, linewidth=0)
-    axes.set(xlabel=axis, ylabel="top-1 (band: 95 % over sources)", ylim=(0, 1))
+    axes.set(xlabel=axis, ylabel="top-1 (band: 95 % over sources, these weights)", ylim=(0, 1))
     axes.set_xticks(values, [f"{value:g}" for value in values])
     axes.set_title(caption, fontsize=9, loc="left", color="0.3")
     axes.legend(frameon=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -12,19 +13,17 @@ import pandas as pd
 from diveparse.engine.evaluation.metrics import GROUPS, group_of
 from diveparse.engine.evidence.arms import differing_values
 from diveparse.engine.evidence.runs import Run
-from diveparse.engine.evidence.statistics import (
-    MARGIN,
-    Comparison,
-    Estimate,
-    compare_arms,
-    mean_over_sources,
-    sign_flip_p_value,
-    verdict,
+from diveparse.engine.evidence.statistics import Estimate, FixedWeights, compare_weights
+from diveparse.engine.evidence.trainings import (
+    Gains,
+    Spread,
+    pooled_spread,
+    trainings_needed,
+    two_way_bootstrap,
 )
+from diveparse.engine.evidence.verdicts import NLL, TOP1, Judged, judge
 
 EVERY_CLIP, HELD_OUT = "all", "held out"  # beside the groups of dives
-TOP1, NLL = "top-1", "NLL"
-MARGINS = {TOP1: f"±{100 * MARGIN:g} points", NLL: f"±{MARGIN:g} nats"}
 
 
 @dataclass(frozen=True)
@@ -33,24 +32,30 @@ class Effect:
 
     quantity: str  # TOP1 or NLL
     group: str  # EVERY_CLIP, HELD_OUT, or the name of one of GROUPS: dives with so many training clips
-    num_clips: int
     num_classes: int
-    difference: Estimate
-    by_seed: tuple[float, ...]
-    p_value: float  # over sources
-    p_holm: float  # the same, corrected for all comparisons of this quantity and group in the report
+    gains: Gains
+    spread: Spread  # over trainings: of this pair, or under MIN_TRAININGS of all pairs of the report
+    judged: Judged  # corrected for all comparisons of this quantity and group in the report
 
     @property
-    def verdict(self) -> str:
-        """higher, lower, equivalent (with its margin) or inconclusive, about the models as they were trained.
+    def num_clips(self) -> int:
+        return int(self.gains.num_clips.sum())
 
-        A higher or lower whose sign differs between seeds is marked, since another seed may well turn it.
-        """
-        found = verdict(self.difference, self.p_holm)
-        if found == "equivalent":
-            return f"equivalent ({MARGINS[self.quantity]})"
-        agree = len({np.sign(difference) for difference in self.by_seed}) == 1
-        return found if agree or found == "inconclusive" else f"{found}, but not with every seed"
+    @property
+    def num_higher(self) -> int:
+        """Trainings in which the second arm has more."""
+        return int((self.gains.by_training > 0).sum())
+
+    @cached_property
+    def resampled(self) -> Estimate | None:
+        """The difference with the interval of `two_way_bootstrap`."""
+        return two_way_bootstrap(self.gains)
+
+    @cached_property
+    def still_needed(self) -> float:
+        """Trainings of each arm that are missing to find a difference of DECISIVE; inf where more would not help."""
+        needed = trainings_needed(float(self.spread.variance), self.gains.source_variance, self.gains.num_sources)
+        return needed if np.isnan(needed) else max(0.0, needed - self.gains.num_trainings)
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class ArmPair:
     second: str
     seeds: tuple[int, ...]
     differing: list[str]  # the options, each with the second's value and the first's
-    comparison: Comparison
+    weights: FixedWeights
     effects: list[Effect]
     classes: pd.DataFrame  # a row a dive: number, training_clips, test_clips, both arms' accuracy and the difference
 
@@ -69,9 +74,14 @@ class ArmPair:
     def name(self) -> str:
         return f"{self.second} - {self.first}"
 
+    def overall(self, quantity: str) -> Effect | None:
+        """The effect on all clips, or None where an arm cannot name one of the dives and has no likelihood."""
+        chosen = (effect for effect in self.effects if (effect.quantity, effect.group) == (quantity, EVERY_CLIP))
+        return next(chosen, None)
+
 
 def pair_arms(arms: Mapping[str, Mapping[int, Run]], first: str, second: str, held_out: Sequence[str] = ()) -> ArmPair:
-    """Compare two of the arms, of which every `Effect.p_holm` is not corrected yet.
+    """Compare two of the arms, each effect by itself: `comparison.py` judges all pairs of a report together.
 
     held_out: numbers of dives that form a group of their own beside those of GROUPS.
     Raises: ValueError if the arms share no seed.
@@ -92,7 +102,7 @@ def pair_arms(arms: Mapping[str, Mapping[int, Run]], first: str, second: str, he
         second,
         seeds,
         differing=differing_values(seconds[0].config, firsts[0].config),
-        comparison=compare_arms(corrects[0], corrects[1], clips["source"].tolist()),
+        weights=compare_weights(corrects[0], corrects[1], clips["source"].tolist()),
         effects=list(_effects(firsts, seconds, clips, counts, held_out)),
         classes=_class_accuracies(corrects[0], corrects[1], clips, counts),
     )
@@ -105,15 +115,18 @@ def _effects(
     counts: Mapping[str, int],
     held_out: Sequence[str],
 ) -> Iterator[Effect]:
-    """Every quantity on every group of dives whose clips come from two sources or more."""
+    """Every quantity on every group of dives that has clips."""
     numbers, sources = (clips[column].to_numpy(dtype=str) for column in ("true_number", "source"))
     groups = group_of(np.array([counts.get(number, 0) for number in numbers]))  # (num_clips,)
     members = {EVERY_CLIP: np.ones(len(numbers), bool), **{group: groups == group for group in GROUPS}}
     members[HELD_OUT] = np.isin(numbers, held_out)
     for quantity, gains in _gains(firsts, seconds).items():
         for group, rows in members.items():
-            if len(set(sources[rows])) > 1:
-                yield _effect(quantity, group, gains[:, rows], numbers[rows], sources[rows].tolist())
+            if rows.any():
+                of_group = _by_source(gains[:, rows], sources[rows])
+                spread = pooled_spread(of_group.by_training[None])
+                (judged,) = judge(quantity, [of_group.difference(spread)])
+                yield Effect(quantity, group, len(set(numbers[rows])), of_group, spread, judged)
 
 
 def _gains(firsts: Sequence[Run], seconds: Sequence[Run]) -> dict[str, npt.NDArray[np.float64]]:
@@ -125,22 +138,10 @@ def _gains(firsts: Sequence[Run], seconds: Sequence[Run]) -> dict[str, npt.NDArr
     return gains
 
 
-def _effect(
-    quantity: str, group: str, gains: npt.NDArray[np.float64], numbers: npt.NDArray[np.str_], sources: list[str]
-) -> Effect:
-    """gains: (num_seeds, num_clips) of the group."""
-    gain = gains.mean(axis=0)
-    p_value = sign_flip_p_value(gain, sources)
-    return Effect(
-        quantity,
-        group,
-        num_clips=len(numbers),
-        num_classes=len(set(numbers)),
-        difference=mean_over_sources(gain, sources),
-        by_seed=tuple(gains.mean(axis=1).tolist()),
-        p_value=p_value,
-        p_holm=p_value,
-    )
+def _by_source(gains: npt.NDArray[np.float64], sources: npt.NDArray[np.str_]) -> Gains:
+    """gains: (num_seeds, num_clips) of a group; sources: (num_clips,)."""
+    _, source_of_clip, num_clips = np.unique(sources, return_inverse=True, return_counts=True)
+    return Gains(np.stack([np.bincount(source_of_clip, weights=each) for each in gains]), num_clips)
 
 
 def _class_accuracies(

@@ -10,27 +10,42 @@ from diveparse.engine.evaluation.metrics import GROUPS
 from diveparse.engine.events import EVENT_FILES
 from diveparse.engine.evidence.comparison import Report
 from diveparse.engine.evidence.figures import figure_image, write_png
-from diveparse.engine.evidence.pairs import MARGINS, NLL, TOP1
 from diveparse.engine.evidence.report_figures import figures
-from diveparse.engine.evidence.statistics import ALPHA, CONFIDENCE_LEVEL
+from diveparse.engine.evidence.statistics import CONFIDENCE_LEVEL
 from diveparse.engine.evidence.tables import page_tables
 from diveparse.engine.evidence.tensorboard import log_comparison
 from diveparse.engine.evidence.tidy import class_table, tidy_table
+from diveparse.engine.evidence.trainings import (
+    ALPHA,
+    DECISIVE,
+    MIN_RESAMPLED_TRAININGS,
+    MIN_TRAININGS,
+    POWER,
+    THESE_WEIGHTS,
+)
+from diveparse.engine.evidence.verdicts import MARGIN_NAMES, NLL, TOP1, UNDECIDED
 
 NOTES = (
     f"""\
-**How to read the tables.** Intervals are {100 * CONFIDENCE_LEVEL:g} % percentile bootstrap intervals. They resample
-whole sources and hold the trained models fixed. ± is the standard deviation over seeds. In a row "a - b", *clips won*
-are those that only a names rightly, and *clips lost* those that only b names rightly. McNemar's test on them is exact
-and two-sided and takes clips as independent, which the intervals do not. Over several seeds its p-value is twice the
-mean of theirs.
+**How to read the tables.** The unit is a training. A row "a - b" compares paired trainings of a and b: same seed, data
+and order. Its interval ({100 * CONFIDENCE_LEVEL:g} %) is that of a t distribution whose error adds the spread over
+trainings and that over test sources. *Higher in* counts the trainings in which a has more than b. *p (Holm)* is
+two-sided, from the same distribution. Holm's correction covers all pairs compared on the same quantity and group of
+dives.
 
-*p (Holm)* is a two-sided p-value over sources: it flips the signs of whole sources, all seeds together. Holm's
-correction covers all pairs that are compared on the same quantity and group of dives. The verdict is *higher* or
-*lower* where p (Holm) is below {ALPHA}. Otherwise it is *equivalent* where the interval lies within
-{MARGINS[TOP1]} ({MARGINS[NLL]} for the NLL), and *inconclusive* where it does not. Verdicts are about the models as
-they were trained. "Not with every seed" marks a difference whose sign another seed may well turn. The CSV files hold
-the rest: each group of dives by seed, p-values before correction, and each dive.
+The verdict is *higher* or *lower* where p (Holm) is below {ALPHA}. It is *equivalent*, with its margin, where two
+one-sided tests at the same level find a difference below {" or ".join(MARGIN_NAMES[TOP1])}
+({" or ".join(MARGIN_NAMES[NLL])} for the NLL). Otherwise it is *{UNDECIDED}*. *(9 more)* tells how many more trainings
+of each arm would find a difference of {100 * DECISIVE:g} points ({DECISIVE:g} nats) with a power of {POWER}.
+
+Fewer than {MIN_TRAININGS} trainings decide nothing about arms: *{THESE_WEIGHTS}*. Their interval takes the spread of
+all pairs of the page. A table of that name shows what holds for these trained models alone. There, *clips won* are
+those that only a names rightly. McNemar's test on them is exact and takes clips as independent. The p-value over
+sources flips the signs of whole sources, and the interval resamples sources. A score of one arm has ± the standard
+deviation over seeds, and an interval over sources that holds its models fixed.
+
+*Resampled* intervals draw trainings and sources, from {MIN_RESAMPLED_TRAININGS} trainings on. Pairs that differ in the
+same options are pooled over their settings, with settings and seeds as random effects. The CSV files hold the rest.
 
 Dives are grouped by their training clips: """
     + ", ".join(f"{name} (at least {least})" if least else f"{name} (none)" for name, least in GROUPS.items())

@@ -16,13 +16,15 @@ from diveparse.engine.evaluation.predictions import load_predictions
 from diveparse.engine.evidence.comparison import Report
 from diveparse.engine.evidence.figures import accuracy_figure, attribute_figure, effect_figure, reliability_figure
 from diveparse.engine.evidence.runs import Run
+from diveparse.engine.evidence.verdicts import TOP1
 from diveparse.heads.recombine import INVALID
 
 
 def figures(report: Report) -> Iterator[tuple[str, Figure]]:
     """Yield each figure under the name of its file."""
     top1 = {arm: report.scores_of(arm, "top1") for arm in report.arms}
-    differences = {pair.name: pair.comparison.difference for pair in report.pairs}
+    overall = {pair.name: pair.overall(TOP1) for pair in report.pairs}
+    differences = {name: effect.judged.difference.interval() for name, effect in overall.items() if effect}
     yield "top1", accuracy_figure(report.accuracies, top1, differences, report.caption)
     attributes = {arm: {a: float(np.mean(report.scores_of(arm, a))) for a in ATTRIBUTES} for arm in report.arms}
     yield "attributes", attribute_figure(attributes, report.caption)

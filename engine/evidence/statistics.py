@@ -1,12 +1,12 @@
-"""Intervals and tests of a difference between arms: paired on the same clips, with sources as the unit of chance.
+"""Intervals and tests that hold the trained models fixed: with sources, or clips, as the unit of chance.
 
 The clips of a source share their venue, camera and divers, so they are not independent draws, and an interval that
-resamples clips is too narrow. All of it holds the trained models fixed: how much another seed changes them is a
-separate number, the spread over seeds.
+resamples clips is too narrow. Nothing here says what another training would give: see `trainings.py`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
 NUM_RESAMPLES = 10_000
 CONFIDENCE_LEVEL = 0.95
-ALPHA = 0.01
-MARGIN = 0.02  # of equivalence: of accuracy, or of nats
 
 
 @dataclass(frozen=True)
@@ -47,17 +44,12 @@ class McNemar:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """The second arm against the first. The difference is positive where the second is better."""
+class FixedWeights:
+    """The second arm's models against the first's, as they were trained. It says nothing about another training."""
 
-    difference: Estimate
-    tests: tuple[McNemar, ...]  # one a seed
-    mcnemar_p_value: float  # over all seeds, see `combined_p_value`
-    p_value: float  # over all seeds and over sources, see `sign_flip_p_value`
-
-    @property
-    def num_clips(self) -> int:
-        return self.tests[0].num_clips
+    difference: Estimate  # the interval resamples sources
+    tests: tuple[McNemar, ...]  # one a training
+    p_value: float  # over sources, all trainings together, see `sign_flip_p_value`; nan where there is one source
 
 
 def accuracy_over_sources(correct: npt.NDArray[np.bool_], sources: Sequence[str], *, seed: int = 0) -> Estimate:
@@ -65,44 +57,33 @@ def accuracy_over_sources(correct: npt.NDArray[np.bool_], sources: Sequence[str]
     return mean_over_sources(correct.mean(axis=0), sources, seed=seed)
 
 
-def compare_arms(
+def compare_weights(
     first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_], sources: Sequence[str], *, seed: int = 0
-) -> Comparison:
-    """Compare two arms clip by clip and seed by seed.
+) -> FixedWeights:
+    """Compare the trained models of two arms clip by clip.
 
-    first, second: (num_seeds, num_clips), the same seeds and clips in the same order.
-    Raises: ValueError if they cannot be paired, or come from fewer than two sources.
+    first, second: (num_trainings, num_clips), the same trainings and clips in the same order.
     """
-    if first.shape != second.shape:
-        raise ValueError(f"two arms must have the same seeds and clips, got {first.shape} and {second.shape}")
     gain = second.mean(axis=0) - first.mean(axis=0)  # (num_clips,)
-    tests = tuple(mcnemar(first[k], second[k]) for k in range(len(first)))
-    return Comparison(
+    return FixedWeights(
         difference=mean_over_sources(gain, sources, seed=seed),
-        tests=tests,
-        mcnemar_p_value=combined_p_value([test.p_value for test in tests]),
+        tests=tuple(mcnemar(*pair) for pair in zip(first, second, strict=True)),
         p_value=sign_flip_p_value(gain, sources, seed=seed),
     )
-
-
-def verdict(difference: Estimate, p_value: float, margin: float = MARGIN) -> str:
-    """higher, lower, equivalent or inconclusive. p_value: corrected for the number of comparisons."""
-    if p_value < ALPHA:
-        return "higher" if difference.value > 0 else "lower"
-    if -margin < difference.low and difference.high < margin:
-        return "equivalent"
-    return "inconclusive"
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values of several comparisons, each raised so that it bounds the chance of any false alarm among all of them.
 
+    Those that are nan tested nothing: they stay so and do not count.
     Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
     """
-    if not p_values:
-        return []
-    corrected: list[float] = multipletests(p_values, method="holm")[1].tolist()
-    return corrected
+    corrected = np.array(p_values, dtype=np.float64)
+    order = np.argsort(corrected)[: np.isfinite(corrected).sum()]  # nan comes last
+    # not statsmodels' multipletests, which collects garbage at every call: half a second once torch is loaded
+    raised = corrected[order] * np.arange(len(order), 0, -1)
+    corrected[order] = np.minimum(np.maximum.accumulate(raised), 1.0)
+    return [float(p_value) for p_value in corrected]
 
 
 def mean_over_sources(
@@ -117,11 +98,8 @@ def mean_over_sources(
 
     For a difference between arms, give each clip's difference: both arms then meet the same resampled clips.
     values: (num_clips,); sources: the source of each clip.
-    Raises: ValueError if there are fewer than two sources.
     """
-    names, source_of_clip, num_clips = np.unique(np.asarray(sources), return_inverse=True, return_counts=True)
-    if len(names) < 2:
-        raise ValueError(f"an interval over sources needs at least two sources, got {len(names)}: {', '.join(names)}")
+    _, source_of_clip, num_clips = np.unique(np.asarray(sources), return_inverse=True, return_counts=True)
     totals = np.bincount(source_of_clip, weights=values)  # (num_sources,)
     low, high = interval_over_sources(
         _mean_of_sums, (totals, num_clips), num_resamples=num_resamples, level=level, seed=seed
@@ -137,12 +115,14 @@ def interval_over_sources(
     level: float = CONFIDENCE_LEVEL,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """The ends of the percentile interval of a bootstrap that draws whole sources.
+    """The ends of the percentile interval of a bootstrap that draws whole sources, or twice nan if there is one.
 
     Each resample draws as many sources as there are, with replacement, the same for all totals.
     statistic: takes the drawn totals, (…, num_sources) each, and `axis`, the axis of the sources.
     totals: one or more of (num_sources,), such as the number of clips of each source.
     """
+    if len(totals[0]) < 2:
+        return math.nan, math.nan
     interval = stats.bootstrap(
         tuple(totals),
         statistic,
@@ -170,15 +150,6 @@ def mcnemar(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> McNe
     return McNemar(len(first), only_first, only_second, p_value)
 
 
-def combined_p_value(p_values: Sequence[float]) -> float:
-    """One p-value over several seeds: twice the mean of their p-values. A single p-value stays as it is.
-
-    Seeds are tested on the same clips, so their tests depend on each other and their clips must not be pooled. Twice
-    the mean is valid under any dependence. Source: Vovk and Wang 2020, Combining p-values via averaging.
-    """
-    return float(p_values[0]) if len(p_values) == 1 else min(1.0, 2 * float(np.mean(p_values)))
-
-
 def sign_flip_p_value(
     values: npt.NDArray[np.floating[Any]],
     sources: Sequence[str],
@@ -189,11 +160,13 @@ def sign_flip_p_value(
     """Two-sided p-value of "neither arm is better": how often random signs, one a source, give as large a mean.
 
     If neither arm is better, all differences of a source might as well have the other sign. The clips of a source may
-    depend on each other in any way. With few sources every choice of signs is taken once.
+    depend on each other in any way. With few sources every choice of signs is taken once; one source tests nothing.
     values: (num_clips,) differences between the arms; sources: the source of each clip.
     """
     _, source_of_clip = np.unique(np.asarray(sources), return_inverse=True)
     totals = np.bincount(source_of_clip, weights=values)  # (num_sources,)
+    if len(totals) < 2:
+        return math.nan
     tested = stats.permutation_test(
         (totals,),
         _sum,

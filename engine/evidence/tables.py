@@ -9,11 +9,13 @@ import pandas as pd
 from tabulate import tabulate
 
 from diveparse.datasets.dives import ATTRIBUTES
-from diveparse.engine.evidence.pairs import EVERY_CLIP, NLL, TOP1
+from diveparse.engine.evidence.pairs import EVERY_CLIP
 from diveparse.engine.evidence.statistics import Estimate, spread_over_seeds
-from diveparse.engine.evidence.tidy import ALL_SEEDS, QUANTITIES
+from diveparse.engine.evidence.tidy import ALL_SEEDS, POOLED, QUANTITIES
+from diveparse.engine.evidence.trainings import MIN_TRAININGS, THESE_WEIGHTS
+from diveparse.engine.evidence.verdicts import TOP1, UNDECIDED
 
-INTERVAL = "95 % interval"
+INTERVAL = "95 % over sources"
 SEEDS = "seeds"
 SCORE_ROWS = (  # one table each where arms are rows: no more than five beside the arm
     (SEEDS, "top1", INTERVAL, "top5", "mean_class_accuracy"),
@@ -39,7 +41,7 @@ def page_tables(table: pd.DataFrame) -> list[str]:
     table = table.assign(seed=table["seed"].astype(str))
     tables = list(score_tables(table))
     if table["versus"].notna().any():
-        tables += [difference_table(table), *effect_tables(table)]
+        tables += [*effect_tables(table), *error_table(table), *pool_tables(table), *weights_tables(table)]
     return tables
 
 
@@ -69,46 +71,106 @@ def _arm_column(scores: pd.DataFrame) -> dict[str, str]:
     by_seed, overall = scores[scores["seed"] != ALL_SEEDS], scores[scores["seed"] == ALL_SEEDS].iloc[0]
     cells = {name: mean_and_spread(rows["value"].tolist()) for name, rows in by_seed.groupby("quantity")}
     return {str(name): cell for name, cell in cells.items()} | {
-        SEEDS: ", ".join(dict.fromkeys(by_seed["seed"])),
+        SEEDS: seeds_text(list(dict.fromkeys(by_seed["seed"].astype(int)))),
         INTERVAL: interval_text(estimate_of(overall), ""),
     }
 
 
-def difference_table(table: pd.DataFrame) -> str:
-    """Top-1 of pairs of arms: one row a seed, and one over all seeds where there are several."""
-    rows = []
-    for name, pair in _pairs(table[(table["quantity"] == QUANTITIES[TOP1]) & (table["group"] == EVERY_CLIP)]):
-        by_seed, overall = pair[pair["seed"] != ALL_SEEDS], pair[pair["seed"] == ALL_SEEDS].iloc[0]
-        difference = [f"{overall['value']:+.3f}", interval_text(estimate_of(overall), "+")]
-        for _, row in by_seed.iterrows():
-            tested = [f"{row['clips_won']:.0f}", f"{row['clips_lost']:.0f}", f"{row['mcnemar_p']:.2g}"]
-            if len(by_seed) == 1:
-                rows.append([name, *difference, *tested])
-            else:
-                rows.append([f"{name}, seed {row['seed']}", f"{row['value']:+.3f}", "", *tested])
-        if len(by_seed) > 1:
-            rows.append([f"{name}, all seeds", *difference, "", "", f"{overall['mcnemar_p']:.2g}"])
-    return _markdown(rows, ["top-1, paired", "difference", INTERVAL, "clips won", "clips lost", "McNemar p"])
+def seeds_text(seeds: Sequence[int]) -> str:
+    """The seeds, and of many in a row the ends."""
+    is_row = list(seeds) == list(range(seeds[0], seeds[0] + len(seeds)))
+    return f"{seeds[0]} to {seeds[-1]}" if is_row and len(seeds) > 3 else ", ".join(map(str, seeds))
 
 
 def effect_tables(table: pd.DataFrame) -> Iterator[str]:
-    """The differences over sources and their verdicts: one table a quantity, one row a pair of arms and group."""
-    for quantity in (TOP1, NLL):
-        chosen = table[(table["quantity"] == QUANTITIES[quantity]) & (table["seed"] == ALL_SEEDS)]
+    """The differences over trainings and their verdicts: a table a quantity, a row a pair of arms and group."""
+    for quantity, name in QUANTITIES.items():
         rows = [
             [
-                name,
+                pair_name,
                 _members(row["group"], row["num_dives"], row["num_clips"]),
-                f"{row['value']:+.3f}",
-                interval_text(estimate_of(row), "+"),
-                f"{row['p_holm']:.2g}",
-                row["verdict"],
+                estimate_text(estimate_of(row), "+"),
+                f"{row['higher']} of {row['trainings']}",
+                _p_text(row["p_holm"]),
+                _verdict(row),
             ]
-            for name, pair in _pairs(chosen)
+            for pair_name, pair in _pairs(table[(table["quantity"] == name) & (table["seed"] == ALL_SEEDS)])
             for _, row in pair.iterrows()
         ]
         if rows:
-            yield _markdown(rows, [f"{quantity}, over sources", "dives", "difference", INTERVAL, "p (Holm)", "verdict"])
+            headers = ["dives", "difference, 95 %", "higher in", "p (Holm)", "verdict"]
+            yield _markdown(rows, [f"{quantity}, over trainings", *headers])
+
+
+def error_table(table: pd.DataFrame) -> Iterator[str]:
+    """What makes up the error of each difference in top-1 on all clips, and its interval by resampling."""
+    chosen = (table["quantity"] == QUANTITIES[TOP1]) & (table["group"] == EVERY_CLIP) & (table["seed"] == ALL_SEEDS)
+    rows = [
+        [
+            name,
+            f"{row['spread']:.3f}",
+            f"{row['source_error']:.3f}",
+            f"{row['df']:.0f}",
+            interval_text(estimate_of(row), "+"),
+            interval_text(Estimate(row["value"], row["low_resampled"], row["high_resampled"]), "+"),
+        ]
+        for name, pair in _pairs(table[chosen & table["low"].notna()])
+        for _, row in pair.iterrows()
+    ]
+    if rows:
+        headers = ["sd over trainings", "error over sources", "df", "95 %, t", "95 %, resampled"]
+        yield _markdown(rows, ["top-1, all clips", *headers])
+
+
+def pool_tables(table: pd.DataFrame) -> Iterator[str]:
+    """The differences over several settings: a table a quantity, a row for pairs that differ in the same options."""
+    for quantity, name in POOLED.items():
+        rows = [
+            [
+                row["group"],
+                ", ".join(f"{second} - {first}" for second, first in zip(*_names(row), strict=True)),
+                estimate_text(estimate_of(row), "+"),
+                f"{row['higher']} of {row['trainings']}",
+                _p_text(row["p_holm"]),
+                str(row["verdict"]),
+            ]
+            for _, row in table[table["quantity"] == name].iterrows()
+        ]
+        if rows:
+            headers = ["settings", "difference, 95 %", "higher in", "p (Holm)", "verdict"]
+            yield _markdown(rows, [f"{quantity}, pooled over settings", *headers])
+
+
+def _names(row: pd.Series) -> tuple[list[str], list[str]]:
+    return row["arm"].split(", "), row["versus"].split(", ")
+
+
+def weights_tables(table: pd.DataFrame) -> Iterator[str]:
+    """Top-1 of pairs with too few trainings for a verdict: what holds for these trained models, and for no others."""
+    rows = []
+    for name, pair in _pairs(table[(table["quantity"] == QUANTITIES[TOP1]) & (table["group"] == EVERY_CLIP)]):
+        by_seed, overall = pair[pair["seed"] != ALL_SEEDS], pair[pair["seed"] == ALL_SEEDS].iloc[0]
+        if len(by_seed) >= MIN_TRAININGS and not np.isnan(overall["source_error"]):
+            continue
+        fixed = [interval_text(Estimate(overall["value"], overall["weights_low"], overall["weights_high"]), "+")]
+        fixed.append(_p_text(overall["weights_sources_p"]))
+        for _, row in by_seed.iterrows():
+            counts = f"{row['weights_clips_won']} to {row['weights_clips_lost']}"
+            tested = [f"{row['value']:+.3f}", counts, _p_text(row["weights_mcnemar_p"])]
+            rows.append([f"{name}, seed {row['seed']}", *tested, *(fixed if len(by_seed) == 1 else ["", ""])])
+        if len(by_seed) > 1:
+            rows.append([f"{name}, mean", f"{overall['value']:+.3f}", "", "", *fixed])
+    if rows:
+        headers = ["difference", "clips won, lost", "McNemar p", INTERVAL, "p over sources"]
+        yield _markdown(rows, [f"{THESE_WEIGHTS}: top-1", *headers])
+
+
+def _verdict(row: pd.Series) -> str:
+    """The verdict, and where nothing is decided the trainings that a decision still takes."""
+    if row["verdict"] not in (UNDECIDED, THESE_WEIGHTS) or not row["still_needed"] > 0:
+        return str(row["verdict"])
+    more = "more sources" if np.isinf(row["still_needed"]) else f"{row['still_needed']:.0f} more"
+    return f"{row['verdict']} ({more})"
 
 
 def _members(group: str, num_dives: int, num_clips: int) -> str:
@@ -121,12 +183,24 @@ def _pairs(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         yield f"{second} - {first}", rows
 
 
+def estimate_text(estimate: Estimate, sign: str) -> str:
+    """The value, and its interval where there is one. sign: as in a format, "+" or nothing."""
+    interval = interval_text(estimate, sign)
+    return f"{estimate.value:{sign}.3f}" + (f" ({interval})" if interval else "")
+
+
+def _p_text(p_value: float) -> str:
+    return "" if np.isnan(p_value) else f"{p_value:.2g}"
+
+
 def estimate_of(row: pd.Series) -> Estimate:
     return Estimate(row["value"], row["low"], row["high"])
 
 
 def interval_text(estimate: Estimate, sign: str) -> str:
-    """sign: as in a format, "+" or nothing."""
+    """The ends, or nothing where there is no interval. sign: as in a format, "+" or nothing."""
+    if np.isnan(estimate.low):
+        return ""
     return f"{estimate.low:{sign}.3f} to {estimate.high:{sign}.3f}"
 
 

@@ -2,37 +2,55 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from pathlib import Path
 
 import pandas as pd
 
 from diveparse.engine.evidence.comparison import Report
-from diveparse.engine.evidence.pairs import EVERY_CLIP, NLL, TOP1, ArmPair
+from diveparse.engine.evidence.pairs import EVERY_CLIP, ArmPair
 from diveparse.engine.evidence.runs import SCORES
+from diveparse.engine.evidence.settings import Pool
+from diveparse.engine.evidence.trainings import MARGINS
+from diveparse.engine.evidence.verdicts import NLL, TOP1, Judged
 
 QUANTITIES = {TOP1: "top1_difference", NLL: "nll_difference"}
+POOLED = {quantity: f"{name}_pooled" for quantity, name in QUANTITIES.items()}
 ALL_SEEDS = "all"
+P_WITHIN = tuple(f"p_within_{margin:g}" for margin in MARGINS)
 COLUMNS = (
     "arm",
     "versus",  # the other arm, of a difference
     "seed",  # or ALL_SEEDS
-    "quantity",  # one of SCORES or of QUANTITIES
-    "group",  # of dives, of a difference
+    "quantity",  # one of SCORES, of QUANTITIES or of POOLED
+    "group",  # of dives, of a difference; the options that differ, where settings are pooled
     "num_clips",  # of the group
     "num_dives",
     "value",
-    "low",  # the ends of the interval over sources
+    "low",  # the ends of the 95 % interval: of a difference over trainings and sources, of a score over sources
     "high",
-    "p",  # over sources
-    "p_holm",
-    "mcnemar_p",
-    "clips_won",
-    "clips_lost",
+    "trainings",  # pairs of them
+    "higher",  # trainings in which the arm has more than the other
+    "spread",  # standard deviation of the difference over trainings
+    "source_error",  # standard error of the difference that the choice of sources adds
+    "df",  # of the t distribution of the difference
+    "p_holm",  # of "no difference", corrected for all comparisons of this quantity and group
+    *P_WITHIN,  # of "a difference of the margin or more", corrected alike
+    "low_resampled",  # the interval of a bootstrap over trainings and sources
+    "high_resampled",
+    "still_needed",  # trainings of each arm that are missing to find a difference of 2 points
     "verdict",
+    "weights_low",  # of these trained models alone, about no others: the interval over sources
+    "weights_high",
+    "weights_sources_p",  # signs of sources flipped
+    "weights_mcnemar_p",
+    "weights_clips_won",
+    "weights_clips_lost",
     "clips",  # the caption: what was tested
 )
-COUNTS = dict.fromkeys(("num_clips", "num_dives", "clips_won", "clips_lost"), "Int64")  # missing in other rows
+COUNTS = dict.fromkeys(  # missing in other rows
+    ("num_clips", "num_dives", "trainings", "higher", "weights_clips_won", "weights_clips_lost"), "Int64"
+)
 
 
 def tidy_table(report: Report) -> pd.DataFrame:
@@ -46,12 +64,8 @@ def tidy_table(report: Report) -> pd.DataFrame:
         rows.append({"arm": arm, "seed": ALL_SEEDS, "quantity": "top1", **vars(estimate)})
     for pair in report.pairs:
         rows += _differences(pair)
+    rows += map(_pooled, report.pools)
     return pd.DataFrame(rows, columns=list(COLUMNS)).assign(clips=report.caption).astype(COUNTS)
-
-
-def read_tidy_table(path: Path) -> pd.DataFrame:
-    """Read the CSV file of a tidy table."""
-    return pd.read_csv(path, dtype={"arm": str, "versus": str, "seed": str}).astype(COUNTS)
 
 
 def _differences(pair: ArmPair) -> Iterator[dict[str, object]]:
@@ -65,13 +79,52 @@ def _differences(pair: ArmPair) -> Iterator[dict[str, object]]:
             "num_clips": effect.num_clips,
             "num_dives": effect.num_classes,
         }
-        for seed, value, test in zip(pair.seeds, effect.by_seed, pair.comparison.tests, strict=True):
-            counts = {"clips_won": test.num_only_second, "clips_lost": test.num_only_first, "mcnemar_p": test.p_value}
+        for seed, value, test in zip(pair.seeds, effect.gains.by_training, pair.weights.tests, strict=True):
+            counts = {
+                "weights_clips_won": test.num_only_second,
+                "weights_clips_lost": test.num_only_first,
+                "weights_mcnemar_p": test.p_value,
+            }
             yield {**about, "seed": seed, "value": value, **(counts if is_overall else {})}
-        tested = {"p": effect.p_value, "p_holm": effect.p_holm, "verdict": effect.verdict}
+        over_trainings = {
+            **_judged(effect.judged, effect.gains.source_variance),
+            "trainings": effect.gains.num_trainings,
+            "higher": effect.num_higher,
+            "spread": math.sqrt(effect.spread.variance),
+            "still_needed": effect.still_needed,
+        }
+        if effect.resampled is not None:
+            over_trainings |= {"low_resampled": effect.resampled.low, "high_resampled": effect.resampled.high}
         if is_overall:
-            tested["mcnemar_p"] = pair.comparison.mcnemar_p_value
-        yield {**about, "seed": ALL_SEEDS, **vars(effect.difference), **tested}
+            fixed = pair.weights.difference
+            over_trainings |= {"weights_low": fixed.low, "weights_high": fixed.high}
+            over_trainings["weights_sources_p"] = pair.weights.p_value
+        yield {**about, "seed": ALL_SEEDS, **over_trainings}
+
+
+def _pooled(pool: Pool) -> dict[str, object]:
+    return {
+        "arm": ", ".join(pair.second for pair in pool.pairs),
+        "versus": ", ".join(pair.first for pair in pool.pairs),
+        "seed": ALL_SEEDS,
+        "quantity": POOLED[pool.judged.quantity],
+        "group": pool.options,
+        "num_clips": int(pool.gains.num_clips.sum()),
+        "trainings": pool.num_trainings,
+        "higher": pool.num_higher,
+        **_judged(pool.judged, pool.gains.source_variance),
+    }
+
+
+def _judged(judged: Judged, source_variance: float) -> dict[str, object]:
+    return {
+        **vars(judged.difference.interval()),
+        "source_error": math.sqrt(source_variance),
+        "df": judged.difference.df,
+        "p_holm": judged.p_different,
+        **dict(zip(P_WITHIN, judged.p_within, strict=True)),
+        "verdict": judged.verdict,
+    }
 
 
 def class_table(report: Report) -> pd.DataFrame:

@@ -98,7 +98,7 @@ def generalised(
 ) -> Generalised:
     """Score an arm whose training did not see some dives. seeds: its predictions; penalties: one a seed, in nats.
 
-    Intervals resample whole sources, see `statistics.interval_over_sources`.
+    Intervals hold these models fixed and resample whole sources, see `statistics.interval_over_sources`.
     """
     is_unseen = np.array([number in unseen for number in dive_set.numbers])
     labels, of_unseen = seeds[0].labels, is_unseen[seeds[0].labels]

@@ -13,8 +13,8 @@ from diveparse.datasets.dives import DiveSet
 from diveparse.engine.evaluation.predictions import Predictions, load_predictions
 from diveparse.engine.evidence.experiment import Cell, cell_elsewhere
 from diveparse.engine.evidence.runs import Run
-from diveparse.engine.evidence.statistics import Estimate
-from diveparse.engine.evidence.tables import interval_text
+from diveparse.engine.evidence.tables import estimate_text
+from diveparse.engine.evidence.trainings import THESE_WEIGHTS
 from diveparse.engine.evidence.unseen import choose_kept_share, generalised, penalty_that_keeps
 
 HEADERS = ("arm", "penalty of each seed, nats", "seen", "unseen", "harmonic mean", "among the unseen alone")
@@ -42,10 +42,10 @@ def unseen_table(path: Path, experiment: ExperimentConfig, arms: Mapping[str, Ma
         rows.append(_row(kept, stacked, stacked.penalties))
     about = (
         f"Accuracy among all dives, on clips of dives that training saw and on clips of the {len(stacked.unseen)} that "
-        f"it did not see ({', '.join(stacked.unseen)}), with 95 % intervals over sources. Stacking subtracts a penalty "
-        f"from the scores of all seen dives. The share of their accuracy on seen dives that models with stacking keep "
-        f"was chosen on validation clips, by arms that did not see {', '.join(stacked.beyond)} either. The penalty "
-        f"that keeps this share was chosen on each model's own validation clips."
+        f"it did not see ({', '.join(stacked.unseen)}), with 95 % intervals over sources for {THESE_WEIGHTS}. Stacking "
+        f"subtracts a penalty from the scores of all seen dives. The share of their accuracy on seen dives that models "
+        f"with stacking keep was chosen on validation clips, by arms that did not see {', '.join(stacked.beyond)} "
+        f"either. The penalty that keeps this share was chosen on each model's own validation clips."
     )
     return f"{about}\n\n{tabulate(rows, headers=HEADERS, tablefmt='github', disable_numparse=True)}"
 
@@ -68,9 +68,5 @@ def stack(runs: Mapping[int, Run], developments: Mapping[int, Cell]) -> Stacked:
 
 def _row(arm: str, stacked: Stacked, penalties: Sequence[float]) -> list[str]:
     scores = generalised(stacked.answers, stacked.dive_set, stacked.unseen, penalties)
-    accuracies = [_with_interval(each) for each in (scores.seen, scores.unseen, scores.harmonic)]
+    accuracies = [estimate_text(each, "") for each in (scores.seen, scores.unseen, scores.harmonic)]
     return [arm, ", ".join(f"{each:.2f}" for each in penalties), *accuracies, f"{scores.unseen_alone:.3f}"]
-
-
-def _with_interval(estimate: Estimate) -> str:
-    return f"{estimate.value:.3f} ({interval_text(estimate, '')})"

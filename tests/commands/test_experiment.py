@@ -47,6 +47,7 @@ def test_an_experiment_is_run_and_written_and_not_run_again(capsys):
     assert main(["experiment", TINY, "--jobs", "2", "--out", "results"]) == 0
     first = capsys.readouterr().out.splitlines()
     assert first[0] == f"{TINY}: 0 of 2 cells are done"
+    assert first[1].startswith(f"{TINY}: trainings of each arm: 1; sources in the test split: 3; nothing will be")
     assert first[-1] == "written: results/tiny.md"
     assert f"{TINY}: 2 cells took 0 minutes" in first
     written = {path.name for path in Path("results").iterdir()}

@@ -16,6 +16,7 @@ from diveparse.engine.evidence.experiment import (
     development_cells,
     fill_feature_caches,
     missing_cells,
+    prospects,
     read_cells,
     run_cells,
 )
@@ -155,6 +156,39 @@ def test_a_run_of_other_options_is_refused_in_one_line_that_names_them(folder):
     )
     with pytest.raises(ValueError, match=reason):
         missing_cells(cells_of(TINY))
+
+
+@pytest.mark.parametrize(
+    ("seeds", "sources", "expected"),
+    [
+        ([0, 1], None, "trainings of each arm: 2; sources in the test split: 3; nothing will be decided about arms"),
+        ([0, 1], None, "which takes 5 trainings and 2 sources or more: the page will be about these weights only"),
+        (
+            list(range(12)),
+            None,
+            "trainings of each arm: 12; sources in the test split: 3; .* a power of 0.0[0-9] at p < 0.01",
+        ),
+        (
+            list(range(12)),
+            "pool",
+            "trainings of each arm: 12; sources in the test split: 1; .*: the page will be about this source only",
+        ),
+    ],
+    ids=["few-trainings", "what-it-takes", "power", "one-source"],
+)
+def test_what_an_experiment_can_decide_is_known_before_it_trains(new_folder, seeds, sources, expected):
+    if sources is not None:
+        rows = [line.split(",") for line in Path("clips.csv").read_text().splitlines()]
+        rows = [[*row[:3], sources if row[2] == "test" else row[3]] for row in rows]
+        Path("clips.csv").write_text("".join(",".join(row) + "\n" for row in rows))
+    experiment, cells = read_cells(write_experiment_file(TINY, ARMS, seeds=seeds, pairs=[["flat", "joint"]]))
+    assert re.search(expected, prospects(experiment, cells))
+
+
+def test_what_an_experiment_can_decide_is_refused_where_its_clips_are_not_there(new_folder):
+    experiment, cells = read_cells(write_experiment_file(TINY, {"lost": LOST}))
+    with pytest.raises(ValueError, match=r"^nowhere\.csv: there is no such file"):
+        prospects(experiment, cells)
 
 
 def test_processes_end_when_nobody_waits_for_them_any_longer(new_folder):

@@ -5,8 +5,9 @@ import pytest
 
 from diveparse.configs import HeadConfig, HeadKind
 from diveparse.engine.evidence.comparison import compare_runs
-from diveparse.engine.evidence.pairs import NLL, TOP1, Effect, pair_arms
-from diveparse.engine.evidence.statistics import Estimate
+from diveparse.engine.evidence.pairs import pair_arms
+from diveparse.engine.evidence.trainings import trainings_needed, two_way_bootstrap
+from diveparse.engine.evidence.verdicts import TOP1
 
 
 def test_the_effect_on_each_dive_is_listed_with_its_training_clips(a_run):
@@ -14,7 +15,7 @@ def test_the_effect_on_each_dive_is_listed_with_its_training_clips(a_run):
     classes = pair.classes.set_index("number")
     assert classes["training_clips"].to_dict() == {"101B": 200, "103B": 50, "203C": 3}
     assert (classes["test_clips"] == 8).all()
-    assert (classes["difference"] * classes["test_clips"]).sum() / 24 == pytest.approx(pair.comparison.difference.value)
+    assert (classes["difference"] * classes["test_clips"]).sum() / 24 == pytest.approx(pair.weights.difference.value)
 
 
 def test_an_arm_that_cannot_name_a_dive_is_compared_by_accuracy_alone(a_run):
@@ -42,17 +43,26 @@ def test_dives_held_out_are_a_group_of_their_own(a_run):
     assert groups == ["all", "many", "medium", "few", "held out"] * 2
 
 
-@pytest.mark.parametrize(
-    ("quantity", "difference", "by_seed", "p_holm", "expected"),
-    [
-        (TOP1, Estimate(0.05, 0.03, 0.07), (0.04, 0.06), 0.001, "higher"),
-        (TOP1, Estimate(-0.05, -0.07, -0.03), (-0.04, -0.06), 0.001, "lower"),
-        (TOP1, Estimate(0.05, 0.03, 0.07), (-0.01, 0.11), 0.001, "higher, but not with every seed"),
-        (TOP1, Estimate(0.0, -0.01, 0.01), (-0.01, 0.01), 0.7, "equivalent (±2 points)"),
-        (NLL, Estimate(0.0, -0.01, 0.01), (0.0, 0.0), 0.7, "equivalent (±0.02 nats)"),
-        (NLL, Estimate(0.0, -0.1, 0.1), (-0.1, 0.1), 0.7, "inconclusive"),
-    ],
-)
-def test_a_verdict_is_one_of_four_and_marks_seeds_that_disagree(quantity, difference, by_seed, p_holm, expected):
-    effect = Effect(quantity, "all", 24, 3, difference, by_seed, p_value=p_holm / 2, p_holm=p_holm)
-    assert effect.verdict == expected
+def test_an_effect_sums_the_gains_of_each_training_over_the_clips_of_each_source(a_run):
+    arms = {arm: {seed: a_run(arm, seed) for seed in (0, 1)} for arm in ("flat", "joint")}
+    gains = pair_arms(arms, "flat", "joint").overall(TOP1).gains
+    for row, seed in enumerate((0, 1)):
+        gain = arms["joint"][seed].correct.astype(int) - arms["flat"][seed].correct
+        assert gains.totals[row].tolist() == [gain[source::4].sum() for source in range(4)]
+    assert gains.num_clips.tolist() == [6] * 4
+
+
+@pytest.mark.parametrize("num_seeds", [6, 10])
+def test_an_effect_tells_what_is_missing_and_is_resampled_from_ten_trainings_on(a_run, num_seeds):
+    arms = {arm: {seed: a_run(arm, seed) for seed in range(num_seeds)} for arm in ("flat", "joint")}
+    effect = pair_arms(arms, "flat", "joint").overall(TOP1)
+    by_training = effect.gains.by_training
+    assert effect.num_higher == sum(value > 0 for value in by_training)
+    needed = trainings_needed(by_training.var(ddof=1), effect.gains.source_variance, 4)
+    assert effect.still_needed == max(0, needed - num_seeds)
+    assert effect.resampled == (two_way_bootstrap(effect.gains) if num_seeds >= 10 else None)
+
+
+def test_one_training_does_not_tell_how_many_are_missing(a_run):
+    arms = {arm: {0: a_run(arm)} for arm in ("flat", "joint")}
+    assert np.isnan(pair_arms(arms, "flat", "joint").overall(TOP1).still_needed)
