@@ -217,7 +217,7 @@ class OptimConfig:
     )  # a block's learning rate over that of the layer above it; 1 trains all layers alike
     weight_decay: float = non_negative(0.05, 100)
     warmup_fraction: float = within(0.05, "[0, 1)")  # share of all updates
-    max_grad_norm: float = positive(1.0, 1e9)
+    max_grad_norm: float | None = positive(1.0, 1e9)  # that a longer gradient is clipped to; null: none is clipped
     log_every: int = positive(10, 10**9)  # updates between TensorBoard points
 
     def __post_init__(self) -> None:
@@ -270,6 +270,7 @@ class Config:
     arm: str = MISSING
     seed: int = non_negative(0, MAX_SEED)
     runs_dir: str = "runs"
+    pictures: bool = True  # clips, class counts and confusions in TensorBoard, beside its curves
     data: DataConfig = field(default_factory=DataConfig)
     clip: ClipConfig = field(default_factory=ClipConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)

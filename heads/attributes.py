@@ -89,8 +89,9 @@ class JointHeads(ConstrainedHeads):
     """
 
     def loss(self, scores: DiveScores, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """-log p(dive | clip) over the set, plus `auxiliary_weight` times what the independent heads are trained on."""
-        joint = F.cross_entropy(self.adjusted(scores.scores()), targets, label_smoothing=self.cfg.label_smoothing)
+        """-log p(dive | clip) over the dives with training clips, plus `auxiliary_weight` times what the independent
+        heads are trained on."""
+        joint = self.likelihood_loss(scores, targets)
         if not self.cfg.auxiliary_weight:
             return joint, detached({"joint": joint})
         auxiliary, terms = self.attribute_loss(scores, targets)

@@ -106,6 +106,7 @@ def describe_training(run: RunFolder, dive_set: DiveSet) -> dict[str, Any]:
     return {
         "model_update": read_json_object(run.best_update)["update"],
         "num_updates": trained["num_updates"],
+        **{name: trained.get(name, []) for name in ("clipped_share", "median_grad_norm")},  # of each epoch
         "num_train_clips": {number: trained["num_train_clips"].get(number, 0) for number in dive_set.numbers},
     }
 
@@ -118,7 +119,7 @@ def scores_of(
     num_train_clips: by dive number, in the order of `dive_set`; temperature: fitted on validation.
     """
     scores = compute_metrics(predictions, dive_set, np.array(list(num_train_clips.values())))
-    scores |= calibrated_metrics(predictions, temperature)
+    scores |= {"temperature": temperature, **calibrated_metrics(predictions, temperature)}
     return {name: None if score == math.inf else score for name, score in scores.items()}
 
 
