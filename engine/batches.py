@@ -144,7 +144,7 @@ def _loader_arguments(clips: FeatureSource, num_workers: int) -> dict[str, Any]:
     shared: dict[str, Any] = {"generator": torch.Generator(), "pin_memory": torch.cuda.is_available()}
     if isinstance(clips, CachedFeatures):
         shared["collate_fn"] = as_it_is
-    if num_workers == 0 or (isinstance(clips, CachedFeatures) and clips.features is not None):
+    if num_workers == 0 or (isinstance(clips, CachedFeatures) and clips.in_memory):
         return shared
     context = worker_context(__name__)
     options = {"num_workers": num_workers, "multiprocessing_context": context, "worker_init_fn": end_with_main_process}

@@ -47,10 +47,9 @@ class CachedFeatures(Dataset[dict[str, object]]):
 
     Training: "tokens" is (tokens, embed_dim), of one view: each epoch takes the next, from a first one that depends on
     (seed, index). Evaluation: (1, tokens, embed_dim), of the view that an evaluation looks at.
-    A loader asks for whole batches, which `__getitems__` reads at once. in_memory: read all features now and keep them,
-    in half precision, instead of opening files for every batch; by default, where they take a small share of the
-    memory. The values are the same.
-    Raises: ValueError naming a file that is damaged.
+    A loader asks for whole batches, which `__getitems__` reads at once. in_memory: read all features at the first one
+    and keep them, in half precision, instead of opening files for every batch; by default, where they take a small
+    share of the memory. The values are the same.
     """
 
     def __init__(
@@ -67,10 +66,8 @@ class CachedFeatures(Dataset[dict[str, object]]):
         self.labels = torch.tensor([record.label for record in records])
         seeds = [stream_seed(seed, FIRST_VIEW, index) if training else 0 for index in range(len(records))]
         self.first_views = np.array([first % num_views for first in seeds])
-        if in_memory is None:
-            in_memory = fits_in_memory(records, folder)
-        # (num_clips, num_views, tokens, embed_dim)
-        self.features = np.stack([self._read(index) for index in range(len(records))]) if in_memory else None
+        self.in_memory = fits_in_memory(records, folder) if in_memory is None else in_memory
+        self.features: npt.NDArray[np.float16] | None = None  # (num_clips, num_views, tokens, embed_dim)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -81,10 +78,12 @@ class CachedFeatures(Dataset[dict[str, object]]):
         return item | {name: int(batch[name][0]) for name in ("label", "index")}
 
     def __getitems__(self, keys: Sequence[int] | Sequence[tuple[int, int]]) -> dict[str, Any]:
-        """A batch. keys: as for `ClipDataset`."""
+        """A batch. keys: as for `ClipDataset`. Raises: ValueError naming a file that is damaged or was removed."""
         pairs = [key if isinstance(key, tuple) else (0, key) for key in keys]
         epochs, indices = (np.array(column) for column in zip(*pairs, strict=True))
         views = (self.first_views[indices] + epochs) % self.num_views
+        if self.in_memory and self.features is None:
+            self.features = np.stack([self._read(index) for index in range(len(self.records))])
         if self.features is None:
             halves = np.stack([self._read(index)[view] for index, view in zip(indices, views, strict=True)])
         else:
