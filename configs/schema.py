@@ -386,7 +386,9 @@ class ExperimentConfig:
             require(0 <= seed <= MAX_SEED, "seeds", f"from 0 to {MAX_SEED}", seed)
         require(self.split in ("val", "test"), "split", "val or test", self.split)
         if self.grid:
-            require(self.split == "val", "split", "val with a grid, since settings are chosen on validation", self.split)
+            require(
+                self.split == "val", "split", "val with a grid, since settings are chosen on validation", self.split
+            )
             used = [name for name in ("pairs", "stacking", "curve") if getattr(self, name)]
             require(not used, "grid", "without pairs, stacking and curve", used)
             for name, values in self.grid.items():

@@ -217,6 +217,10 @@ class TimeSformer(Backbone):
         for index, block in enumerate(self.blocks):
             block.requires_grad_(index >= num_blocks)
 
+    @property
+    def is_frozen(self) -> bool:
+        return self.num_frozen_blocks == len(self.blocks)
+
     def layers(self) -> list[list[nn.Parameter]]:
         """Embeddings, then block by block, then the last norm."""
         embeddings = [*self.patch_embed.parameters(), self.class_token, self.space_embed, self.time_embed]

@@ -1,9 +1,10 @@
 """The answers of every tested run of an experiment in one small file, `NAME.answers.npz`.
 
 It holds what a repository can keep: of each run its options, its environment, how it was tested and, for each clip, the
-dive that it named and the log-probabilities of all dives in half precision. From the file alone the run folders can be
-put back as far as a comparison reads them, and so every table and page written again. Values differ from those of the
-runs by the rounding to half precision. Nothing in the file is pickled.
+dive that it named, the log-probability of the truth, and those of all dives in half precision. From the file alone the
+run folders can be put back as far as a comparison reads them, and so every table and page written again. What follows
+from names and truths is the same, such as top-1, NLL and differences; calibration and Brier scores differ by the
+rounding to half precision. Nothing in the file is pickled.
 """
 
 from __future__ import annotations
@@ -78,7 +79,9 @@ def read_answers(path: Path) -> list[Answers]:
             about = json.loads(file[ABOUT].tobytes())
             if about["format"] != FORMAT:
                 raise ValueError(f"its format is {about['format']}, expected {FORMAT}")
-            return [_answers(run, about["tests"][run["test"]], file, number) for number, run in enumerate(about["runs"])]
+            return [
+                _answers(run, about["tests"][run["test"]], file, number) for number, run in enumerate(about["runs"])
+            ]
     except (BadZipFile, EOFError, OSError, LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not the answers of an experiment: {error}") from error
 
@@ -132,9 +135,12 @@ def _arrays_of(predictions: Predictions) -> dict[str, npt.NDArray[Any]]:
     halves = np.where(np.isfinite(log_probs), log_probs.clip(min=LOWEST), log_probs).astype("<f2")
     return {
         "log_probs": np.moveaxis(halves[..., None].view(np.uint8), -1, 0),  # (2, num_clips, num_dives)
+        "of_truth": log_probs[np.arange(len(predictions)), predictions.labels],
         "decoded": predictions.decoded_labels.astype(np.int16),
         "spelt": predictions.spelt_labels.astype(np.int16),
-        "values": np.stack([predictions.attribute_log_probs[name].argmax(axis=1) for name in ATTRIBUTES]).astype(np.int8),
+        "values": np.stack([predictions.attribute_log_probs[name].argmax(axis=1) for name in ATTRIBUTES]).astype(
+            np.int8
+        ),
     }
 
 
@@ -142,10 +148,12 @@ def _answers(run: dict[str, Any], test: dict[str, Any], file: Any, number: int) 
     dive_set = DiveSet.from_numbers(test["dives"]["numbers"], test["dives"]["name"])
     halves = np.ascontiguousarray(np.moveaxis(file[f"{number}.log_probs"], 0, -1)).view("<f2")[..., 0]
     log_probs = log_softmax(halves.astype(np.float64), axis=1).astype(np.float32)
+    labels = np.array(test["labels"])
+    log_probs[np.arange(len(labels)), labels] = file[f"{number}.of_truth"]
     predictions = Predictions(
         clips=test["clips"],
         sources=test["sources"],
-        labels=np.array(test["labels"]),
+        labels=labels,
         dive_log_probs=log_probs,
         attribute_log_probs=_attribute_log_probs(log_probs, file[f"{number}.values"], dive_set),
         spelt_labels=file[f"{number}.spelt"].astype(np.int64),

@@ -237,7 +237,8 @@ def update(
         for totals in (progress.window, progress.epoch):
             totals.add_clips(len(batch["index"]), num_correct, int(batch["num_damaged"]), terms)
     limit = clipping_limit(cfg)
-    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
+    trained = [parameter for group in learner.optimizer.param_groups for parameter in group["params"]]
+    grad_norm = nn.utils.clip_grad_norm_(trained, limit)
     if not torch.isfinite(grad_norm):
         raise NonFiniteError(non_finite("gradient's norm", grad_norm, progress.num_updates + 1, names))
     learning_rate = float(learner.schedule.get_last_lr()[0])
