@@ -20,8 +20,8 @@ examples:
 An experiment trains one cell for each arm and each seed, in a process of its own that writes to
 runs/EXPERIMENT/ARM-seed-K.log. Cells that are done are not run again. So the same command continues an experiment that
 was stopped, and trains a cell again whose run folder was removed. The page, its table and its plots go to docs/results,
-and so do the answers of all runs in NAME.answers.npz. From that file alone --from-answers writes the page again: it puts
-back run folders that are not there, without their models.
+and so do the answers of all runs in NAME.answers.npz. From that file alone --from-answers writes the page again: it
+puts back run folders that are not there, without their models.
 """
 
 

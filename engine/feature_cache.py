@@ -77,7 +77,7 @@ class CachedFeatures(Dataset[dict[str, object]]):
         item = {name: batch[name][0] for name in ("tokens", "problem")}
         return item | {name: int(batch[name][0]) for name in ("label", "index")}
 
-    def __getitems__(self, keys: Sequence[int] | Sequence[tuple[int, int]]) -> dict[str, Any]:
+    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> dict[str, Any]:
         """A batch. keys: as for `ClipDataset`. Raises: ValueError naming a file that is damaged or was removed."""
         pairs = [key if isinstance(key, tuple) else (0, key) for key in keys]
         epochs, indices = (np.array(column) for column in zip(*pairs, strict=True))

@@ -130,7 +130,7 @@ def _describe(cell: Cell, split: str) -> dict[str, Any]:
 
 
 def _arrays_of(predictions: Predictions) -> dict[str, npt.NDArray[Any]]:
-    """Log-probabilities as two planes of bytes: those that hold the exponents compress, those of the fractions do not."""
+    """Log-probabilities are two planes of bytes: that of the exponents compresses, that of the fractions does not."""
     log_probs = predictions.dive_log_probs
     halves = np.where(np.isfinite(log_probs), log_probs.clip(min=LOWEST), log_probs).astype("<f2")
     return {
@@ -138,9 +138,7 @@ def _arrays_of(predictions: Predictions) -> dict[str, npt.NDArray[Any]]:
         "of_truth": log_probs[np.arange(len(predictions)), predictions.labels],
         "decoded": predictions.decoded_labels.astype(np.int16),
         "spelt": predictions.spelt_labels.astype(np.int16),
-        "values": np.stack([predictions.attribute_log_probs[name].argmax(axis=1) for name in ATTRIBUTES]).astype(
-            np.int8
-        ),
+        "values": np.stack([predictions.attribute_log_probs[name].argmax(1) for name in ATTRIBUTES]).astype(np.int8),
     }
 
 

@@ -94,14 +94,14 @@ class Setting:
 def settings(experiment: ExperimentConfig) -> list[Setting]:
     """Every arm at every point of the grid, so that all arms get the same trials."""
     return [
-        Setting(arm, values, " ".join(f"{name}={_written(value)}" for name, value in zip(experiment.grid, values)))
+        Setting(arm, values, " ".join(map(_option, experiment.grid, values)))
         for arm in experiment.arms
         for values in product(*experiment.grid.values())
     ]
 
 
-def _written(value: float | None) -> str:
-    return "null" if value is None else repr(value)
+def _option(name: str, value: float | None) -> str:
+    return f"{name}={'null' if value is None else value}"
 
 
 def cell_elsewhere(path: Path, name: str, seed: int) -> Cell:

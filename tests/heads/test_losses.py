@@ -325,3 +325,19 @@ def test_every_head_takes_all_its_options_together(
     loss_of(head, features, labels)[0].backward()
     without_gradient = [name for name, p in head.named_parameters() if p.grad is None or not p.grad.any()]
     assert without_gradient == []
+
+
+def test_the_joint_likelihood_leaves_values_that_no_training_clip_shows_exactly_as_they_are(
+    features: Tensor, labels: Tensor
+) -> None:
+    head = build_head(HeadConfig(kind=HeadKind.JOINT), EMBED_DIM, DIVING48)
+    counts = torch.zeros(len(DIVING48), dtype=torch.long)
+    counts[labels] = 1
+    head.set_class_counts(counts)
+    loss_of(head, features.float(), labels)[0].backward()
+    assert isinstance(head, JointHeads)
+    for row, name in zip(head.slots, ATTRIBUTES, strict=True):
+        shown = set(row[labels].tolist())
+        gradient = head.linears[name].weight.grad
+        for value in range(len(gradient)):
+            assert bool(gradient[value].any()) is (value in shown)  # rounding alone would move the others, by Adam

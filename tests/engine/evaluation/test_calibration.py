@@ -10,8 +10,8 @@ from diveparse.engine.evaluation.calibration import (
     HIGHEST_TEMPERATURE,
     LOWEST_TEMPERATURE,
     fit_temperature,
-    split_validation,
     mean_nll,
+    split_validation,
     tempered,
 )
 from diveparse.engine.evaluation.predictions import load_predictions

@@ -38,7 +38,7 @@ def score(cells, best):
 
 
 def test_every_arm_gets_every_setting_with_every_seed_and_no_test():
-    experiment, cells = read_cells(TUNING)
+    _, cells = read_cells(TUNING)
     assert len(cells) == len(ARMS) * len(RATES) * len(LIMITS) * 2
     for arm in ARMS:
         own = [cell for cell in cells if cell.arm.startswith(f"{arm}-")]
