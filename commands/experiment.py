@@ -19,7 +19,9 @@ examples:
 
 An experiment trains one cell for each arm and each seed, in a process of its own that writes to
 runs/EXPERIMENT/ARM-seed-K.log. Cells that are done are not run again. So the same command continues an experiment that
-was stopped, and trains a cell again whose run folder was removed. The page, its table and its plots go to docs/results.
+was stopped, and trains a cell again whose run folder was removed. The page, its table and its plots go to docs/results,
+and so do the answers of all runs in NAME.answers.npz. From that file alone --from-answers writes the page again: it
+puts back run folders that are not there, without their models.
 """
 
 
@@ -35,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="DIR", default=Path("docs/results"), help="for the pages (default: docs/results)"
     )
+    parser.add_argument(
+        "--from-answers", action="store_true", help="train nothing: take runs that are missing from NAME.answers.npz"
+    )
     parser.set_defaults(if_stopped="the same command goes on")
 
 
@@ -42,12 +47,13 @@ def run(args: argparse.Namespace) -> int:
     if args.jobs < 1:
         raise ValueError(f"--jobs must be at least 1, got {args.jobs}")
     for path in args.experiments:
-        run_experiment(path, args.jobs, args.out)
+        run_experiment(path, args.jobs, args.out, from_answers=args.from_answers)
     return 0
 
 
-def run_experiment(path: Path, num_jobs: int, out: Path) -> None:
+def run_experiment(path: Path, num_jobs: int, out: Path, *, from_answers: bool = False) -> None:
     """Raises: ValueError if a cell failed, or the experiment cannot be run."""
+    from diveparse.engine.evidence.answers import answers_path, restore_runs, write_answers
     from diveparse.engine.evidence.experiment import (
         development_cells,
         fill_feature_caches,
@@ -56,9 +62,12 @@ def run_experiment(path: Path, num_jobs: int, out: Path) -> None:
         read_cells,
     )
     from diveparse.engine.evidence.experiment_page import write_experiment
+    from diveparse.engine.evidence.tuning import write_tuning
 
     experiment, cells = read_cells(path)
     needed = cells + development_cells(path, experiment)
+    if from_answers:
+        print(f"{path}: {restore_runs(needed, out)} of {len(needed)} cells were put back from answers")
     missing, start_s = missing_cells(needed), time.monotonic()
     print(f"{path}: {len(needed) - len(missing)} of {len(needed)} cells are done")
     if missing and experiment.pairs:
@@ -69,6 +78,12 @@ def run_experiment(path: Path, num_jobs: int, out: Path) -> None:
         raise ValueError(f"{path}: {len(failed)} of {len(missing)} cells failed; read their logs, named above")
     if missing:
         print(f"{path}: {len(missing)} cells took {(time.monotonic() - start_s) / 60:.0f} minutes")
+    if experiment.grid:
+        print(f"written: {write_tuning(path, experiment, cells, out)}")
+        return
+    own = [cell for cell in cells if cell.config.name == path.stem]
+    if own and not from_answers:
+        write_answers(answers_path(out, path.stem), own)
     if experiment.split == "val" and len(experiment.seeds) > 1:
         print(f"{path}: no page, since each seed is validated on sources of its own")
     else:

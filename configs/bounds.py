@@ -59,6 +59,8 @@ def check_numbers(section: Any, prefix: str = "") -> None:
         bounds = each.metadata.get(BOUNDS)
         if bounds is not None:
             value = getattr(section, each.name)
+            if value is None:  # of an option that may be left out, which the schema's types decide
+                continue
             require(bounds.is_high_enough(value), prefix + each.name, bounds.lower, value)  # nan is not, either
             require(bounds.is_low_enough(value) and math.isfinite(value), prefix + each.name, bounds.upper, value)
 

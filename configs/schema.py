@@ -217,7 +217,7 @@ class OptimConfig:
     )  # a block's learning rate over that of the layer above it; 1 trains all layers alike
     weight_decay: float = non_negative(0.05, 100)
     warmup_fraction: float = within(0.05, "[0, 1)")  # share of all updates
-    max_grad_norm: float = positive(1.0, 1e9)
+    max_grad_norm: float | None = positive(1.0, 1e9)  # that a longer gradient is clipped to; null: none is clipped
     log_every: int = positive(10, 10**9)  # updates between TensorBoard points
 
     def __post_init__(self) -> None:
@@ -270,6 +270,7 @@ class Config:
     arm: str = MISSING
     seed: int = non_negative(0, MAX_SEED)
     runs_dir: str = "runs"
+    pictures: bool = True  # clips, class counts and confusions in TensorBoard, beside its curves
     data: DataConfig = field(default_factory=DataConfig)
     clip: ClipConfig = field(default_factory=ClipConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -374,6 +375,9 @@ class ExperimentConfig:
     # choose how much of the seen dives to give up: see engine/evidence/unseen.py
     stacking: dict[str, str] = field(default_factory=dict)
     curve: CurveConfig | None = None
+    # option -> values that every arm is trained with, all combinations of all options, to choose its setting on
+    # validation: see engine/evidence/tuning.py. null takes an option's null, such as no clipping
+    grid: dict[str, list[float | None]] = field(default_factory=dict)
     split: str = "test"  # that the arms are scored on; val to choose a setting
 
     def __post_init__(self) -> None:
@@ -381,6 +385,14 @@ class ExperimentConfig:
         for seed in self.seeds:
             require(0 <= seed <= MAX_SEED, "seeds", f"from 0 to {MAX_SEED}", seed)
         require(self.split in ("val", "test"), "split", "val or test", self.split)
+        if self.grid:
+            require(
+                self.split == "val", "split", "val with a grid, since settings are chosen on validation", self.split
+            )
+            used = [name for name in ("pairs", "stacking", "curve") if getattr(self, name)]
+            require(not used, "grid", "without pairs, stacking and curve", used)
+            for name, values in self.grid.items():
+                require(len(values) > 1, f"grid.{name}", "two values or more", values)
         for arm in self.arms:
             require_folder_name("arms", arm)
         for pair in self.pairs:

@@ -111,7 +111,14 @@ def cached_or_read(clips: ClipDataset, model: DiveClassifier, cfg: Config) -> Fe
     if not cfg.train.num_cached_views:
         return clips
     cache_root, num_views = open_data_set(cfg.data).cache_root, cfg.train.num_cached_views
-    return fill_feature_cache(model.backbone, clips, cache_root, num_views=num_views, num_workers=cfg.data.num_workers)
+    return fill_feature_cache(
+        model.backbone,
+        clips,
+        cache_root,
+        num_views=num_views,
+        num_workers=cfg.data.num_workers,
+        class_token_alone=model.pooling is None and model.backbone.is_frozen,
+    )
 
 
 def training_batches(
@@ -124,19 +131,26 @@ def training_batches(
     labels = [record.label for record in clips.records] if cfg.class_balanced else None
     updates = EpochSampler(len(clips), cfg.batch_size * cfg.accumulation_steps, seed, first_update, labels)
     parts = MicroBatches(updates, cfg.batch_size)
-    return iter(ClipLoader(clips, batch_sampler=parts, **_loader_arguments(num_workers)))
+    return iter(ClipLoader(clips, batch_sampler=parts, **_loader_arguments(clips, num_workers)))
 
 
 def evaluation_batches(clips: FeatureSource, *, batch_size: int, num_workers: int) -> ClipLoader:
     """Every clip once, in order, as often as asked; the last batch may be short."""
-    return ClipLoader(clips, batch_size=batch_size, shuffle=False, **_loader_arguments(num_workers))
+    return ClipLoader(clips, batch_size=batch_size, shuffle=False, **_loader_arguments(clips, num_workers))
 
 
-def _loader_arguments(num_workers: int) -> dict[str, Any]:
+def _loader_arguments(clips: FeatureSource, num_workers: int) -> dict[str, Any]:
     """What both loaders share. Their own generator keeps them from drawing on the one that the model's noise uses."""
     shared: dict[str, Any] = {"generator": torch.Generator(), "pin_memory": torch.cuda.is_available()}
-    if num_workers == 0:
+    if isinstance(clips, CachedFeatures):
+        shared["collate_fn"] = as_it_is
+    if num_workers == 0 or (isinstance(clips, CachedFeatures) and clips.in_memory):
         return shared
     context = worker_context(__name__)
     options = {"num_workers": num_workers, "multiprocessing_context": context, "worker_init_fn": end_with_main_process}
     return shared | options
+
+
+def as_it_is(batch: Batch) -> Batch:
+    """In place of collating items: `CachedFeatures` gives whole batches."""
+    return batch

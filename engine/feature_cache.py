@@ -1,7 +1,8 @@
 """The feature cache: what the frozen blocks of a backbone make of each clip, computed once and kept beside the data.
 
 Frozen blocks give the same tokens for the same view of a clip at every update. With a few augmented views of each clip
-in the cache, an update starts at the first block that is trained, and many runs share the work.
+in the cache, an update starts at the first block that is trained, and many runs share the work. Where all blocks are
+frozen and a head reads the class token, that token is all that is kept.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 from zlib import crc32
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -27,12 +29,15 @@ from diveparse.datasets.records import ClipRecord, file_stem
 from diveparse.datasets.storage.atomic import written_atomically
 from diveparse.datasets.storage.disk import require_space
 from diveparse.datasets.storage.lock import locked
+from diveparse.datasets.storage.memory import machine_memory
 from diveparse.datasets.storage.seeding import stream_seed
 from diveparse.datasets.storage.workers import end_with_main_process, without_worker_traceback, worker_context
 from diveparse.models.backbone import Backbone
 
+PAGE = 2**16  # bytes; a smaller file is read at once, a larger one as far as it is needed
 FORMAT = 1  # of the files; a change of how they are made gives them another folder
 FIRST_VIEW = 2  # what a random stream is for, beside those of clip_dataset.py
+MEMORY_SHARE = 1 / 8  # of the machine's memory that the features of one split may take; several runs train side by side
 
 logger = logging.getLogger(__name__)
 
@@ -40,37 +45,87 @@ logger = logging.getLogger(__name__)
 class CachedFeatures(Dataset[dict[str, object]]):
     """Frozen tokens in place of clips; the other keys are those of `ClipDataset`.
 
-    Training: "tokens" is (1 + time * patches, embed_dim), of one view: each epoch takes the next, from a first one that
-    depends on (seed, index). Evaluation: (1, 1 + time * patches, embed_dim), of the view that an evaluation looks at.
+    Training: "tokens" is (tokens, embed_dim), of one view: each epoch takes the next, from a first one that depends on
+    (seed, index). Evaluation: (1, tokens, embed_dim), of the view that an evaluation looks at.
+    A loader asks for whole batches, which `__getitems__` reads at once. in_memory: read all features at the first one
+    and keep them, in half precision, instead of opening files for every batch; by default, where they take a small
+    share of the memory. The values are the same.
     """
 
-    def __init__(self, records: Sequence[ClipRecord], folder: Path, *, training: bool, num_views: int, seed: int):
+    def __init__(
+        self,
+        records: Sequence[ClipRecord],
+        folder: Path,
+        *,
+        training: bool,
+        num_views: int,
+        seed: int,
+        in_memory: bool | None = None,
+    ):
         self.records, self.folder, self.training, self.num_views, self.seed = records, folder, training, num_views, seed
+        self.labels = torch.tensor([record.label for record in records])
+        seeds = [stream_seed(seed, FIRST_VIEW, index) if training else 0 for index in range(len(records))]
+        self.first_views = np.array([first % num_views for first in seeds])
+        self.in_memory = fits_in_memory(records, folder) if in_memory is None else in_memory
+        self.features: npt.NDArray[np.float16] | None = None  # (num_clips, num_views, tokens, embed_dim)
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, object]:
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        record = self.records[index]
-        path = features_path(self.folder, record)
+        batch = self.__getitems__([key])
+        item = {name: batch[name][0] for name in ("tokens", "problem")}
+        return item | {name: int(batch[name][0]) for name in ("label", "index")}
+
+    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> dict[str, Any]:
+        """A batch. keys: as for `ClipDataset`. Raises: ValueError naming a file that is damaged or was removed."""
+        pairs = [key if isinstance(key, tuple) else (0, key) for key in keys]
+        epochs, indices = (np.array(column) for column in zip(*pairs, strict=True))
+        views = (self.first_views[indices] + epochs) % self.num_views
+        if self.in_memory and self.features is None:
+            self.features = np.stack([self._read(index) for index in range(len(self.records))])
+        if self.features is None:
+            halves = np.stack([self._read(index)[view] for index, view in zip(indices, views, strict=True)])
+        else:
+            halves = self.features[indices, views]
+        tokens = torch.from_numpy(halves.astype(np.float32))
+        return {
+            "tokens": tokens if self.training else tokens.unsqueeze(1),
+            "label": self.labels[indices],
+            "index": torch.from_numpy(indices),
+            "problem": [""] * len(keys),
+        }
+
+    def _read(self, index: int) -> npt.NDArray[np.float16]:
+        """All views of a clip, (num_views, tokens, embed_dim), on the disk until they are used."""
+        path = features_path(self.folder, self.records[index])
         try:
-            views = np.load(path, mmap_mode="r")  # (num_views, tokens, embed_dim)
+            views: npt.NDArray[np.float16] = np.load(path, mmap_mode="r" if path.stat().st_size > PAGE else None)
         except (ValueError, EOFError, OSError) as error:
             raise ValueError(f"{path}: damaged or removed in mid-run: {error}; delete it and resume") from error
-        first = stream_seed(self.seed, FIRST_VIEW, index) if self.training else 0
-        tokens = torch.from_numpy(views[(first + epoch) % self.num_views].astype(np.float32))
-        tokens = tokens if self.training else tokens.unsqueeze(0)
-        return {"tokens": tokens, "label": record.label, "index": index, "problem": ""}
+        return views
+
+
+def fits_in_memory(records: Sequence[ClipRecord], folder: Path) -> bool:
+    """Whether the features of these clips, which all have the same size, take a small share of the memory."""
+    memory = machine_memory()
+    num_bytes = features_path(folder, records[0]).stat().st_size * len(records) if records else 0
+    return memory is not None and num_bytes <= MEMORY_SHARE * memory
 
 
 def fill_feature_cache(
-    backbone: Backbone, clips: ClipDataset, cache_root: Path, *, num_views: int, num_workers: int
+    backbone: Backbone,
+    clips: ClipDataset,
+    cache_root: Path,
+    *,
+    num_views: int,
+    num_workers: int,
+    class_token_alone: bool = False,
 ) -> CachedFeatures:
     """Compute what is not in the cache yet, and open it.
 
     backbone: with frozen blocks; clips: for training, or for evaluation in one view; cache_root: the data
-    set's folder of caches.
+    set's folder of caches. class_token_alone: keep what `Backbone.frozen_class_token` makes of clips.
     The cache holds `num_views` random views of a training clip, drawn from the clip's name, so that every run gets the
     same ones, whatever its seed and its share of the clips.
     Raises: ValueError if there is more than one view for evaluation; VideoError naming a clip that cannot be read;
@@ -80,17 +135,20 @@ def fill_feature_cache(
     if clips.views != (1, 1):
         raise ValueError(f"the feature cache holds one view of an evaluation clip, got test views {clips.views}")
     num_views = num_views if clips.training else 1
-    folder = features_folder(backbone, clips, cache_root, num_views)
+    folder = features_folder(backbone, clips, cache_root, num_views, class_token_alone=class_token_alone)
+    compute = backbone.frozen_class_token if class_token_alone else backbone.frozen_tokens
     todo = [record for record in clips.records if not _is_cached(folder, record)]
     if todo:
         logger.info("computing features of %d of %d clips into %s", len(todo), len(clips), folder)
         with locked(folder, "computing features"):
-            _compute(backbone, clips, todo, folder, num_views, num_workers)
+            _compute(backbone, compute, clips, todo, folder, num_views, num_workers)
     logger.info("features of %d clips are read from %s", len(clips), folder)
     return CachedFeatures(clips.records, folder, training=clips.training, num_views=num_views, seed=clips.seed)
 
 
-def features_folder(backbone: Backbone, clips: ClipDataset, cache_root: Path, num_views: int) -> Path:
+def features_folder(
+    backbone: Backbone, clips: ClipDataset, cache_root: Path, num_views: int, *, class_token_alone: bool = False
+) -> Path:
     """Its name is a digest of everything that the tokens depend on, apart from the videos."""
     digest = sha256()
     about = {
@@ -102,7 +160,7 @@ def features_folder(backbone: Backbone, clips: ClipDataset, cache_root: Path, nu
         "num_views": num_views,
         "training": clips.training,
         "from_cache": clips.cache is not None,
-    }
+    } | ({"class_token_alone": True} if class_token_alone else {})
     digest.update(json.dumps(about, sort_keys=True).encode())
     for name, parameter in sorted(backbone.named_parameters()):
         if not parameter.requires_grad:
@@ -136,7 +194,13 @@ class _Views(Dataset[torch.Tensor]):
 
 
 def _compute(
-    backbone: Backbone, clips: ClipDataset, todo: list[ClipRecord], folder: Path, num_views: int, num_workers: int
+    backbone: Backbone,
+    compute: Callable[[torch.Tensor], torch.Tensor],
+    clips: ClipDataset,
+    todo: list[ClipRecord],
+    folder: Path,
+    num_views: int,
+    num_workers: int,
 ) -> None:
     device = next(backbone.parameters()).device
     options: dict[str, Any] = {
@@ -157,7 +221,7 @@ def _compute(
         with torch.no_grad():
             bar = tqdm(without_worker_traceback(iter(views_of_each)), total=len(todo), desc="features", unit="clip")
             for number, (record, views) in enumerate(zip(todo, bar, strict=True)):
-                tokens = backbone.frozen_tokens(views.to(device)).to(torch.float16).cpu()
+                tokens = compute(views.to(device)).to(torch.float16).cpu()
                 if not torch.isfinite(tokens).all():
                     raise ValueError(f"{record.path}: the frozen blocks give numbers too large for fp16")
                 if number == 0:  # all clips have as many features

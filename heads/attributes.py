@@ -33,7 +33,11 @@ class AttributeHeads(Head):
     def value_log_probs(self, features: Tensor) -> dict[str, Tensor]:
         """The softmax of each attribute by itself. Returns: {attribute: (batch, num_values)}."""
         own = [features] * len(ATTRIBUTES) if features.ndim == 2 else features.unbind(dim=1)
-        return {name: self.linears[name](own[k]).log_softmax(-1) for k, name in enumerate(ATTRIBUTES)}
+        return {name: self.normalised(self.linears[name](own[k])) for k, name in enumerate(ATTRIBUTES)}
+
+    def normalised(self, logits: Tensor) -> Tensor:
+        """The log-softmax of one attribute's logits. logits, result: (batch, num_values)."""
+        return logits.log_softmax(-1)
 
     def expressible(self, dive_set: DiveSet) -> DiveSet:
         return dive_set.expressible(self.dive_set.values)
@@ -88,9 +92,20 @@ class JointHeads(ConstrainedHeads):
     cross-entropies beside the likelihood tie the heads' own answers down. docs/RESULTS.md compares both.
     """
 
+    def normalised(self, logits: Tensor) -> Tensor:
+        """The same; without cross-entropies of the attributes no gradient goes through the normaliser.
+
+        It cancels in the likelihood. Rounding would leave a trace of it in the gradient of values that no training clip
+        shows, and Adam would scale that up to whole steps.
+        """
+        if self.cfg.auxiliary_weight:
+            return super().normalised(logits)
+        return logits - logits.detach().logsumexp(-1, keepdim=True)
+
     def loss(self, scores: DiveScores, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """-log p(dive | clip) over the set, plus `auxiliary_weight` times what the independent heads are trained on."""
-        joint = F.cross_entropy(self.adjusted(scores.scores()), targets, label_smoothing=self.cfg.label_smoothing)
+        """-log p(dive | clip) over the dives with training clips, plus `auxiliary_weight` times what the independent
+        heads are trained on."""
+        joint = self.likelihood_loss(scores, targets)
         if not self.cfg.auxiliary_weight:
             return joint, detached({"joint": joint})
         auxiliary, terms = self.attribute_loss(scores, targets)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from diveparse.configs import HeadConfig
@@ -31,6 +30,5 @@ class FlatHead(Head):
         return dive_set if len(kept) == len(dive_set) else DiveSet(kept, f"{dive_set.name} (known)")
 
     def loss(self, scores: DiveScores, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        logits = self.adjusted(scores.scores())
-        loss = F.cross_entropy(logits, targets, label_smoothing=self.cfg.label_smoothing)
+        loss = self.likelihood_loss(scores, targets)
         return loss, detached({"flat": loss})

@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diveparse.configs import HeadConfig
 from diveparse.datasets.dives import DiveSet
 from diveparse.heads.losses import class_log_prior
-from diveparse.heads.recombine import slot_table
+from diveparse.heads.recombine import INVALID, slot_table
 from diveparse.heads.scores import DiveScores
 
 
@@ -25,6 +26,8 @@ class Head(nn.Module, ABC):
     num_queries = 1
     slots: Tensor
     log_prior: Tensor
+    trained_labels: Tensor
+    trained_places: Tensor
 
     def __init__(self, embed_dim: int, dive_set: DiveSet, cfg: HeadConfig) -> None:
         super().__init__()
@@ -32,12 +35,38 @@ class Head(nn.Module, ABC):
         self.cfg = cfg
         # which value each dive takes from each attribute; derived from the set, so not saved
         self.register_buffer("slots", slot_table(dive_set), persistent=False)
-        # of training alone, so not saved either
+        self.num_train_clips: list[int] | None = None  # of each dive, once it is known
+        # what follows from it; see `set_class_counts`
         self.register_buffer("log_prior", torch.zeros(len(dive_set)), persistent=False)
+        self.register_buffer("trained_labels", torch.arange(len(dive_set)), persistent=False)
+        self.register_buffer("trained_places", torch.arange(len(dive_set)), persistent=False)
 
     def set_class_counts(self, num_clips: Tensor) -> None:
-        """Set the class prior of `logit_adjustment` from the training clips of each dive. num_clips: (num_dives,)."""
-        self.log_prior.copy_(class_log_prior(num_clips))
+        """Take in the number of training clips of each dive, (num_dives,): for the prior of `logit_adjustment`, and for
+        the dives that the likelihood is normalised over in training.
+
+        Raises: ValueError if no dive has a clip.
+        """
+        is_trained = num_clips > 0
+        if not is_trained.any():
+            raise ValueError(f"no dive of {self.dive_set.name} has a training clip")
+        device = self.slots.device
+        self.num_train_clips = num_clips.tolist()
+        self.log_prior = class_log_prior(num_clips).to(device)
+        self.trained_labels = is_trained.nonzero().squeeze(1).to(device)
+        self.trained_places = (is_trained.cumsum(0) - 1).masked_fill(~is_trained, INVALID).to(device)
+
+    def likelihood_loss(self, scores: DiveScores, targets: Tensor) -> Tensor:
+        """-log p(dive | clip), normalised over the dives that have training clips, averaged over the clips.
+
+        A dive without one would only ever be pushed down, and could then hardly be named in a test, which offers it.
+        targets: as for `loss`, of dives that have training clips.
+        """
+        logits = self.adjusted(scores.scores())
+        if len(self.trained_labels) < len(self.dive_set):
+            logits = logits[:, self.trained_labels]
+            targets = self.trained_places[targets] if targets.ndim == 1 else targets[:, self.trained_labels]
+        return F.cross_entropy(logits, targets, label_smoothing=self.cfg.label_smoothing)
 
     def adjusted(self, scores: Tensor) -> Tensor:
         """Scores of the head's dives as training sees them: a frequent dive has a head start that it need not learn.

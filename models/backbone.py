@@ -3,7 +3,7 @@
 Input. Clips are float (batch, time, channel, height, width), normalised with the pixel mean and standard deviation of
 the backbone's `clip_format`, and of its frame count and picture size. In place of clips a backbone takes what its
 `frozen_tokens` made of them, (batch, tokens, dim): the feature cache stores that, and training then starts where it
-changes something.
+changes something. Where every block is frozen, `forward` also takes what `frozen_class_token` made of them.
 
 Output. `tokens` is every token after the last norm, (batch, tokens, embed_dim): the class token first, where there is
 one, then the patches frame by frame. `forward` is the class token alone, which may cost less.
@@ -46,6 +46,18 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def frozen_tokens(self, clips: Tensor) -> Tensor:
         """What the embeddings and the frozen blocks make of clips. Returns: (batch, tokens, dim), to go on from."""
+
+    def frozen_class_token(self, clips: Tensor) -> Tensor:
+        """The class token that the blocks make of clips, before the last norm; for `forward` to go on from.
+
+        Of a backbone whose blocks are all frozen. Returns: (batch, 1, embed_dim).
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no class token by itself")
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether every block is frozen, so that the last norm alone is trained."""
+        return not any(parameter.requires_grad for layer in self.layers()[:-1] for parameter in layer)
 
     @abstractmethod
     def layers(self) -> Sequence[Sequence[nn.Parameter]]:

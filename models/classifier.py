@@ -59,7 +59,7 @@ class DiveClassifier(nn.Module):
 
     temperature: what the scores are to be divided by so that their probabilities are calibrated, fitted on validation
     (engine/evaluation/calibration.py); 1 until then. The model does not apply it: `model(clips).tempered(temperature)`
-    does.
+    does. `head.num_train_clips` is kept beside it: which dives were trained.
     """
 
     def __init__(self, backbone: Backbone, head: Head, config: ModelConfig) -> None:
@@ -121,7 +121,11 @@ class DiveClassifier(nn.Module):
         """Write model.safetensors and config.json into a folder, each whole or not at all."""
         folder = Path(folder)
         content = plain_values(asdict(self.config)) | {
-            "dives": {"name": self.dive_set.name, "numbers": self.dive_set.numbers},
+            "dives": {
+                "name": self.dive_set.name,
+                "numbers": self.dive_set.numbers,
+                "num_train_clips": self.head.num_train_clips,
+            },
             "temperature": self.temperature,
         }
         write_json(folder / MODEL_CONFIG, content)
@@ -135,7 +139,7 @@ class DiveClassifier(nn.Module):
         Raises: ValueError naming the file that is missing or damaged, or the weights that do not fit, with shapes.
         """
         folder = model_folder(Path(run_or_folder))
-        config, dive_set, temperature = _read_config(folder / MODEL_CONFIG)
+        config, dive_set, num_train_clips, temperature = _read_config(folder / MODEL_CONFIG)
         sizes = {"num_frames": config.clip.num_frames, "image_size": config.clip.image_size}
         state, _ = read_weights(folder / MODEL_FILE)
         try:
@@ -144,6 +148,8 @@ class DiveClassifier(nn.Module):
             model = cls(backbone, build_head(config.head, backbone.embed_dim, dive_set), config)
         except ValueError as error:  # of sizes that do not fit together, or not into the memory
             raise ValueError(f"{folder / MODEL_CONFIG}: {error}") from error
+        if num_train_clips is not None:
+            model.head.set_class_counts(num_train_clips)
         model.temperature = temperature
         load_state(model, state, folder / MODEL_FILE)
         return model.eval()
@@ -169,7 +175,7 @@ def build_classifier(cfg: Config, dive_set: DiveSet) -> DiveClassifier:
     return DiveClassifier(backbone, head, ModelConfig(cfg.backbone, cfg.clip, cfg.head))
 
 
-def _read_config(path: Path) -> tuple[ModelConfig, DiveSet, float]:
+def _read_config(path: Path) -> tuple[ModelConfig, DiveSet, Tensor | None, float]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; it lies beside {MODEL_FILE} in a whole model folder")
     content = read_json_object(path)
@@ -181,13 +187,25 @@ def _read_config(path: Path) -> tuple[ModelConfig, DiveSet, float]:
             head=_section(HeadConfig, content["head"]),
         )
         dive_set = DiveSet.from_numbers(content["dives"]["numbers"], content["dives"]["name"])
-        return config, dive_set, _temperature(content)
+        return config, dive_set, _num_train_clips(content["dives"], len(dive_set)), _temperature(content)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a model's configuration (backbone, clip, head, dives): {error!r}") from error
     except OmegaConfBaseException as error:
         raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
     except ValueError as error:  # of json, of the checks of a section, of a dive number
         raise ValueError(f"{path}: {error}") from error
+
+
+def _num_train_clips(dives: dict[str, Any], num_dives: int) -> Tensor | None:
+    """(num_dives,), or None for a model of an earlier version, or one that was not trained here."""
+    counts = dives.get("num_train_clips")
+    if counts is None:
+        return None
+    are_counts = isinstance(counts, list) and all(type(count) is int and count >= 0 for count in counts)
+    if not are_counts or len(counts) != num_dives or not any(counts):
+        expected = f"null or {num_dives} numbers of clips, one a dive and one above 0 at least"
+        raise ValueError(f"dives.num_train_clips must be {expected}, got {str(counts)[:60]}")
+    return torch.tensor(counts)
 
 
 def _temperature(content: dict[str, Any]) -> float:

@@ -217,6 +217,10 @@ class TimeSformer(Backbone):
         for index, block in enumerate(self.blocks):
             block.requires_grad_(index >= num_blocks)
 
+    @property
+    def is_frozen(self) -> bool:
+        return self.num_frozen_blocks == len(self.blocks)
+
     def layers(self) -> list[list[nn.Parameter]]:
         """Embeddings, then block by block, then the last norm."""
         embeddings = [*self.patch_embed.parameters(), self.class_token, self.space_embed, self.time_embed]
@@ -225,13 +229,19 @@ class TimeSformer(Backbone):
     def forward(self, inputs: Tensor) -> Tensor:
         """The class token after the last norm, what a classifier reads; the last block computes it alone.
 
-        inputs: clips (batch, time, channel, height, width), normalised, or what `frozen_tokens` made of them.
-        Returns: (batch, embed_dim).
+        inputs: clips (batch, time, channel, height, width), normalised, or what `frozen_tokens` or, if every block is
+        frozen, `frozen_class_token` made of them. Returns: (batch, embed_dim).
         Raises: ValueError if the inputs are not of the size this backbone was built for.
         """
+        if self.is_frozen and tuple(inputs.shape[1:]) == (1, self.embed_dim):
+            return self.norm(inputs.squeeze(1))
+        return self.norm(self.last_class_token(inputs))
+
+    def last_class_token(self, inputs: Tensor) -> Tensor:
+        """The class token after the last block, before the norm. Returns: (batch, embed_dim)."""
         last = len(self.blocks) - 1
         tokens = self.run_blocks(*self.begin(inputs), range(self.first_block_after_frozen, last))
-        return self.norm(self.run(last, cast(DividedBlock, self.blocks[last]).class_token, *tokens))
+        return self.run(last, cast(DividedBlock, self.blocks[last]).class_token, *tokens)
 
     def tokens(self, inputs: Tensor) -> Tensor:
         """Every token after the last norm: class token, then the patches frame by frame.
@@ -248,6 +258,9 @@ class TimeSformer(Backbone):
         Returns: (batch, 1 + time * patches, embed_dim).
         """
         return torch.cat(self.run_blocks(*self.embed(clips), range(self.first_block_after_frozen)), dim=1)
+
+    def frozen_class_token(self, clips: Tensor) -> Tensor:
+        return self.last_class_token(clips).unsqueeze(1)
 
     def begin(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Class token and patches after the frozen blocks, of clips or of frozen tokens; as `embed` returns them."""

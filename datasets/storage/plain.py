@@ -33,10 +33,13 @@ def from_plain(kind: type[Kind], values: object) -> Kind:
 
 
 def _is_a(value: object, hint: Any) -> bool:
-    """hint: a type, a union of types, or a dictionary of names with values of one type."""
+    """hint: a type, a union of types, a list of one type, or a dictionary of names with values of one type."""
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
         return any(_is_a(value, each) for each in get_args(hint))
+    if origin is list:
+        (inner,) = get_args(hint)
+        return isinstance(value, list) and all(_is_a(each, inner) for each in value)
     if origin is dict:
         _, inner = get_args(hint)
         return isinstance(value, dict) and all(type(n) is str and _is_a(v, inner) for n, v in value.items())

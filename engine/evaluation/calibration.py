@@ -8,6 +8,8 @@ Source: Guo et al. 2017, On Calibration of Modern Neural Networks, section 4.2.
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,29 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0
+
+
+def split_validation(sources: Sequence[str]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Which validation clips choose the epoch, and which fit the temperature.
+
+    Whole sources, about half the clips each: from the largest source down, each goes where there are fewer clips. A
+    model chosen on some clips is surer of them than of others, so that they would fit too low a temperature. Of a
+    single source, all clips do both.
+    sources: of each clip. Returns: two masks, (num_clips,).
+    """
+    by_size = sorted(Counter(sources).items(), key=lambda item: (-item[1], item[0]))
+    if len(by_size) == 1:
+        everything = np.ones(len(sources), bool)
+        return everything, everything
+    choosing, num_choosing, num_fitting = set(), 0, 0
+    for source, num_clips in by_size:
+        if num_choosing <= num_fitting:
+            choosing.add(source)
+            num_choosing += num_clips
+        else:
+            num_fitting += num_clips
+    chooses = np.array([source in choosing for source in sources])
+    return chooses, ~chooses
 
 
 def fit_temperature(log_probs: npt.NDArray[np.floating], targets: npt.NDArray[np.integer]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ def compute_metrics(
         ece: expected calibration error of the most probable dive, see `calibration_error`.
         groups: for each of GROUPS the accuracy on clips of its dives (None where it has no clips), and the numbers of
             clips and dives. Empty without `num_train_clips`.
+        by_training: the same of the dives that had a training clip, and of those that had none.
         wrong_attributes: see `wrong_attributes`.
         attribute_confusions: for each attribute the counts of clips by true value (rows) and most probable value.
     Raises: ValueError if there are no clips, or an attribute has other values than in `dive_set`.
@@ -61,6 +63,7 @@ def compute_metrics(
         "brier": brier_score(log_probs, labels),
         "ece": calibration_error(np.exp(log_probs.max(axis=1)), most_probable[:, 0] == labels),
         "groups": {} if num_train_clips is None else group_accuracy(labels, correct, num_train_clips),
+        "by_training": {} if num_train_clips is None else accuracy_by_training(labels, correct, num_train_clips),
         "wrong_attributes": wrong_attributes(predictions, dive_set),
         "attribute_confusions": {
             attribute: confusion_matrix(truth, answers, len(dive_set.values[attribute])).tolist()
@@ -79,9 +82,26 @@ def group_accuracy(
     labels: npt.NDArray[np.int64], correct: npt.NDArray[np.bool_], num_train_clips: npt.NDArray[np.int64]
 ) -> dict[str, dict[str, float | int | None]]:
     """The `groups` of `compute_metrics`. labels, correct: (num_clips,); num_train_clips: (num_dives,)."""
-    groups = group_of(num_train_clips)
+    return _accuracy_of(list(GROUPS), group_of(num_train_clips), labels, correct)
+
+
+def accuracy_by_training(
+    labels: npt.NDArray[np.int64], correct: npt.NDArray[np.bool_], num_train_clips: npt.NDArray[np.int64]
+) -> dict[str, dict[str, float | int | None]]:
+    """The `by_training` of `compute_metrics`. labels, correct: (num_clips,); num_train_clips: (num_dives,)."""
+    groups = np.where(num_train_clips > 0, "trained", "untrained")
+    return _accuracy_of(["trained", "untrained"], groups, labels, correct)
+
+
+def _accuracy_of(
+    names: Sequence[str],
+    groups: npt.NDArray[np.str_],
+    labels: npt.NDArray[np.int64],
+    correct: npt.NDArray[np.bool_],
+) -> dict[str, dict[str, float | int | None]]:
+    """For each name the accuracy on clips of its dives. groups: (num_dives,) names."""
     scores: dict[str, dict[str, float | int | None]] = {}
-    for name in GROUPS:
+    for name in names:
         rows = groups[labels] == name
         accuracy = float(correct[rows].mean()) if rows.any() else None
         num_dives = len(np.unique(labels[rows]))

@@ -34,7 +34,8 @@ def log_test(
 ) -> None:
     """Show the confusions and metrics of the test split, the latter also on the HPARAMS page beside the options."""
     with open_events(run.path) as writer:
-        log_confusion(writer, "test", predictions, dive_set, num_updates)
+        if cfg.pictures:
+            log_confusion(writer, "test", predictions, dive_set, num_updates)
         scores = {f"test/{name}": value for name, value in flat_metrics(metrics).items()}
         # a run name of "." keeps this record in the run's own folder; the default adds a run named after the time
         hparams = {
@@ -47,5 +48,6 @@ def flat_metrics(metrics: dict[str, Any]) -> dict[str, float]:
     """The numbers of metrics.json by tag. Attributes and groups become accuracy_twist, accuracy_few and so on."""
     attributes = {f"accuracy_{name}": value for name, value in metrics["attribute_accuracy"].items()}
     numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-    groups = {f"accuracy_{name}": group["accuracy"] for name, group in metrics["groups"].items() if group["num_clips"]}
+    members = metrics["groups"] | metrics["by_training"]
+    groups = {f"accuracy_{name}": group["accuracy"] for name, group in members.items() if group["num_clips"]}
     return numbers | attributes | groups

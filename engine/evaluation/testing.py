@@ -29,6 +29,25 @@ from diveparse.engine.run import EvaluationFiles, RunFolder
 from diveparse.models.classifier import DiveClassifier
 
 RESULT_BYTES = 10**6  # of the files of a test, without their log-probabilities
+# what metrics.json says of a run beside its scores; the scores follow from the predictions and these
+DESCRIPTION = (
+    "split",
+    "name",
+    "arm",
+    "seed",
+    "num_views",
+    "data_root",
+    "rendered",
+    "from_cache",
+    "trained_from_cache",
+    "skipped_clips",
+    "model_update",
+    "num_updates",
+    "clipped_share",
+    "median_grad_norm",
+    "num_train_clips",
+    "temperature",
+)
 TEST_OPTIONS = ("data.root", "data.num_workers", "data.cache", "data.damaged", "test.", "clip.order")  # in a test
 
 
@@ -64,6 +83,7 @@ def _evaluate(run: RunFolder, cfg: Config, files: EvaluationFiles, *, split: str
     about = {
         **describe_test(run, cfg, split, records, predictions, from_cache=clips.cache is not None),
         **describe_training(run, dive_set),
+        "temperature": model.temperature,
     }
     scores = scores_of(predictions, dive_set, about["num_train_clips"], model.temperature)
     save_predictions(files.probabilities, predictions, dive_set)
@@ -106,6 +126,7 @@ def describe_training(run: RunFolder, dive_set: DiveSet) -> dict[str, Any]:
     return {
         "model_update": read_json_object(run.best_update)["update"],
         "num_updates": trained["num_updates"],
+        **{name: trained.get(name, []) for name in ("clipped_share", "median_grad_norm")},  # of each epoch
         "num_train_clips": {number: trained["num_train_clips"].get(number, 0) for number in dive_set.numbers},
     }
 

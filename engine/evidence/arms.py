@@ -7,7 +7,12 @@ from pathlib import Path
 from diveparse.configs import Config, flat_options
 from diveparse.engine.evidence.runs import Run
 
-INDIFFERENT = ("seed", "runs_dir", "data.num_workers")  # all that may differ in an arm; the last two change no weight
+INDIFFERENT = (
+    "seed",
+    "runs_dir",
+    "pictures",
+    "data.num_workers",
+)  # all that may differ in an arm; only seeds change it
 
 
 def group_by_arm(runs: list[Run]) -> dict[str, dict[int, Run]]:

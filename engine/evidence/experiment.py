@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import product
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -64,12 +65,46 @@ class Cell:
 
 
 def read_cells(path: Path) -> tuple[ExperimentConfig, list[Cell]]:
-    """Read an experiment and its cells, seed by seed.
+    """Read an experiment and its cells, seed by seed; with a grid, those of every setting of every arm.
 
     Raises: ValueError naming the file and what is wrong with it.
     """
     experiment = load_config(path, [], ExperimentConfig)
-    return experiment, [_cell(path, experiment, arm, seed) for seed in experiment.seeds for arm in experiment.arms]
+    if experiment.grid:
+        arms = {setting.name: f"{experiment.arms[setting.arm]} {setting.options}" for setting in settings(experiment)}
+        return experiment, _cells(path, replace(experiment, arms=arms, grid={}))
+    return experiment, _cells(path, experiment)
+
+
+def _cells(path: Path, experiment: ExperimentConfig) -> list[Cell]:
+    return [_cell(path, experiment, arm, seed) for seed in experiment.seeds for arm in experiment.arms]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """An arm at one point of an experiment's grid."""
+
+    arm: str
+    values: tuple[float | None, ...]  # in the order of the grid's options
+    options: str  # `key=value` each
+
+    @property
+    def name(self) -> str:
+        """The arm of its cells, such as flat-0.0008-10-none."""
+        return "-".join([self.arm, *("none" if value is None else f"{value:g}" for value in self.values)])
+
+
+def settings(experiment: ExperimentConfig) -> list[Setting]:
+    """Every arm at every point of the grid, so that all arms get the same trials."""
+    return [
+        Setting(arm, values, " ".join(map(_option, experiment.grid, values)))
+        for arm in experiment.arms
+        for values in product(*experiment.grid.values())
+    ]
+
+
+def _option(name: str, value: float | None) -> str:
+    return f"{name}={'null' if value is None else value}"
 
 
 def cell_elsewhere(path: Path, name: str, seed: int) -> Cell:
@@ -135,10 +170,16 @@ def missing_cells(cells: list[Cell]) -> list[Cell]:
 
 
 def fill_feature_caches(cells: list[Cell]) -> None:
-    """Fill the feature caches of all cells before they run side by side, since two cells must not write one file."""
+    """Fill the feature caches of all cells before they run side by side, since two cells must not write one file.
+
+    Cells that differ in what the features do not depend on, such as their head or rate, fill it once.
+    """
+    filled = []
     for cell in cells:
         cfg = cell.config
-        if cfg.train.num_cached_views:
+        about = (cfg.seed, cfg.data, cfg.clip, cfg.backbone, cfg.head.pooling, cfg.train.num_cached_views, cell.splits)
+        if cfg.train.num_cached_views and about not in filled:
+            filled.append(about)
             seed_everything(cfg.seed, torch.device("cpu"))
             train_records, val_records, dive_set = training_clips(cfg.data, cfg.seed)
             splits = [(train_records, True), (val_records, False)]

@@ -49,6 +49,8 @@ class Run:
     scores: dict[str, float]  # one for each of SCORES
     num_train_clips: dict[str, int]  # by dive number
     predictions: pd.DataFrame  # sorted by clip, so that runs pair row by row
+    clipped_share: tuple[float, ...] = ()  # of the updates of each epoch; none of a run of an earlier version
+    median_grad_norm: tuple[float, ...] = ()  # of the updates of each epoch, before clipping
 
     @property
     def files(self) -> EvaluationFiles:
@@ -94,6 +96,8 @@ def load_run(path: Path, split: str = "test") -> Run:
         scores={name: _number((metrics | metrics["attribute_accuracy"])[name]) for name in SCORES},
         num_train_clips=metrics["num_train_clips"],
         predictions=read_predictions(files.predictions).sort_values("clip", ignore_index=True),
+        clipped_share=tuple(metrics.get("clipped_share", ())),
+        median_grad_norm=tuple(metrics.get("median_grad_norm", ())),
     )
     _require_one_test(run)
     return run

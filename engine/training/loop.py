@@ -31,7 +31,7 @@ from diveparse.engine.batches import (
     training_batches,
 )
 from diveparse.engine.device import autocast, choose_device, require_trainable, seed_everything
-from diveparse.engine.evaluation.calibration import fit_temperature
+from diveparse.engine.evaluation.calibration import fit_temperature, split_validation
 from diveparse.engine.evaluation.evaluate import evaluate
 from diveparse.engine.evaluation.metrics import compute_metrics
 from diveparse.engine.evaluation.tensorboard import flat_metrics, log_confusion
@@ -44,7 +44,7 @@ from diveparse.engine.training.checkpoint import (
     save_checkpoint,
 )
 from diveparse.engine.training.mixing import Mixing, build_mixing
-from diveparse.engine.training.optim import build_optimizer, build_schedule
+from diveparse.engine.training.optim import build_optimizer, build_schedule, clipping_limit
 from diveparse.engine.training.progress import Progress, Totals
 from diveparse.engine.training.tensorboard import log_scalars, log_start, open_writer
 from diveparse.models.classifier import DiveClassifier, build_classifier
@@ -99,15 +99,11 @@ def train_into_folder(cfg: Config, run: RunFolder, learner: Learner, data: Train
     """Go on after the newest checkpoint of a run, if it has any, to the end of the training."""
     updates_per_epoch = count_updates(len(data.records), cfg.train)
     num_updates = updates_per_epoch * cfg.train.num_epochs
-    trained = {
-        "num_updates": num_updates,
-        "num_train_clips": dict(zip(data.dive_set.numbers, data.num_train_clips.tolist(), strict=True)),
-    }
     resume_from_checkpoint(run, learner)
     device = next(learner.model.parameters()).device
     logger.info("%s: %d of %d updates done, on %s", run, learner.progress.num_updates, num_updates, device.type)
     if learner.progress.num_updates == num_updates:
-        write_json(run.trained, trained)  # a kill may have come just before it
+        write_trained(run, learner.progress, data)  # a kill may have come just before it
         return
     run.trained.unlink(missing_ok=True)  # there where the run had ended and now has more epochs
     splits = {"train": data.records, "val": data.val_records}
@@ -115,7 +111,14 @@ def train_into_folder(cfg: Config, run: RunFolder, learner: Learner, data: Train
     record_environment(run, cfg.seed, data.splits_from_cache, clips)
     with open_writer(run.path, learner.progress.num_updates) as writer:
         train_epochs(cfg, run, learner, data, updates_per_epoch, writer)
-    write_json(run.trained, trained)
+    write_trained(run, learner.progress, data)
+
+
+def write_trained(run: RunFolder, progress: Progress, data: TrainingData) -> None:
+    """Mark a run as ended, with what a test reports of its training."""
+    counts = dict(zip(data.dive_set.numbers, data.num_train_clips.tolist(), strict=True))
+    gradients = {"clipped_share": progress.clipped_share, "median_grad_norm": progress.median_grad_norm}
+    write_json(run.trained, {"num_updates": progress.num_updates, "num_train_clips": counts, **gradients})
 
 
 def open_training_data(cfg: Config, splits_from_cache: Sequence[str] | None) -> TrainingData:
@@ -145,6 +148,8 @@ def train_epochs(
     mix = build_mixing(cfg.train, len(data.dive_set))
     batches = training_batches(inputs, cfg.train, cfg.seed, first_update=progress.num_updates, num_workers=num_workers)
     val_batches = evaluation_batches(val_inputs, batch_size=cfg.test.batch_size, num_workers=num_workers)
+    if len(sources := {record.source for record in data.val_records}) == 1:
+        logger.info("validation has one source, %s: its clips both choose the epoch and fit the temperature", *sources)
     if progress.num_updates == 0:
         log_start(writer, cfg, data.dive_set, {"train": data.records, "val": data.val_records}, data.clips)
     for epoch in range(progress.num_updates // updates_per_epoch, cfg.train.num_epochs):
@@ -158,7 +163,7 @@ def train_epochs(
                 flush(writer)  # before the checkpoint: nothing up to here will be logged again
                 save_checkpoint(run, learner)
         validate(epoch, cfg, run, learner, val_batches, data, writer)
-        progress.epoch = Totals()
+        progress.end_epoch()
         flush(writer)
         save_checkpoint(run, learner)
 
@@ -187,7 +192,10 @@ def validate(
     data: TrainingData,
     writer: SummaryWriter,
 ) -> None:
-    """Evaluate on validation, and keep the model, with its temperature, if it is the best so far."""
+    """Evaluate on validation, and keep the model, with its temperature, if it is the best so far.
+
+    What is logged is of all validation clips. Some sources choose the model, the others fit its temperature.
+    """
     start, progress, kept = time.perf_counter(), learner.progress, learner.kept_model
     bar = tqdm(val_batches, desc="validation", leave=False)
     predictions = evaluate(kept, bar, data.val_records, cfg.train.precision)
@@ -195,11 +203,13 @@ def validate(
     log_scalars(writer, "val", flat_metrics(metrics), progress.num_updates)
     log_scalars(writer, "train_epoch", progress.epoch.scalars(), progress.num_updates)
     log_epoch(epoch, cfg, progress.epoch, metrics, time.perf_counter() - start)
-    if progress.is_best(metrics):
-        kept.temperature = fit_temperature(predictions.dive_log_probs, predictions.labels)
+    chooses, fits = split_validation(predictions.sources)
+    if progress.is_best(compute_metrics(predictions.at(chooses), data.dive_set)):
+        kept.temperature = fit_temperature(predictions.dive_log_probs[fits], predictions.labels[fits])
         kept.save(run.model)
         write_json(run.best_update, {"update": progress.num_updates})
-        log_confusion(writer, "val", predictions, data.dive_set, progress.num_updates)
+        if cfg.pictures:
+            log_confusion(writer, "val", predictions, data.dive_set, progress.num_updates)
 
 
 def update(
@@ -226,7 +236,9 @@ def update(
         (loss / cfg.accumulation_steps).backward()
         for totals in (progress.window, progress.epoch):
             totals.add_clips(len(batch["index"]), num_correct, int(batch["num_damaged"]), terms)
-    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), cfg.max_grad_norm)
+    limit = clipping_limit(cfg)
+    trained = [parameter for group in learner.optimizer.param_groups for parameter in group["params"]]
+    grad_norm = nn.utils.clip_grad_norm_(trained, limit)
     if not torch.isfinite(grad_norm):
         raise NonFiniteError(non_finite("gradient's norm", grad_norm, progress.num_updates + 1, names))
     learning_rate = float(learner.schedule.get_last_lr()[0])
@@ -237,6 +249,7 @@ def update(
     if learner.average is not None:
         learner.average.update(model, step=progress.num_updates)
     for totals in (progress.window, progress.epoch):
+        totals.add_gradient(grad_norm.item(), limit)
         totals.add_time(wait_s, time.perf_counter() - start)
     return {"learning_rate": learning_rate, "grad_norm": grad_norm.item()}
 

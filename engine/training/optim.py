@@ -38,6 +38,11 @@ def build_optimizer(backbone: Backbone, head: nn.Module, cfg: OptimConfig) -> Op
     return kind(groups, lr=cfg.learning_rate, fused=fused)
 
 
+def clipping_limit(cfg: OptimConfig) -> float:
+    """The norm above which a gradient is clipped to it."""
+    return math.inf if cfg.max_grad_norm is None else cfg.max_grad_norm
+
+
 def layer_scales(backbone: Backbone, layer_decay: float) -> list[tuple[nn.Parameter, float]]:
     """Every parameter and its share of the peak rate: `layer_decay` to the power of the number of layers above it.
 

@@ -31,7 +31,7 @@ from diveparse.engine.events import flush
 from diveparse.engine.run import RunFolder, open_run, record_environment
 from diveparse.engine.training.checkpoint import UNREADABLE
 from diveparse.engine.training.loop import NonFiniteError
-from diveparse.engine.training.optim import build_optimizer, build_schedule
+from diveparse.engine.training.optim import build_optimizer, build_schedule, clipping_limit
 from diveparse.engine.training.restored import fixed_options, require_sound
 from diveparse.engine.training.tensorboard import log_scalars, open_writer
 from diveparse.heads.kinematics import KinematicsHead, Motion, kinematics_loss
@@ -136,7 +136,7 @@ def run_updates(
     )
     started = time.monotonic()
     for number in bar:
-        terms = update(state, next(batches), cfg.train.max_grad_norm, number, clips_per_update)
+        terms = update(state, next(batches), clipping_limit(cfg.train), number, clips_per_update)
         if writer is None:
             continue
         clips_per_second = (number + 1 - first_update) * clips_per_update / (time.monotonic() - started)

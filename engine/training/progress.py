@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from statistics import median
 from typing import Any
 
 from diveparse.datasets.storage.plain import from_plain
@@ -18,6 +19,8 @@ class Totals:
     wait_s: float = 0.0  # spent waiting for data
     total_s: float = 0.0  # spent altogether
     losses: dict[str, float] = field(default_factory=dict)  # each summed over clips
+    num_clipped: int = 0  # updates whose gradient was clipped
+    grad_norms: list[float] = field(default_factory=list)  # of each update, before clipping
 
     def add_clips(self, num_clips: int, num_correct: int, num_damaged: int, losses: dict[str, float]) -> None:
         self.num_clips += num_clips
@@ -30,15 +33,30 @@ class Totals:
         self.wait_s += wait_s
         self.total_s += total_s
 
+    def add_gradient(self, norm: float, limit: float) -> None:
+        """norm: before clipping at `limit`."""
+        self.num_clipped += norm > limit
+        self.grad_norms.append(norm)
+
+    @property
+    def clipped_share(self) -> float:
+        return self.num_clipped / len(self.grad_norms)
+
+    @property
+    def median_grad_norm(self) -> float:
+        return median(self.grad_norms)
+
     def scalars(self) -> dict[str, float]:
-        """By the names that TensorBoard shows: loss, loss_<term>, accuracy, clips_per_second and data_wait_share are
-        means, damaged_clips is a count."""
+        """By the names that TensorBoard shows: loss, loss_<term>, accuracy, clips_per_second, data_wait_share and
+        clipped_share are means, median_grad_norm is of updates, damaged_clips is a count."""
         return {
             **{name: loss / self.num_clips for name, loss in self.losses.items()},
             "accuracy": self.num_correct / self.num_clips,
             "damaged_clips": self.num_damaged,
             "clips_per_second": self.num_clips / self.total_s,
             "data_wait_share": self.wait_s / self.total_s,
+            "clipped_share": self.clipped_share,
+            "median_grad_norm": self.median_grad_norm,
         }
 
 
@@ -49,6 +67,14 @@ class Progress:
     epoch: Totals = field(default_factory=Totals)  # since the epoch began
     best_top1: float = -1.0  # on validation
     best_nll: float = float("inf")  # of that model
+    clipped_share: list[float] = field(default_factory=list)  # of the updates of each epoch
+    median_grad_norm: list[float] = field(default_factory=list)  # likewise
+
+    def end_epoch(self) -> None:
+        """Keep what is reported of the epoch's gradients, and begin the next one."""
+        self.clipped_share.append(self.epoch.clipped_share)
+        self.median_grad_norm.append(self.epoch.median_grad_norm)
+        self.epoch = Totals()
 
     def is_best(self, metrics: dict[str, Any]) -> bool:
         """Whether this model beats the best so far, by validation top-1 and then by nll; if so, store its scores."""

@@ -46,9 +46,12 @@ def move_before_now(run: Path) -> None:
 def log_start(
     writer: SummaryWriter, cfg: Config, dive_set: DiveSet, splits: dict[str, list[ClipRecord]], clips: ClipDataset
 ) -> None:
-    """Show the resolved config, how many clips each dive has in each split, and some clips as training sees them."""
+    """Show the resolved config and, with `pictures`, how many clips each dive has in each split, and some clips as
+    training sees them."""
     lines = OmegaConf.to_yaml(OmegaConf.create(flat_options(cfg))).splitlines()
     writer.add_text("config", "\n".join(f"    {line}" for line in lines), 0)  # four spaces: verbatim in Markdown
+    if not cfg.pictures:
+        return
     for split, records in splits.items():
         counts = np.bincount([record.label for record in records], minlength=len(dive_set))
         writer.add_figure(f"{split}/class_counts", class_count_figure(counts, dive_set.numbers), 0)

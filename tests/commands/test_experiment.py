@@ -1,13 +1,15 @@
 import json
+import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from diveparse.commands.cli import main
 from diveparse.configs import save_config
 from diveparse.datasets.dives import DIVING48
 from diveparse.datasets.diving48 import read_split
-from diveparse.engine.evidence import experiment
+from diveparse.engine.evidence import answers, experiment
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = "experiments/tiny.yaml"
@@ -51,7 +53,7 @@ def test_an_experiment_is_run_and_written_and_not_run_again(capsys):
     assert first[-1] == "written: results/tiny.md"
     assert f"{TINY}: 2 cells took 0 minutes" in first
     written = {path.name for path in Path("results").iterdir()}
-    assert written == {"tiny", "tiny.md", "tiny.csv", "tiny-classes.csv"}
+    assert written == {"tiny", "tiny.md", "tiny.csv", "tiny-classes.csv", "tiny.answers.npz"}
     metrics = [Path(f"runs/tiny/{arm}/seed-0/metrics.json") for arm in ("flat", "joint")]
     before = [path.stat().st_mtime_ns for path in metrics]
     page = Path("results/tiny.md").read_text(encoding="utf-8")
@@ -60,6 +62,23 @@ def test_an_experiment_is_run_and_written_and_not_run_again(capsys):
     assert capsys.readouterr().out.splitlines() == [f"{TINY}: 2 of 2 cells are done", "written: results/tiny.md"]
     assert [path.stat().st_mtime_ns for path in metrics] == before
     assert Path("results/tiny.md").read_text(encoding="utf-8") == page
+
+    shutil.rmtree("runs")
+    assert main(["experiment", TINY, "--out", "results", "--from-answers"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{TINY}: 2 of 2 cells were put back from answers",
+        f"{TINY}: 2 of 2 cells are done",
+        "written: results/tiny.md",
+    ]
+    again = Path("results/tiny.md").read_text(encoding="utf-8")
+    rounded = ("NLL, calibrated", "Brier score", "calibration error")  # in half precision, so the last digit may differ
+    lines = [
+        [line for line in text.splitlines() if not line.startswith(tuple(f"| {name}" for name in rounded))]
+        for text in (page, again)
+    ]
+    assert lines[0] == lines[1]
+    assert len(lines[0]) < len(page.splitlines())
+    assert not Path("runs/tiny/flat/seed-0/model").exists()
 
 
 def refusal(capsys, *arguments):
@@ -105,7 +124,8 @@ def test_a_cell_that_fails_is_named_with_its_log_and_ends_the_command_with_exit_
     assert "nowhere.csv: there is no such file" in Path("runs/tiny/lost-seed-0.log").read_text(encoding="utf-8")
 
 
-def test_seeds_that_are_validated_on_sources_of_their_own_are_not_put_on_one_page(capsys):
+def test_seeds_that_are_validated_on_sources_of_their_own_are_not_put_on_one_page(capsys, monkeypatch):
+    monkeypatch.setattr(answers, "write_answers", lambda path, cells: None)  # these have none
     content = json.loads(Path(TINY).read_text()) | {"seeds": [0, 1], "split": "val"}
     Path(TINY).write_text(json.dumps(content))
     for cell in experiment.read_cells(Path(TINY))[1]:  # all are done
@@ -120,9 +140,23 @@ def test_seeds_that_are_validated_on_sources_of_their_own_are_not_put_on_one_pag
     assert not Path("results").exists()
 
 
+def test_a_grid_is_tried_on_validation_alone_and_its_best_settings_are_named(capsys):
+    content = json.loads(Path(TINY).read_text()) | {"split": "val", "pairs": []}
+    content |= {"arms": {"flat": "head.kind=flat"}, "grid": {"train.max_grad_norm": [0.001, None]}}
+    Path(TINY).write_text(json.dumps(content))
+    assert main(["experiment", TINY, "--out", "results"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "written: results/tiny.md"
+    assert {path.name for path in Path("results").iterdir()} == {"tiny.md", "tiny.csv"}
+    assert {path.name for path in Path("runs/tiny").iterdir() if path.is_dir()} == {"flat-0.001", "flat-none"}
+    assert not list(Path("runs").rglob("metrics.json")) + list(Path("runs").rglob("[!v]*predictions.csv"))
+    table = pd.read_csv("results/tiny.csv", keep_default_na=False)
+    assert dict(zip(table["train.max_grad_norm"], table["clipped_share"], strict=True)) == {"0.001": 1.0, "none": 0.0}
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "configs" / "experiments").glob("*.yaml")))
 def test_an_experiment_that_ships_with_the_package_is_read_by_its_name(name):
     settings, cells = experiment.read_cells(Path(name))
-    assert len(cells) == len(settings.arms) * len(settings.seeds)
+    num_settings = len(experiment.settings(settings)) if settings.grid else len(settings.arms)
+    assert len(cells) == num_settings * len(settings.seeds)
     assert all(cell.run.path.is_relative_to("runs") for cell in cells)
     assert len(experiment.development_cells(Path(name), settings)) == len(settings.stacking) * len(settings.seeds)

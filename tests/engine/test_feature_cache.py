@@ -21,6 +21,7 @@ from diveparse.datasets.splits import evaluation_clips, training_clips
 from diveparse.datasets.storage.disk import DiskFullError
 from diveparse.datasets.storage.lock import InUseError, locked
 from diveparse.datasets.video import VideoError
+from diveparse.engine import feature_cache
 from diveparse.engine.batches import build_clips, cached_or_read, evaluation_batches, training_batches
 from diveparse.engine.evaluation.evaluate import evaluate
 from diveparse.engine.evaluation.predictions import load_predictions
@@ -330,6 +331,51 @@ def test_a_head_reads_the_same_features_of_cached_clips_as_of_the_clips_themselv
         got, expected = model.features(batch["inputs"][:, 0]), model.features(uncached["inputs"][:, 0])
     torch.testing.assert_close(got, expected, rtol=0.01, atol=0.01)
     assert batch["index"].tolist() == uncached["index"].tolist()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_features_kept_in_memory_are_those_of_the_files(cfg, training):
+    records = some_records(cfg)
+    kept = fill(cfg, records, training=training)
+    assert kept.in_memory
+    from_files = CachedFeatures(
+        records, kept.folder, training=training, num_views=kept.num_views, seed=kept.seed, in_memory=False
+    )
+    keys = [(3, 2), (4, 0), (3, 2)] if training else [2, 0, 2]
+    for name, values in kept.__getitems__(keys).items():
+        others = from_files.__getitems__(keys)[name]
+        assert torch.equal(values, others) if isinstance(values, torch.Tensor) else values == others
+    assert kept.features is not None
+    assert kept.features.dtype == np.float16
+    assert from_files.features is None
+
+
+def test_a_cache_that_takes_too_much_of_the_memory_stays_on_the_disk(cfg, monkeypatch):
+    monkeypatch.setattr(feature_cache, "machine_memory", lambda: 1000)
+    assert not fill(cfg, some_records(cfg), training=True).in_memory
+
+
+@pytest.mark.parametrize(("pooling", "num_tokens"), [("class_token", 1), ("mean", 17)])
+def test_of_frozen_blocks_the_class_token_alone_is_kept_where_a_head_reads_nothing_else(
+    tiny_experiment, options, pooling, num_tokens
+):
+    cfg = load_config(tiny_experiment, [*options, "backbone.num_frozen_blocks=2", f"head.pooling={pooling}"])
+    model, records = build_classifier(cfg, DIVING48), some_records(cfg)
+    inputs = cached_or_read(build_clips(cfg, records, training=False), model, cfg)
+    (batch,) = evaluation_batches(inputs, batch_size=4, num_workers=0)
+    assert batch["inputs"].shape == (4, 1, num_tokens, 16)
+    (uncached,) = evaluation_batches(build_clips(cfg, records, training=False), batch_size=4, num_workers=0)
+    got, expected = (model.features(each["inputs"][:, 0]) for each in (batch, uncached))
+    torch.testing.assert_close(got, expected, rtol=0.01, atol=0.01)
+    got.sum().backward()
+    trained = {name for name, parameter in model.backbone.named_parameters() if parameter.grad is not None}
+    assert trained == {"norm.weight", "norm.bias"}
+
+
+def test_training_goes_on_from_cached_class_tokens_of_frozen_blocks(tiny_experiment, options):
+    sizes = ["train.num_epochs=2", "backbone.num_frozen_blocks=2"]
+    run = train(load_config(tiny_experiment, [*options, *sizes]))
+    assert evaluate_run(run, [], split="test")["num_clips"] == 12
 
 
 def test_batches_of_cached_clips_come_in_the_order_of_those_that_are_not(cfg):

@@ -51,12 +51,18 @@ def cross_entropy_by_hand(logits: Tensor, targets: Tensor, smoothing: float) -> 
 
 
 def loss_by_hand(head: Head, features: Tensor, labels: Tensor, counts: Sequence[int] | None = None) -> float:
-    """Every cross-entropy of a head, smoothed and adjusted by the class counts as its config asks, and no penalty."""
+    """Every cross-entropy of a head, smoothed and adjusted by the class counts as its config asks, and no penalty.
+
+    Dives without a clip are no answers of the likelihood.
+    """
     adjustment, smoothing = head.cfg.logit_adjustment, head.cfg.label_smoothing
     prior = [1.0] * len(DIVING48) if counts is None else [(n + 1) / (sum(counts) + len(counts)) for n in counts]
     of_dives = torch.tensor([adjustment * math.log(p) for p in prior])
+    trained = [label for label, n in enumerate(counts or [1] * len(DIVING48)) if n]
+    logits = (head(features).scores() + of_dives)[:, trained]
+    places = torch.tensor([trained.index(label) for label in labels.tolist()])
     if isinstance(head, FlatHead):
-        return cross_entropy_by_hand(head(features).scores() + of_dives, labels, smoothing)
+        return cross_entropy_by_hand(logits, places, smoothing)
     assert isinstance(head, AttributeHeads)
     auxiliary = 0.0
     for name, log_probs in head(features).own_log_probs().items():
@@ -69,7 +75,7 @@ def loss_by_hand(head: Head, features: Tensor, labels: Tensor, counts: Sequence[
         auxiliary += cross_entropy_by_hand(log_probs + shift, targets, smoothing)
     if not isinstance(head, JointHeads):
         return auxiliary
-    joint = cross_entropy_by_hand(head(features).scores() + of_dives, labels, smoothing)
+    joint = cross_entropy_by_hand(logits, places, smoothing)
     return joint + head.cfg.auxiliary_weight * auxiliary
 
 
@@ -172,13 +178,58 @@ def test_answers_are_not_adjusted(kind: HeadKind, features: Tensor) -> None:
 
 
 @pytest.mark.parametrize("kind", HeadKind)
-def test_class_counts_change_nothing_unless_logits_are_to_be_adjusted(
+def test_class_counts_change_nothing_unless_logits_are_to_be_adjusted_or_a_dive_has_no_clip(
     kind: HeadKind, features: Tensor, labels: Tensor
 ) -> None:
     head = make_head(kind)
     before, _ = loss_of(head, features, labels)
-    head.set_class_counts(CLASS_COUNTS)
+    head.set_class_counts(CLASS_COUNTS.clamp(min=1))
     assert torch.equal(loss_of(head, features, labels)[0], before)
+
+
+LIKELIHOODS = [HeadKind.JOINT, HeadKind.PAIRWISE, HeadKind.RESIDUAL, HeadKind.FLAT]
+
+
+@pytest.mark.parametrize("kind", LIKELIHOODS)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_likelihood_is_normalised_over_the_dives_that_have_a_training_clip(
+    kind: HeadKind, smoothing: float, features: Tensor, labels: Tensor
+) -> None:
+    options = {"correction_penalty": 0.0} if kind in (HeadKind.PAIRWISE, HeadKind.RESIDUAL) else {}
+    head = make_head(kind, label_smoothing=smoothing, **options)
+    counts = torch.zeros(len(DIVING48), dtype=torch.long)
+    counts[labels] = 3
+    head.set_class_counts(counts)
+    trained = sorted(set(labels.tolist()))
+    places = torch.tensor([trained.index(label) for label in labels.tolist()])
+    expected = cross_entropy_by_hand(head(features).scores()[:, trained], places, smoothing)
+    loss, _ = loss_of(head, features, labels)
+    assert loss.item() == pytest.approx(expected, rel=1e-9)
+    soft = torch.nn.functional.one_hot(labels, len(DIVING48)).double()
+    torch.testing.assert_close(loss_of(head, features, soft)[0], loss)
+
+
+@pytest.mark.parametrize("kind", [HeadKind.RESIDUAL, HeadKind.FLAT])
+def test_training_does_not_push_down_a_dive_without_a_clip_and_a_test_offers_it(
+    kind: HeadKind, features: Tensor, labels: Tensor
+) -> None:
+    head = make_head(kind)
+    head.set_class_counts(CLASS_COUNTS)
+    (untrained,) = (CLASS_COUNTS == 0).nonzero().flatten().tolist()
+    own_row = head.linear if isinstance(head, FlatHead) else head.residual
+    before = own_row.bias[untrained].item()
+    head.cfg.correction_penalty = 0.0
+    loss_of(head, features, labels)[0].backward()
+    assert own_row.bias.grad[untrained] == 0
+    assert own_row.bias.grad.count_nonzero() == len(DIVING48) - 1
+    assert head(features).log_probs().shape == (len(labels), len(DIVING48))
+    assert head(features).log_probs().isfinite().all()
+    assert own_row.bias[untrained].item() == before
+
+
+def test_without_any_training_clip_there_is_nothing_to_normalise_over() -> None:
+    with pytest.raises(ValueError, match="no dive of Diving48 has a training clip"):
+        make_head(HeadKind.JOINT).set_class_counts(torch.zeros(48, dtype=torch.long))
 
 
 def test_counts_that_are_all_alike_leave_a_flat_loss_as_it_was(features: Tensor, labels: Tensor) -> None:
@@ -274,3 +325,19 @@ def test_every_head_takes_all_its_options_together(
     loss_of(head, features, labels)[0].backward()
     without_gradient = [name for name, p in head.named_parameters() if p.grad is None or not p.grad.any()]
     assert without_gradient == []
+
+
+def test_the_joint_likelihood_leaves_values_that_no_training_clip_shows_exactly_as_they_are(
+    features: Tensor, labels: Tensor
+) -> None:
+    head = build_head(HeadConfig(kind=HeadKind.JOINT), EMBED_DIM, DIVING48)
+    counts = torch.zeros(len(DIVING48), dtype=torch.long)
+    counts[labels] = 1
+    head.set_class_counts(counts)
+    loss_of(head, features.float(), labels)[0].backward()
+    assert isinstance(head, JointHeads)
+    for row, name in zip(head.slots, ATTRIBUTES, strict=True):
+        shown = set(row[labels].tolist())
+        gradient = head.linears[name].weight.grad
+        for value in range(len(gradient)):
+            assert bool(gradient[value].any()) is (value in shown)  # rounding alone would move the others, by Adam

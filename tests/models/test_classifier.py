@@ -111,6 +111,25 @@ def test_the_temperature_is_one_until_it_is_fitted_and_saved_with_the_model(clip
     assert torch.equal(loaded.dive_log_probs(clips), before)  # which are uncalibrated
 
 
+def test_a_model_keeps_which_dives_were_trained(tmp_path: Path) -> None:
+    model, counts = tiny_classifier(HeadKind.FLAT, SMALL), torch.arange(len(SMALL))
+    model.save(tmp_path)
+    assert DiveClassifier.load(tmp_path).head.num_train_clips is None
+    model.head.set_class_counts(counts)
+    model.save(tmp_path)
+    head = DiveClassifier.load(tmp_path).head
+    assert head.num_train_clips == counts.tolist()
+    assert head.trained_labels.tolist() == counts[1:].tolist()  # the first dive has no clip
+
+
+@pytest.mark.parametrize("counts", [[1], "many", [0, 0, 0], [1, -1, 2], [1.5, 1, 1]], ids=str)
+def test_numbers_of_training_clips_that_make_no_sense_are_refused(counts: object, tmp_path: Path) -> None:
+    tiny_classifier(HeadKind.FLAT, SMALL).save(tmp_path)
+    rewrite_config(tmp_path, dives={"name": "small", "numbers": SMALL.numbers, "num_train_clips": counts})
+    with pytest.raises(ValueError, match=r"config\.json: dives\.num_train_clips must be null or \d+ numbers of clips"):
+        DiveClassifier.load(tmp_path)
+
+
 def rewrite_config(folder: Path, **changes: object) -> None:
     content = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({k: v for k, v in (content | changes).items() if v is not None}))

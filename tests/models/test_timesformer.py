@@ -362,6 +362,16 @@ def test_frozen_tokens_take_the_place_of_clips(read: str, num_frozen_blocks: int
     torch.testing.assert_close(getattr(backbone, read)(backbone.frozen_tokens(clips)), getattr(backbone, read)(clips))
 
 
+def test_the_class_token_of_frozen_blocks_takes_the_place_of_clips() -> None:
+    backbone = tiny_backbone(num_frozen_blocks=2)
+    clips = random_clips(backbone)
+    token = backbone.frozen_class_token(clips)
+    assert token.shape == (len(clips), 1, 16)
+    torch.testing.assert_close(backbone(token), backbone(clips))
+    with pytest.raises(ValueError, match="frozen tokens must be"):  # the last block is still trained
+        tiny_backbone(num_frozen_blocks=1)(token)
+
+
 def test_frozen_tokens_of_another_size_are_refused(backbone: TimeSformer) -> None:
     with pytest.raises(ValueError, match=r"frozen tokens must be \(batch, 17, 16\), got \(1, 9, 16\)"):
         backbone(torch.zeros(1, 9, 16))

@@ -11,6 +11,7 @@ from diveparse.datasets.storage.plain import from_plain
 @dataclass
 class Inner:
     rates: dict[str, float] = field(default_factory=dict)
+    norms: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -24,7 +25,7 @@ class Outer:
 
 
 def test_what_asdict_gave_comes_back() -> None:
-    for value in (Outer("a", 1), Outer("b", 2, 0.5, 3, {"x": [1]}, Inner({"y": 2.5}))):
+    for value in (Outer("a", 1), Outer("b", 2, 0.5, 3, {"x": [1]}, Inner({"y": 2.5}, [1.0, 2]))):
         assert from_plain(Outer, asdict(value)) == value
 
 
@@ -39,6 +40,8 @@ def test_what_asdict_gave_comes_back() -> None:
         ({"end": "x"}, "end of Outer must be"),
         ({"inner": 3}, "expected the fields of Inner, got int"),
         ({"inner": {"rates": {"y": "fast"}}}, "rates of Inner must be"),
+        ({"inner": {"norms": 1.0}}, "norms of Inner must be"),
+        ({"inner": {"norms": ["a"]}}, "norms of Inner must be"),
         ({"other": 3}, "other of Outer must be left out"),
     ],
 )

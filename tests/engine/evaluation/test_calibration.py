@@ -11,6 +11,7 @@ from diveparse.engine.evaluation.calibration import (
     LOWEST_TEMPERATURE,
     fit_temperature,
     mean_nll,
+    split_validation,
     tempered,
 )
 from diveparse.engine.evaluation.predictions import load_predictions
@@ -83,6 +84,21 @@ def test_a_truth_held_impossible_leaves_the_temperature_at_one():
     assert fit_temperature(log_probs, np.array([2, 0])) == 1.0
 
 
+def test_whole_sources_about_half_the_clips_each_choose_the_epoch_and_fit_the_temperature():
+    sources = ["b"] * 4 + ["a"] * 7 + ["c"] * 4 + ["d"]
+    chooses, fits = split_validation(sources)
+    assert {source for source, own in zip(sources, chooses, strict=True) if own} == {"a", "d"}
+    assert np.array_equal(fits, ~chooses)
+    shuffled = np.random.default_rng(0).permutation(len(sources))
+    again, _ = split_validation([sources[row] for row in shuffled])
+    assert np.array_equal(again, chooses[shuffled])
+
+
+def test_a_single_source_does_both():
+    for mask in split_validation(["a", "a"]):
+        assert mask.tolist() == [True, True]
+
+
 def test_training_fits_the_kept_model_on_validation_and_testing_scores_it_with_that(
     tiny_experiment, quick_training_figures
 ):
@@ -90,7 +106,10 @@ def test_training_fits_the_kept_model_on_validation_and_testing_scores_it_with_t
     metrics = evaluate_run(run, [], split="val")
     predictions, _ = load_predictions(run / "validation_predictions.safetensors")
     temperature = DiveClassifier.load(run).temperature
-    assert temperature == pytest.approx(fit_temperature(predictions.dive_log_probs, predictions.labels), rel=1e-3)
+    _, fits = split_validation(predictions.sources)
+    expected = fit_temperature(predictions.dive_log_probs[fits], predictions.labels[fits])
+    assert temperature == pytest.approx(expected, rel=1e-3)
+    assert metrics["temperature"] == temperature
     assert temperature != 1.0
     calibrated = tempered(predictions.dive_log_probs, temperature)
     assert metrics["nll_calibrated"] == pytest.approx(mean_nll(calibrated, predictions.labels), rel=1e-4)

@@ -81,7 +81,7 @@ def test_metrics_do_not_depend_on_the_order_of_clips():
     before, after = compute_metrics(p, DIVES, counts), compute_metrics(shuffled, DIVES, counts)
     for name in ("attribute_accuracy", "wrong_attributes"):
         assert before.pop(name) == pytest.approx(after.pop(name))
-    for name in ("groups", "attribute_confusions"):
+    for name in ("groups", "by_training", "attribute_confusions"):
         assert before.pop(name) == after.pop(name)
     assert before == pytest.approx(after)
 
@@ -98,6 +98,16 @@ def test_dives_fall_into_groups_by_their_training_clips():
         else:
             assert groups[name]["accuracy"] is None
     assert compute_metrics(p, DIVES)["groups"] == {}
+
+
+def test_dives_are_told_apart_by_whether_they_had_a_training_clip():
+    p, counts = random_predictions(), np.array([200, 0, 100, 20, 0, 1, 0])
+    by_training = compute_metrics(p, DIVES, counts)["by_training"]
+    for name, labels in {"trained": [0, 2, 3, 5], "untrained": [1, 4]}.items():  # the last dive has no clips
+        rows = np.isin(p.labels, labels)
+        accuracy = pytest.approx((p.decoded_labels == p.labels)[rows].mean())
+        assert by_training[name] == {"accuracy": accuracy, "num_clips": rows.sum(), "num_classes": len(labels)}
+    assert compute_metrics(p, DIVES)["by_training"] == {}
 
 
 def test_brier_is_the_squared_distance_from_the_truth():

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from diveparse.engine.training.progress import Progress, Totals
@@ -8,19 +10,42 @@ def test_totals_weigh_each_clip_the_same():
     totals.add_clips(3, 1, 2, {"loss": 1.0})
     totals.add_clips(1, 1, 0, {"loss": 5.0})
     totals.add_time(1.0, 4.0)
+    for norm in (0.5, 2.0, 1.0, 4.0):
+        totals.add_gradient(norm, limit=1.0)
     assert totals.scalars() == {
         "loss": 2.0,
         "accuracy": 0.5,
         "damaged_clips": 2,
         "clips_per_second": 1.0,
         "data_wait_share": 0.25,
+        "clipped_share": 0.5,
+        "median_grad_norm": 1.5,
     }
+
+
+def test_nothing_is_clipped_without_a_limit():
+    totals = Totals()
+    totals.add_gradient(1e9, limit=math.inf)
+    assert (totals.clipped_share, totals.median_grad_norm) == (0.0, 1e9)
+
+
+def test_each_epoch_leaves_what_is_reported_of_its_gradients():
+    progress = Progress()
+    for norms in ([0.5, 3.0, 2.0], [0.1, 0.2, 0.3]):
+        for norm in norms:
+            progress.epoch.add_gradient(norm, limit=1.0)
+        progress.end_epoch()
+    assert progress.clipped_share == pytest.approx([2 / 3, 0.0])
+    assert progress.median_grad_norm == [2.0, 0.2]
+    assert progress.epoch == Totals()
 
 
 def test_progress_comes_back_from_its_state():
     progress = Progress(num_updates=3, best_top1=0.5, best_nll=1.5)
     progress.window.add_clips(2, 1, 0, {"loss": 0.25})
     progress.epoch.add_time(0.5, 1.0)
+    progress.epoch.add_gradient(2.0, limit=1.0)
+    progress.end_epoch()
     assert Progress.from_state_dict(progress.state_dict()) == progress
 
 
