@@ -107,6 +107,7 @@ class ClipConfig:
     num_frames: int = positive(24, 4096)
     image_size: int = positive(224, 8192)  # height and width of what the backbone sees, pixels
     order: FrameOrder = FrameOrder.TIME
+    only_frame: int | None = None  # a control experiment: this one, from 0, in the place of every frame
     crop_scale_min: float = within(
         0.7, "[0.01, 1]"
     )  # smallest share of the largest square that a random training crop keeps; less enlarges pictures without end
@@ -119,6 +120,9 @@ class ClipConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self, "clip.")
+        expected = f"from 0 to {self.num_frames - 1}, one of clip.num_frames={self.num_frames}"
+        is_one = self.only_frame is None or 0 <= self.only_frame < self.num_frames
+        require(is_one, "clip.only_frame", expected, self.only_frame)
 
 
 @dataclass
