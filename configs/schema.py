@@ -69,6 +69,13 @@ class DamagedClips(Enum):
     SKIP = "skip"  # report each once, and go on without it
 
 
+class LabelNoise(Enum):
+    """Which dive takes the place of the right one."""
+
+    NEIGHBOUR = "neighbour"  # one that has the most attribute values in common with it
+    ANY = "any"
+
+
 @dataclass
 class DataConfig:
     root: str = MISSING  # a folder in Diving48's layout, or a CSV of clips: see datasets/diving48.py and clips.py
@@ -82,6 +89,8 @@ class DataConfig:
     num_shots: int = non_negative(
         0, 10**6
     )  # up to this many training clips of each, of those that `train_fraction` leaves
+    label_noise: float = within(0.0, "[0, 1)")  # share of the training clips that get a wrong label, chosen by the seed
+    label_noise_kind: LabelNoise = LabelNoise.NEIGHBOUR
     num_workers: int = non_negative(2, 1024)
     cache: bool = True  # read clips from the cache that `diveparse prepare` made, where it suits; else from the videos
     damaged: DamagedClips = DamagedClips.STOP  # what to do about a clip that cannot be read
@@ -90,6 +99,7 @@ class DataConfig:
         check_numbers(self, "data.")
         expected = "0 without data.unseen_dives"
         require(not self.num_shots or bool(self.unseen_dives), "data.num_shots", expected, self.num_shots)
+        refuse_unused(self, "data", "label_noise_kind", self.label_noise > 0, "without data.label_noise")
 
 
 @dataclass
@@ -97,6 +107,7 @@ class ClipConfig:
     num_frames: int = positive(24, 4096)
     image_size: int = positive(224, 8192)  # height and width of what the backbone sees, pixels
     order: FrameOrder = FrameOrder.TIME
+    only_frame: int | None = None  # a control experiment: this one, from 0, in the place of every frame
     crop_scale_min: float = within(
         0.7, "[0.01, 1]"
     )  # smallest share of the largest square that a random training crop keeps; less enlarges pictures without end
@@ -109,6 +120,9 @@ class ClipConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self, "clip.")
+        expected = f"from 0 to {self.num_frames - 1}, one of clip.num_frames={self.num_frames}"
+        is_one = self.only_frame is None or 0 <= self.only_frame < self.num_frames
+        require(is_one, "clip.only_frame", expected, self.only_frame)
 
 
 @dataclass

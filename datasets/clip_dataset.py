@@ -155,6 +155,9 @@ class ClipDataset(Dataset[ClipItem]):
             raise VideoError(f"{record.path}: was replaced while it was read: {error}") from error
 
     def _ordered(self, clip: Tensor) -> Tensor:
+        """The clip, or what a control experiment leaves of it."""
+        if self.clip_cfg.only_frame is not None:
+            return clip[[self.clip_cfg.only_frame] * len(clip)]
         return clip[torch.randperm(len(clip))] if self.clip_cfg.order is FrameOrder.SHUFFLED else clip
 
 

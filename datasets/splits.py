@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diveparse.configs import DataConfig
+from diveparse.configs import DataConfig, LabelNoise
 from diveparse.datasets.data_set import open_data_set
 from diveparse.datasets.dives import Dive, DiveSet
 from diveparse.datasets.records import ClipRecord
+from diveparse.datasets.storage.seeding import stream
 
 NUM_STARTS = 64  # random sets of sources that the search for a validation split begins with
+NOISE = 3  # what a random stream is for, beside those of clip_dataset.py and feature_cache.py
 
 
 def training_clips(data: DataConfig, seed: int) -> tuple[list[ClipRecord], list[ClipRecord], DiveSet]:
@@ -26,9 +29,39 @@ def training_clips(data: DataConfig, seed: int) -> tuple[list[ClipRecord], list[
     The validation clips are those that the data set names, else whole sources of the training clips. Training gets the
     share `data.train_fraction` of its clips, and of each of `data.unseen_dives` at most `data.num_shots` clips.
     Validation gets no clip of an unseen dive. With `data.num_shots=0` the unseen dives are left out of the dive set.
+    Last, the share `data.label_noise` of the training clips gets a wrong label; validation keeps the right ones.
     Raises: ValueError if the data cannot be read, there are no training clips, or an unseen dive has an attribute value
     that no training clip of another dive has.
     """
+    train, val, dive_set = _clean_training_clips(data, seed)
+    return with_label_noise(train, dive_set, data.label_noise, data.label_noise_kind, seed), val, dive_set
+
+
+def with_label_noise(
+    records: Sequence[ClipRecord], dive_set: DiveSet, share: float, kind: LabelNoise, seed: int
+) -> list[ClipRecord]:
+    """The clips, of which about `share` have the label of another dive that also has clips among them.
+
+    Each clip's draw depends on the seed and its name alone, so a smaller share is part of every larger one.
+    """
+    present = sorted({record.label for record in records})
+    values = {label: dive_set[label].attribute_values() for label in present}
+    noisy = []
+    for record in records:
+        rng = stream(seed, NOISE, crc32(record.name.encode()))
+        others = [label for label in present if label != record.label]
+        if rng.random() < share and others:
+            if kind is LabelNoise.NEIGHBOUR:
+                own = values[record.label].items()
+                in_common = {label: len(own & values[label].items()) for label in others}
+                others = [label for label in others if in_common[label] == max(in_common.values())]
+            noisy.append(replace(record, label=int(rng.choice(others))))
+        else:
+            noisy.append(record)
+    return noisy
+
+
+def _clean_training_clips(data: DataConfig, seed: int) -> tuple[list[ClipRecord], list[ClipRecord], DiveSet]:
     train, val, dive_set = _whole_training_clips(data, seed)
     order = np.random.default_rng(seed).permutation(len(train))
     chosen = set(order[: max(1, round(data.train_fraction * len(train)))].tolist())

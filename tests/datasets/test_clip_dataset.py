@@ -82,6 +82,15 @@ def test_evaluation_items_never_change(records: list[ClipRecord]) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
+def test_a_clip_of_one_frame_repeats_that_frame(training: bool, records: list[ClipRecord]) -> None:
+    def clip(only_frame: int | None) -> Tensor:
+        cfg = ClipConfig(num_frames=8, image_size=16, only_frame=only_frame)
+        return ClipDataset(records, cfg, training=training, seed=0)[(0, 1) if training else 1]["clip"].reshape(8, -1)
+
+    assert torch.equal(clip(5), clip(None)[[5] * 8])
+
+
+@pytest.mark.parametrize("training", [True, False])
 def test_shuffled_clips_hold_the_same_frames_in_another_order(training: bool, records: list[ClipRecord]) -> None:
     orders = set()
     for index in range(3):

@@ -1,15 +1,23 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from diveparse.configs import DataConfig, Dives
+from diveparse.configs import DataConfig, Dives, LabelNoise
 from diveparse.datasets.dives import DIVING48, WORLD_AQUATICS, DiveSet
 from diveparse.datasets.records import ClipRecord, is_rendered
-from diveparse.datasets.splits import evaluation_clips, scored_dives, split_by_source, training_clips, without_dives
+from diveparse.datasets.splits import (
+    evaluation_clips,
+    scored_dives,
+    split_by_source,
+    training_clips,
+    with_label_noise,
+    without_dives,
+)
 
 
 def make_records(num_sources: int, num_clips: int, num_classes: int, seed: int = 0) -> list[ClipRecord]:
@@ -343,3 +351,30 @@ def test_a_split_with_ties_is_the_same_for_training_and_for_scoring(tmp_path: Pa
     _, val, dive_set = training_clips(data, 0)
     scored = evaluation_clips(data, "val", 0, scored_dives(data, dive_set))
     assert {record.source for record in scored} == {record.source for record in val}
+
+
+def test_label_noise_changes_its_share_of_the_labels_and_a_smaller_share_is_part_of_a_larger() -> None:
+    records = [ClipRecord(Path(f"{k}"), f"{k}", "s", k % 48) for k in range(2000) if k % 48 != 30]
+    for kind in LabelNoise:
+        changed = []
+        for share in (0.05, 0.2):
+            noisy = with_label_noise(records, DIVING48, share, kind, seed=1)
+            pairs = list(zip(records, noisy, strict=True))
+            assert all(replace(after, label=before.label) == before for before, after in pairs)
+            changed.append({after for before, after in pairs if after != before})
+            assert len(changed[-1]) / len(records) == pytest.approx(share, abs=0.02)
+            assert 30 not in {after.label for after in noisy}  # no clip shows it
+        assert changed[0] < changed[1]
+    assert with_label_noise(records, DIVING48, 0.2, LabelNoise.ANY, 1) != with_label_noise(
+        records, DIVING48, 0.2, LabelNoise.ANY, 2
+    )
+    assert with_label_noise(records, DIVING48, 0.0, LabelNoise.ANY, 1) == records
+
+
+def test_a_neighbour_has_the_most_values_in_common() -> None:
+    dives = DiveSet.from_numbers(["101B", "103B", "103C", "5253B"], "four")
+    records = [ClipRecord(Path(f"{k}"), f"{k}", "s", k % 4) for k in range(400)]
+    noisy = with_label_noise(records, dives, 0.5, LabelNoise.NEIGHBOUR, seed=0)
+    turned = {(dives[a.label].number, dives[b.label].number) for a, b in zip(records, noisy, strict=True) if a != b}
+    wrong = {"101B": {"103B"}, "103B": {"101B", "103C"}, "103C": {"103B"}, "5253B": {"101B", "103B"}}
+    assert turned == {(right, other) for right, others in wrong.items() for other in others}
