@@ -102,6 +102,7 @@ def features_folder(backbone: Backbone, clips: ClipDataset, cache_root: Path, nu
         "num_views": num_views,
         "training": clips.training,
         "from_cache": clips.cache is not None,
+        **backbone.about_frozen_tokens(),
     }
     digest.update(json.dumps(about, sort_keys=True).encode())
     for name, parameter in sorted(backbone.named_parameters()):
@@ -161,6 +162,7 @@ def _compute(
                 if not torch.isfinite(tokens).all():
                     raise ValueError(f"{record.path}: the frozen blocks give numbers too large for fp16")
                 if number == 0:  # all clips have as many features
+                    logger.info("%.3g MB a clip, %.3g GB in all", tokens.nbytes / 1e6, tokens.nbytes * len(todo) / 1e9)
                     require_space(folder, tokens.nbytes * len(todo), f"the feature cache of {len(todo)} more clips")
                 path = features_path(folder, record)
                 with written_atomically(path, tokens.nbytes) as temporary, temporary.open("wb") as file:

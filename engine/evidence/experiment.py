@@ -24,6 +24,7 @@ from diveparse.engine.device import seed_everything
 from diveparse.engine.evaluation.testing import evaluate_run
 from diveparse.engine.run import RunFolder
 from diveparse.engine.training.loop import train
+from diveparse.models.build import with_own_sizes
 from diveparse.models.classifier import build_classifier
 
 logger = logging.getLogger(__name__)
@@ -114,8 +115,8 @@ def missing_cells(cells: list[Cell]) -> list[Cell]:
 def fill_feature_caches(cells: list[Cell]) -> None:
     """Fill the feature caches of all cells before they run side by side, since two cells must not write one file."""
     for cell in cells:
-        cfg = cell.config
-        if cfg.train.num_cached_views:
+        if cell.config.train.num_cached_views:
+            cfg = with_own_sizes(cell.config)
             seed_everything(cfg.seed, torch.device("cpu"))
             train_records, val_records, dive_set = training_clips(cfg.data, cfg.seed)
             splits = [(train_records, True), (val_records, False)]
