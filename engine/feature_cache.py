@@ -162,7 +162,8 @@ def _compute(
                 if not torch.isfinite(tokens).all():
                     raise ValueError(f"{record.path}: the frozen blocks give numbers too large for fp16")
                 if number == 0:  # all clips have as many features
-                    logger.info("%.3g MB a clip, %.3g GB in all", tokens.nbytes / 1e6, tokens.nbytes * len(todo) / 1e9)
+                    sizes = (tokens.nbytes / 1e6, tokens.nbytes * len(todo) / 1e9)
+                    logger.info("they take %.3g MB a clip, %.3g GB in all", *sizes)
                     require_space(folder, tokens.nbytes * len(todo), f"the feature cache of {len(todo)} more clips")
                 path = features_path(folder, record)
                 with written_atomically(path, tokens.nbytes) as temporary, temporary.open("wb") as file:

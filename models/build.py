@@ -39,7 +39,7 @@ def starting_backbone(cfg: BackboneConfig, clip: ClipConfig) -> Backbone:
     Raises: ValueError if the weights that the config names are missing or do not fit.
     """
     if cfg.kind is BackboneKind.TRANSFORMERS:
-        from diveparse.models.transformers_encoder import load_encoder
+        from diveparse.models.build_encoder import load_encoder
 
         return load_encoder(cfg, num_frames=clip.num_frames, image_size=clip.image_size)
     if cfg.weights is None:
@@ -54,10 +54,10 @@ def saved_backbone(cfg: BackboneConfig, clip: ClipConfig, path: Path, state: Map
     """
     sizes = {"num_frames": clip.num_frames, "image_size": clip.image_size}
     if cfg.kind is BackboneKind.TRANSFORMERS:
-        from diveparse.models.transformers_encoder import build_encoder
+        from diveparse.models.build_encoder import build_encoder
         from diveparse.models.weights.encoders import described_encoder
 
-        encoder = described_encoder(read_json_object(path).get("encoder"), str(path))
+        encoder = described_encoder(read_json_object(path).get("encoder"), "encoder")
         num_held = sum(tensor.numel() for tensor in state.values())
         return build_encoder(encoder, cfg, **sizes, num_held=num_held)
     require_held(state, cfg, **sizes)

@@ -27,7 +27,7 @@ WEIGHT_FILES = [MODEL_FILE, "model.safetensors.index.json", "model-*.safetensors
 IMAGENET_PIXELS = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 HALF_PIXELS = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 ABOUT_OLD_HEAD = ("id2label", "label2id", "problem_type", "architectures", "dtype", "transformers_version")
-MAX_DEPTH, MAX_WIDTH = 1024, 16384
+MAX_DEPTH, MAX_WIDTH, MAX_TOKENS = 1024, 16384, 2**16  # VideoMAE computes its table of places number by number
 UNREADABLE = (StrictDataclassError, TypeError, ValueError, KeyError, AttributeError)  # of a value that no model has
 
 
@@ -145,7 +145,7 @@ def weights_folder(source: str, folder: Path) -> Path:
 def described_encoder(description: object, origin: str) -> SavedEncoder:
     """What `SavedEncoder.description` gave. Raises: ValueError naming `origin` if it is anything else."""
     if not isinstance(description, dict) or not isinstance(description.get("config"), dict):
-        raise ValueError(f"{origin}: expected the encoder's own config under 'encoder', got {description!r:.80}")
+        raise ValueError(f"{origin}: expected its own config and pixel statistics, got {repr(description)[:80]}")
     config = parse_config(description["config"], origin)
     steps = {"image_mean": description.get("pixel_mean"), "image_std": description.get("pixel_std")}
     return SavedEncoder(origin, config, _pixels_of({"rescale_factor": PIXEL_SCALE} | steps, origin))
@@ -189,6 +189,8 @@ def _require_usable(saved: SavedEncoder) -> None:
         ("picture size", saved.image_size, saved.patch_size),
     ):
         require(0 < size <= MAX_WIDTH and unit > 0 and size % unit == 0, name, f"a multiple of {unit}", size)
+    num_tokens = saved.num_frames // saved.frames_per_token * (saved.image_size // saved.patch_size) ** 2
+    require(num_tokens <= MAX_TOKENS, "the number of tokens", f"at most {MAX_TOKENS}", num_tokens)
     if config.model_type == "timesformer":
         kind = config.attention_type
         require(kind != "space_only", "attention_type", "one that looks along time", kind)

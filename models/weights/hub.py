@@ -11,7 +11,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # owner/name
-LIMIT_S = 8  # for the hub's first answer; the names of machines are looked up in it too, which has no limit of its own
+LIMIT_S = 5  # for the hub's first answer; the names of machines are looked up in it too, which has no limit of its own
 
 
 def fetched(repo_id: str, names: list[str]) -> Path:

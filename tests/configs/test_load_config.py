@@ -352,3 +352,11 @@ def test_what_is_neither_a_file_nor_a_name_is_refused_with_the_names(path, tmp_p
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"no such config file; expected the path of one, or a name: .*demo, .*study$"):
         load_config(Path(path), [])
+
+
+def test_a_size_that_is_left_to_the_encoder_does_not_differ_from_what_it_said(tmp_path):
+    encoder = ["backbone.kind=transformers", "backbone.weights=owner/name"]
+    said = load_config(written(tmp_path), [*encoder, "clip.num_frames=64", "clip.image_size=256"])
+    assert differing_options(said, load_config(written(tmp_path), encoder)) == []
+    other = load_config(written(tmp_path), [*encoder, "clip.num_frames=32"])
+    assert differing_options(said, other) == ["clip.num_frames: 64 before, 32 now"]

@@ -102,5 +102,5 @@ def test_a_pretraining_has_no_arm_so_its_folder_is_its_name():
 
 def test_only_our_own_backbone_is_pretrained():
     encoder = BackboneConfig(kind=BackboneKind.TRANSFORMERS, weights="owner/name")
-    with pytest.raises(ValueError, match="backbone.kind must be timesformer for pretraining, got 'transformers'"):
+    with pytest.raises(ValueError, match=r"backbone.kind must be timesformer for pretraining, got 'transformers'"):
         PretrainConfig(name="encoder", backbone=encoder)

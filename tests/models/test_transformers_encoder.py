@@ -20,8 +20,9 @@ from diveparse.datasets.dives import DiveSet
 from diveparse.engine.training.optim import layer_scales
 from diveparse.heads import build_head
 from diveparse.models.build import with_own_sizes
+from diveparse.models.build_encoder import load_encoder
 from diveparse.models.classifier import DiveClassifier, ModelConfig
-from diveparse.models.transformers_encoder import TransformersEncoder, load_encoder
+from diveparse.models.transformers_encoder import TransformersEncoder
 from diveparse.models.weights.encoders import FAMILIES, read_encoder
 
 WIDTH, DEPTH = 32, 3
@@ -331,6 +332,7 @@ def test_damage_is_one_line_that_names_the_source(family: str, own_folder: Path)
     refused("model_type='vit' is no video encoder .*; expected one of timesformer", described | {"model_type": "vit"})
     refused("not the configuration of a video encoder", described | {"hidden_size": "wide"})
     refused("num_hidden_layers must be from 1 to 1024", described | {"num_hidden_layers": 10**9})
+    refused("the number of tokens must be at most 65536", described | {"image_size": 16000})
     refused("quantised weights are not read", described | {"quantization_config": {"load_in_4bit": True}})
     refused("1[0-9]+ weights are missing: encoder.layer.3", described | {"num_hidden_layers": 4})
     refused("the weights cannot be read: ", described | {"intermediate_size": 32})
@@ -360,7 +362,7 @@ def test_a_saved_classifier_that_claims_another_encoder_is_refused(family: str, 
         assert str(path.parent) in str(error.value)
 
     own = content["encoder"]
-    refused("expected the encoder's own config under 'encoder', got None", None)
+    refused("config.json: encoder: expected its own config and pixel statistics, got None", None)
     refused("but the encoder has", own | {"config": own["config"] | {"hidden_size": 1024}})
     refused("expected 3 means and positive standard deviations", own | {"pixel_std": [0.0, 1.0, 1.0]})
     refused("does not fit this DiveClassifier", own | {"config": own["config"] | {"num_hidden_layers": 4}})
