@@ -35,7 +35,7 @@ class BackboneConfig:
     mlp_ratio: float = positive(4.0, 64)
     drop_path_rate: float = within(0.0, "[0, 1)")
     weights: str | None = None  # "kinematics" (ships with the package), or what `read_source` reads; None: from nothing
-    # of an encoder of `transformers`: the blocks, from 0, whose outputs a head reads side by side; none: the last
+    # of an encoder of `transformers`: the blocks, from 0, whose tokens a head reads together; none: the last
     layers: list[int] = field(default_factory=list)
     num_frozen_blocks: int = non_negative(
         0, 1024

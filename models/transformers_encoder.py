@@ -2,8 +2,9 @@
 
 Each runs its own blocks, in its own token order, so that its tokens are those of its own `forward`; what leaves it is
 in this project's order, the class token and then the patches frame by frame, `(t n)`. A "frame" is a tubelet of
-several frames where the encoder makes one token of those. Attention is torch's fused one where the encoder's code in
-`transformers` can use that.
+several frames where the encoder makes one token of those. Several layers follow each other along the tokens, as in
+Meta's probe of V-JEPA 2 (its evals/video_classification_frozen/modelcustom/vit_encoder_multiclip_multilevel.py).
+Attention is torch's fused one where the encoder's code in `transformers` can use that.
 
 Source: the modelling code of transformers 5.
 """
@@ -25,7 +26,7 @@ from diveparse.models.weights.encoders import SavedEncoder
 
 UNUSED = ("pooler", "predictor")  # of a ViViT and a V-JEPA 2: they read the tokens, and do not make them
 
-# b batch, t tokens along time, n patches of one of them, d the encoder's width
+# b batch, t tokens along time, n patches of one of them, d embed_dim
 
 
 class TransformersEncoder(Backbone):
@@ -46,8 +47,7 @@ class TransformersEncoder(Backbone):
         depth = len(self.blocks)
         self.layers_read = cfg.layers or [depth - 1]
         require(self.layers_read[-1] < depth, "backbone.layers", f"below the {depth} of {saved.origin}", cfg.layers)
-        self.width = int(model.config.hidden_size)
-        self.embed_dim = self.width * len(self.layers_read)
+        self.embed_dim = int(model.config.hidden_size)
         self.num_heads = int(model.config.num_attention_heads)
         self.num_times = clip_format.num_frames // saved.frames_per_token
         self.num_patches = (clip_format.image_size // saved.patch_size) ** 2
@@ -79,12 +79,15 @@ class TransformersEncoder(Backbone):
         return norm
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """The first tokens, with their places. pixels: as the encoder takes them. Returns: (batch, tokens, width)."""
+        """The first tokens, with their places. pixels: as the encoder takes them.
+
+        Returns: (batch, tokens, embed_dim), in the encoder's own order.
+        """
         tokens: Tensor = self.embeddings(pixels)
         return tokens
 
     def run_block(self, index: int, tokens: Tensor) -> Tensor:
-        """tokens, result: (batch, tokens, width), in the encoder's own order."""
+        """tokens, result: (batch, tokens, embed_dim), in the encoder's own order."""
         result = self.blocks[index](tokens)
         made: Tensor = result[0] if isinstance(result, tuple) else result
         return made
@@ -136,10 +139,10 @@ class TransformersEncoder(Backbone):
         return min(self.num_frozen_blocks, self.layers_read[-1] + 1)
 
     def frozen_tokens(self, clips: Tensor) -> Tensor:
-        """What the embeddings and the frozen blocks make of clips: those of `layers_read` that are frozen, and the
-        last frozen block's, side by side, in the encoder's own order and before the last norm.
+        """What the embeddings and the frozen blocks make of clips: the tokens of each of `layers_read` that is frozen,
+        then of the last frozen block, in the encoder's own order and before the last norm.
 
-        Returns: (batch, tokens, width * number of those blocks).
+        Returns: (batch, number of those blocks * tokens of one, embed_dim).
         """
         self._require_clips(clips)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.num_frozen_blocks == 0):
@@ -150,10 +153,11 @@ class TransformersEncoder(Backbone):
                     kept.append(tokens)
             if not kept or kept[-1] is not tokens:
                 kept.append(tokens)
-            return torch.cat(kept, dim=-1)
+            return torch.cat(kept, dim=1)
 
     def tokens(self, inputs: Tensor) -> Tensor:
-        """Every token of each of `layers_read` after the last norm, side by side.
+        """Every token after the last norm: the last layer's class token, where there is one, then the patches of each
+        of `layers_read`, one layer after the other.
 
         inputs: clips (batch, time, channel, height, width), normalised, or what `frozen_tokens` made of them.
         Returns: (batch, tokens, embed_dim).
@@ -163,7 +167,7 @@ class TransformersEncoder(Backbone):
         made = [index for index in self.layers_read if index < first]
         frozen = self.frozen_tokens(inputs) if inputs.ndim != 3 else inputs
         self._require_frozen_tokens(frozen, len(made) + int(first - 1 not in made))
-        parts = list(frozen.split(self.width, dim=-1))
+        parts = list(frozen.split(self.tokens_of_layer, dim=1))
         tokens, kept = parts[-1], parts[: len(made)]
         for index in range(first, self.layers_read[-1] + 1):
             if index < first + self.config.num_checkpointed_blocks and torch.is_grad_enabled():
@@ -173,7 +177,9 @@ class TransformersEncoder(Backbone):
             if index in self.layers_read:
                 kept.append(tokens)
         normed = [self.norm(index, tokens) for index, tokens in zip(self.layers_read, kept, strict=True)]
-        return self._in_our_order(torch.cat(normed, dim=-1))
+        patches = [self._patches_in_our_order(tokens) for tokens in normed]
+        class_token = [normed[-1][:, :1]] if self.has_class_token else []
+        return torch.cat([*class_token, *patches], dim=1)
 
     def description(self) -> dict[str, Any]:
         return {"encoder": self.saved.description()}
@@ -181,11 +187,13 @@ class TransformersEncoder(Backbone):
     def about_frozen_tokens(self) -> dict[str, Any]:
         return self.description() | {"layers": self.layers_read}
 
-    def _in_our_order(self, tokens: Tensor) -> Tensor:
-        if not self.is_patch_by_patch:
-            return tokens
-        class_token, patches = tokens.split([1, tokens.shape[1] - 1], dim=1)
-        return torch.cat([class_token, rearrange(patches, "b (n t) d -> b (t n) d", t=self.num_times)], dim=1)
+    @property
+    def tokens_of_layer(self) -> int:
+        return int(self.has_class_token) + self.num_times * self.num_patches
+
+    def _patches_in_our_order(self, tokens: Tensor) -> Tensor:
+        patches = tokens[:, int(self.has_class_token) :]
+        return rearrange(patches, "b (n t) d -> b (t n) d", t=self.num_times) if self.is_patch_by_patch else patches
 
     def _require_clips(self, clips: Tensor) -> None:
         size = self.clip_format.image_size
@@ -196,7 +204,7 @@ class TransformersEncoder(Backbone):
             )
 
     def _require_frozen_tokens(self, tokens: Tensor, num_parts: int) -> None:
-        expected = (int(self.has_class_token) + self.num_times * self.num_patches, num_parts * self.width)
+        expected = (num_parts * self.tokens_of_layer, self.embed_dim)
         if tuple(tokens.shape[1:]) != expected:
             raise ValueError(f"frozen tokens must be (batch, {expected[0]}, {expected[1]}), got {tuple(tokens.shape)}")
 
