@@ -1,5 +1,6 @@
 """Measure speed and memory beside peers, in one run: `loading` reads frames of videos with several readers, `backbone`
-runs several TimeSformers, and `memory` reports what an update of a large one takes.
+runs several TimeSformers, `encoders` the video encoders of transformers, and `memory` reports what an update of a large
+TimeSformer takes.
 
 Peers come with `pip install 'diveparse[bench]'`. One that is not installed is left out, and named below the table.
 """
@@ -27,9 +28,11 @@ examples:
   %(prog)s loading data/diving48/rgb/*_00000.mp4 --repeats 9
   %(prog)s loading data/diving48/rgb/*_00000.mp4 --height 720
   %(prog)s backbone --sizes small base --repeats 9 --json backbone.json
+  %(prog)s encoders --encoders videomae vivit --repeats 3
   %(prog)s memory --frames 24 --batch-size 2 --checkpointed 12
 """
 SIZES = ("small", "base", "base-24")
+ENCODERS = ("timesformer", "videomae", "vivit", "vjepa2", "videoprism_vision_model")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     backbone.add_argument("--repeats", type=int, default=9, help="of every model, in rotated order (9)")
     backbone.add_argument("--json", type=Path, metavar="FILE", help="write every time that was measured")
     backbone.set_defaults(action=run_backbone)
+    encoders = add_command(
+        commands, "encoders", "size and speed of the video encoders of transformers, with random weights"
+    )
+    encoders.add_argument("--encoders", nargs="+", choices=ENCODERS, default=list(ENCODERS), help="(all five)")
+    encoders.add_argument("--repeats", type=int, default=3, help="of one clip, after one to warm up (3)")
+    encoders.add_argument("--threads", type=int, default=2, help="that torch computes with (2)")
+    encoders.set_defaults(action=run_encoders)
     memory = add_command(
         commands, "memory", "measure the memory of an update of ViT-B/16 by AdamW, on the CPU and on a GPU"
     )
@@ -63,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    for name in ("frames", "size", "repeats", "batch_size"):
+    for name in ("frames", "size", "repeats", "batch_size", "threads"):
         if getattr(args, name, 1) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
     args.action(args)
@@ -165,6 +175,27 @@ def backbone_table(measurements: list[Measurement], setting: Setting) -> str:
     headers = ["task", "model", "clips a second", "ms: median (range)", f"time / {OURS}'s", "GFLOP", "share of peak"]
     headers += ["memory, MiB", f"{OURS}'s memory / it"]
     return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
+
+
+def run_encoders(args: argparse.Namespace) -> None:
+    from diveparse.engine.benchmark.encoders import measure_encoder
+
+    rows = []
+    for name in args.encoders:
+        each = measure_encoder(name, args.repeats, args.threads)
+        rows.append(
+            [
+                each.family,
+                f"{each.num_frames} of {each.image_size} x {each.image_size}",
+                f"{each.num_parameters / 1e6:.1f} M",
+                f"{each.num_tokens:,}",
+                f"{each.cache_bytes / 1e6:.2f} MB",
+                f"{1 / np.median(each.times_s):.3f}",
+            ]
+        )
+    headers = ["encoder", "frames", "parameters", "tokens", "feature cache a clip", "clips a second"]
+    print(f"forward in fp32, {args.threads} threads, the median of {args.repeats} repeats of one clip\n")
+    print(tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True))
 
 
 def run_memory(args: argparse.Namespace) -> None:

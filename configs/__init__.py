@@ -12,8 +12,8 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from diveparse.configs.backbone import BackboneConfig, BackboneKind, StemKind
 from diveparse.configs.schema import (
-    BackboneConfig,
     ClipConfig,
     Config,
     CurveConfig,
@@ -32,13 +32,13 @@ from diveparse.configs.schema import (
     PretrainClipConfig,
     PretrainConfig,
     PretrainTrainConfig,
-    StemKind,
     TestConfig,
     TrainConfig,
 )
 
 __all__ = [
     "BackboneConfig",
+    "BackboneKind",
     "ClipConfig",
     "Config",
     "CurveConfig",
@@ -179,9 +179,17 @@ def flat_options(cfg: Config | PretrainConfig) -> dict[str, Any]:
 
 
 def differing_options(before: Schema, now: Schema) -> list[str]:
-    """One line an option that differs, such as "train.batch_size: 2 before, 4 now"."""
+    """One line an option that differs, such as "train.batch_size: 2 before, 4 now".
+
+    A size that a config leaves to the encoder, by 0, does not differ from what the encoder said.
+    """
     old, new = flat_options(before), flat_options(now)
-    return [f"{name}: {old[name]!r} before, {new[name]!r} now" for name in new if old[name] != new[name]]
+    left = {name for name in ("clip.num_frames", "clip.image_size") if not new[name]}
+    return [
+        f"{name}: {old[name]!r} before, {new[name]!r} now"
+        for name in new
+        if old[name] != new[name] and name not in left
+    ]
 
 
 def plain_values(section: dict[str, Any]) -> dict[str, Any]:

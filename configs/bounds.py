@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from enum import Enum
 from typing import Any
 
 BOUNDS = "bounds"  # the key in a field's metadata
@@ -75,4 +76,5 @@ def refuse_unused(section: Any, prefix: str, name: str, is_used: bool, where: st
     """Refuse an option that was changed from its default and has no effect. Raises: ValueError naming it."""
     value, default = getattr(section, name), next(each.default for each in fields(section) if each.name == name)
     if not is_used and value != default:
-        raise ValueError(f"{prefix}.{name}={value!r} has no effect {where}; leave it out")
+        shown = value.value if isinstance(value, Enum) else value
+        raise ValueError(f"{prefix}.{name}={shown!r} has no effect {where}; leave it out")

@@ -9,9 +9,11 @@ from enum import Enum
 
 from omegaconf import MISSING
 
+from diveparse.configs.backbone import BackboneConfig, BackboneKind
 from diveparse.configs.bounds import check_numbers, non_negative, positive, refuse_unused, require, within
 
 MAX_SEED = 2**32 - 1  # of NumPy's own generator
+NUM_FRAMES, IMAGE_SIZE = 24, 224  # of the clips that a TimeSformer sees, unless a config says otherwise
 FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
@@ -42,11 +44,6 @@ class Pooling(Enum):
     CLASS_TOKEN = "class_token"  # where the backbone has one
     MEAN = "mean"  # over all patches
     QUERIES = "queries"  # one learned query an attribute attends to all tokens; a flat head has one
-
-
-class StemKind(Enum):
-    PATCH = "patch"  # the paper's: one linear map of each patch
-    CONV = "conv"  # strided convolutions, for small networks that start from nothing
 
 
 class OptimizerKind(Enum):
@@ -104,8 +101,9 @@ class DataConfig:
 
 @dataclass
 class ClipConfig:
-    num_frames: int = positive(24, 4096)
-    image_size: int = positive(224, 8192)  # height and width of what the backbone sees, pixels
+    # 0: those of the encoder in backbone.weights; of a TimeSformer NUM_FRAMES and IMAGE_SIZE
+    num_frames: int = non_negative(0, 4096)
+    image_size: int = non_negative(0, 8192)  # height and width of what the backbone sees, pixels
     order: FrameOrder = FrameOrder.TIME
     only_frame: int | None = None  # a control experiment: this one, from 0, in the place of every frame
     crop_scale_min: float = within(
@@ -123,64 +121,6 @@ class ClipConfig:
         expected = f"from 0 to {self.num_frames - 1}, one of clip.num_frames={self.num_frames}"
         is_one = self.only_frame is None or 0 <= self.only_frame < self.num_frames
         require(is_one, "clip.only_frame", expected, self.only_frame)
-
-
-@dataclass
-class BackboneConfig:
-    """Sizes of a TimeSformer. The frame count and picture size come from `clip`, so that they cannot disagree."""
-
-    stem: StemKind = StemKind.PATCH
-    patch_size: int = positive(16, 1024)
-    embed_dim: int = positive(768, 16384)
-    depth: int = positive(12, 1024)
-    num_heads: int = positive(12, 1024)
-    mlp_ratio: float = positive(4.0, 64)
-    drop_path_rate: float = within(0.0, "[0, 1)")
-    weights: str | None = None  # "kinematics" (ships with the package), or what `read_source` reads; None: from nothing
-    num_frozen_blocks: int = non_negative(
-        0, 1024
-    )  # the embeddings and this many blocks keep the weights they start from
-    num_checkpointed_blocks: int = non_negative(
-        0, 1024
-    )  # activation checkpointing of this many blocks after those: less memory, more time
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "backbone.")
-        if self.stem is StemKind.CONV:
-            is_power = self.patch_size >= 4 and self.patch_size & (self.patch_size - 1) == 0
-            require(is_power, "backbone.patch_size", "4, 8, 16, ... for backbone.stem=conv", self.patch_size)
-            divisor = self.patch_size // 4
-            expected = f"a multiple of {divisor} for backbone.stem=conv of {self.patch_size}-pixel patches"
-            require(self.embed_dim % divisor == 0, "backbone.embed_dim", expected, self.embed_dim)
-        least = f"at least 1 / backbone.embed_dim={self.embed_dim}"
-        require(int(self.embed_dim * self.mlp_ratio) > 0, "backbone.mlp_ratio", least, self.mlp_ratio)
-        require(
-            self.embed_dim % self.num_heads == 0,
-            "backbone.num_heads",
-            f"a divisor of backbone.embed_dim={self.embed_dim}",
-            self.num_heads,
-        )
-        require(
-            0 <= self.num_frozen_blocks <= self.depth,
-            "backbone.num_frozen_blocks",
-            f"between 0 and backbone.depth={self.depth}",
-            self.num_frozen_blocks,
-        )
-        num_trained = self.depth - self.num_frozen_blocks
-        require(
-            0 <= self.num_checkpointed_blocks <= num_trained,
-            "backbone.num_checkpointed_blocks",
-            f"between 0 and the {num_trained} blocks that are trained",
-            self.num_checkpointed_blocks,
-        )
-
-    def require_whole_patches(self, image_size: int) -> None:
-        require(
-            image_size % self.patch_size == 0,
-            "clip.image_size",
-            f"a multiple of backbone.patch_size={self.patch_size}",
-            image_size,
-        )
 
 
 @dataclass
@@ -296,7 +236,12 @@ class Config:
         require_folder_name("name", self.name)
         require_folder_name("arm", self.arm)
         check_numbers(self)
-        self.backbone.require_whole_patches(self.clip.image_size)
+        if self.backbone.kind is BackboneKind.TIMESFORMER:
+            self.clip.num_frames, self.clip.image_size = (
+                self.clip.num_frames or NUM_FRAMES,
+                self.clip.image_size or IMAGE_SIZE,
+            )
+            self.backbone.require_whole_patches(self.clip.image_size)
         if num_cached := self.train.num_cached_views:
             for suits, expected in (
                 (self.backbone.num_frozen_blocks > 0, "0 without backbone.num_frozen_blocks"),
@@ -354,6 +299,8 @@ class PretrainConfig:
         require_folder_name("name", self.name)
         check_numbers(self)
         enough = f"at least train.batch_size={self.train.batch_size}"
+        kind = self.backbone.kind
+        require(kind is BackboneKind.TIMESFORMER, "backbone.kind", "timesformer for pretraining", kind.value)
         require(self.clips_per_epoch >= self.train.batch_size, "clips_per_epoch", enough, self.clips_per_epoch)
         self.backbone.require_whole_patches(self.clip.image_size)
 

@@ -160,6 +160,7 @@ def features_folder(
         "num_views": num_views,
         "training": clips.training,
         "from_cache": clips.cache is not None,
+        **backbone.about_frozen_tokens(),
     } | ({"class_token_alone": True} if class_token_alone else {})
     digest.update(json.dumps(about, sort_keys=True).encode())
     for name, parameter in sorted(backbone.named_parameters()):
@@ -225,6 +226,8 @@ def _compute(
                 if not torch.isfinite(tokens).all():
                     raise ValueError(f"{record.path}: the frozen blocks give numbers too large for fp16")
                 if number == 0:  # all clips have as many features
+                    sizes = (tokens.nbytes / 1e6, tokens.nbytes * len(todo) / 1e9)
+                    logger.info("they take %.3g MB a clip, %.3g GB in all", *sizes)
                     require_space(folder, tokens.nbytes * len(todo), f"the feature cache of {len(todo)} more clips")
                 path = features_path(folder, record)
                 with written_atomically(path, tokens.nbytes) as temporary:

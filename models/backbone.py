@@ -3,7 +3,8 @@
 Input. Clips are float (batch, time, channel, height, width), normalised with the pixel mean and standard deviation of
 the backbone's `clip_format`, and of its frame count and picture size. In place of clips a backbone takes what its
 `frozen_tokens` made of them, (batch, tokens, dim): the feature cache stores that, and training then starts where it
-changes something. Where every block is frozen, `forward` also takes what `frozen_class_token` made of them.
+changing something; what lies in there is the backbone's own affair. Where every block is frozen, `forward` also takes
+what `frozen_class_token` made of them.
 
 Output. `tokens` is every token after the last norm, (batch, tokens, embed_dim): the class token first, where there is
 one, then the patches frame by frame. `forward` is the class token alone, which may cost less.
@@ -14,6 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -66,6 +68,14 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def freeze(self, num_blocks: int) -> None:
         """Keep the embeddings and the first `num_blocks` blocks as they are; 0 trains everything."""
+
+    def description(self) -> dict[str, Any]:
+        """What a saved model keeps beside its config and its weights, so that this backbone can be built again."""
+        return {}
+
+    def about_frozen_tokens(self) -> dict[str, Any]:
+        """What decides `frozen_tokens` beside the weights, the clips and the number of frozen blocks."""
+        return self.description()
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The class token after the last norm. Returns: (batch, embed_dim).

@@ -30,8 +30,7 @@ from diveparse.heads import Head, build_head
 from diveparse.heads.pooling import build_pooling
 from diveparse.heads.scores import DiveScores
 from diveparse.models.backbone import Backbone, ClipFormat
-from diveparse.models.build import build_backbone, load_backbone
-from diveparse.models.weights.sizes import require_held
+from diveparse.models.build import saved_backbone, starting_backbone
 from diveparse.models.weights.sources import (
     MODEL_FILE,
     NUM_HEADS,
@@ -127,6 +126,7 @@ class DiveClassifier(nn.Module):
                 "num_train_clips": self.head.num_train_clips,
             },
             "temperature": self.temperature,
+            **self.backbone.description(),
         }
         write_json(folder / MODEL_CONFIG, content)
         # the weights last: a folder counts as a model once they are there
@@ -140,11 +140,9 @@ class DiveClassifier(nn.Module):
         """
         folder = model_folder(Path(run_or_folder))
         config, dive_set, num_train_clips, temperature = _read_config(folder / MODEL_CONFIG)
-        sizes = {"num_frames": config.clip.num_frames, "image_size": config.clip.image_size}
         state, _ = read_weights(folder / MODEL_FILE)
         try:
-            require_held(state, config.backbone, **sizes)
-            backbone = build_backbone(config.backbone, **sizes)
+            backbone = saved_backbone(config.backbone, config.clip, folder / MODEL_CONFIG, state)
             model = cls(backbone, build_head(config.head, backbone.embed_dim, dive_set), config)
         except ValueError as error:  # of sizes that do not fit together, or not into the memory
             raise ValueError(f"{folder / MODEL_CONFIG}: {error}") from error
@@ -166,11 +164,7 @@ def build_classifier(cfg: Config, dive_set: DiveSet) -> DiveClassifier:
 
     Raises: ValueError if those weights are missing or do not fit.
     """
-    sizes = {"num_frames": cfg.clip.num_frames, "image_size": cfg.clip.image_size}
-    if cfg.backbone.weights is None:
-        backbone = build_backbone(cfg.backbone, **sizes)
-    else:
-        backbone = load_backbone(cfg.backbone.weights, cfg.backbone, **sizes)
+    backbone = starting_backbone(cfg.backbone, cfg.clip)
     head = build_head(cfg.head, backbone.embed_dim, dive_set)
     return DiveClassifier(backbone, head, ModelConfig(cfg.backbone, cfg.clip, cfg.head))
 

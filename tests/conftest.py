@@ -10,10 +10,12 @@ from contextlib import AbstractContextManager, contextmanager
 from fractions import Fraction
 from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from matplotlib.figure import Figure
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -105,6 +107,42 @@ def write_tiny_video(path: Path, color: tuple[int, int, int], *, seed: int, num_
     noise = np.random.default_rng(seed)
     pixels = [(np.array(color) + noise.integers(0, 40, size=(48, 64, 3))).astype(np.uint8) for _ in range(num_frames)]
     write_h264(path, map(Picture, pixels), rate_hz=Fraction(25), options=x264_options(23))
+
+
+ENCODER_SIZES = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+TINY_ENCODERS: dict[str, dict[str, Any]] = {  # 4 frames of 48 pixels, 9 patches each; three blocks
+    "timesformer": {**ENCODER_SIZES, "num_hidden_layers": 3, "patch_size": 16},
+    "videomae": {**ENCODER_SIZES, "num_hidden_layers": 3, "patch_size": 16},
+    "vivit": {**ENCODER_SIZES, "num_hidden_layers": 3, "tubelet_size": [2, 16, 16]},
+    "vjepa2": {"hidden_size": 32, "num_attention_heads": 2, "mlp_ratio": 2.0, "num_hidden_layers": 3, "patch_size": 16}
+    | {"pred_hidden_size": 24, "pred_num_attention_heads": 2, "pred_num_hidden_layers": 1, "num_pooler_layers": 1},
+    "videoprism_vision_model": {
+        **ENCODER_SIZES,
+        "num_spatial_layers": 2,
+        "num_temporal_layers": 1,
+        "tubelet_size": [1, 16, 16],
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any]]:
+    """A small random video classifier of `transformers` of each family: its folder and itself; not to be changed."""
+    root = tmp_path_factory.mktemp("encoders")
+    return {family: (root / family, write_tiny_encoder(family, root / family)) for family in TINY_ENCODERS}
+
+
+def write_tiny_encoder(family: str, folder: Path) -> Any:
+    sizes = ("frames_per_clip", "crop_size") if family == "vjepa2" else ("num_frames", "image_size")
+    options = {**dict(zip(sizes, (4, 48), strict=True)), **TINY_ENCODERS[family]}
+    config = transformers.AutoConfig.for_model(family, num_labels=3, **options)
+    torch.manual_seed(0)
+    model = transformers.AutoModelForVideoClassification.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # away from a start at which places count for nothing
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return model
 
 
 @pytest.fixture

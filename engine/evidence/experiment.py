@@ -28,6 +28,7 @@ from diveparse.engine.evidence.simulation import NUM_SOURCES, SOURCE_ERROR, SPRE
 from diveparse.engine.evidence.trainings import ALPHA, DECISIVE, MIN_SOURCES, MIN_TRAININGS, limit_of, power_of
 from diveparse.engine.run import RunFolder
 from diveparse.engine.training.loop import train
+from diveparse.models.build import with_own_sizes
 from diveparse.models.classifier import build_classifier
 
 logger = logging.getLogger(__name__)
@@ -176,7 +177,7 @@ def fill_feature_caches(cells: list[Cell]) -> None:
     """
     filled = []
     for cell in cells:
-        cfg = cell.config
+        cfg = with_own_sizes(cell.config)
         about = (cfg.seed, cfg.data, cfg.clip, cfg.backbone, cfg.head.pooling, cfg.train.num_cached_views, cell.splits)
         if cfg.train.num_cached_views and about not in filled:
             filled.append(about)

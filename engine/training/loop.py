@@ -47,6 +47,7 @@ from diveparse.engine.training.mixing import Mixing, build_mixing
 from diveparse.engine.training.optim import build_optimizer, build_schedule, clipping_limit
 from diveparse.engine.training.progress import Progress, Totals
 from diveparse.engine.training.tensorboard import log_scalars, log_start, open_writer
+from diveparse.models.build import with_own_sizes
 from diveparse.models.classifier import DiveClassifier, build_classifier
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ def train(cfg: Config, *, resume: bool = False) -> Path:
     """
     device = choose_device()
     require_trainable(cfg.train, device)
+    cfg = with_own_sizes(cfg)
     data = open_training_data(cfg, RunFolder.of(cfg).splits_from_cache() if resume else None)
     num_updates = count_updates(len(data.records), cfg.train) * cfg.train.num_epochs
     seed_everything(cfg.seed, device)

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from einops import rearrange
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
 
 from diveparse.configs import BackboneConfig, StemKind
 from diveparse.datasets.constants import NUM_CHANNELS
 from diveparse.datasets.storage.atomic import write_json
 from diveparse.datasets.storage.json_file import read_json_object
 from diveparse.models.weights.files import MODEL_FILE, read_checkpoint, read_weights, write_weights
+from diveparse.models.weights.hub import fetched
 from diveparse.models.weights.published import (
     KERNEL,
     LAYER_NORM_EPS,
@@ -104,10 +103,10 @@ def read_hub(repo_id: str) -> SavedBackbone:
 
     Raises: ValueError if neither is to be had, and as `read_huggingface` does.
     """
-    folder = _fetched(repo_id, [CONFIG_FILE, *PREPROCESSOR_FILES])
+    folder = fetched(repo_id, [CONFIG_FILE, *PREPROCESSOR_FILES])
     read_config(folder)  # so that another kind of model is refused before its weights are fetched
-    if not (_fetched(repo_id, [MODEL_FILE]) / MODEL_FILE).is_file():
-        _fetched(repo_id, [PICKLED_FILE])
+    if not (fetched(repo_id, [MODEL_FILE]) / MODEL_FILE).is_file():
+        fetched(repo_id, [PICKLED_FILE])
     return read_huggingface(folder, origin=repo_id)
 
 
@@ -211,14 +210,3 @@ def _read_pixels(folder: Path) -> PixelStatistics | None:
         f"{path}: expected pixels scaled by 1/255 and normalised with image_mean and image_std, got {problem}; "
         "without this file, pixels are taken as normalised as here"
     )
-
-
-def _fetched(repo_id: str, names: list[str]) -> Path:
-    try:
-        return Path(snapshot_download(repo_id, allow_patterns=names))
-    except (OSError, HFValidationError) as error:  # of the hub's errors, those of the connection are OSErrors
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"{repo_id}: no such path, and the HuggingFace hub does not give such a model (no such name, or offline; "
-            f"give a folder that holds {CONFIG_FILE} and {MODEL_FILE} instead): {reason}"
-        ) from error

@@ -20,6 +20,7 @@ from diveparse.models.weights.files import (
     shortened,
     write_weights,
 )
+from diveparse.models.weights.hub import HUB_ID
 from diveparse.models.weights.huggingface import is_huggingface, read_hub, read_huggingface
 from diveparse.models.weights.inflate import inflate_timm, open_timm
 from diveparse.models.weights.published import SavedBackbone, SizedBackbone, read_fair
@@ -30,7 +31,6 @@ PACKAGED_KINEMATICS = Path(__file__).parent / "kinematics.safetensors"
 BACKBONE_PREFIX = "backbone."  # of the backbone's names in a classifier's file
 NUM_HEADS = "num_heads"  # in a file's metadata: the one size that no tensor's shape shows
 TIMM_PREFIX = "timm/"
-HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # owner/name
 
 logger = logging.getLogger(__name__)
 

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from diveparse.commands.benchmark import SIZES
+from diveparse.commands.benchmark import ENCODERS, SIZES
 from diveparse.commands.cli import main
 from diveparse.configs import BackboneConfig
 from diveparse.engine.benchmark import backbone as speed
+from diveparse.engine.benchmark import encoders
 
 TINY = speed.Setting(BackboneConfig(patch_size=8, embed_dim=16, depth=1, num_heads=2), 2, 16, 2)
 
@@ -67,6 +68,21 @@ def test_backbones_are_shown_in_one_table_and_every_time_in_a_file(
     assert len(measured["measurements"][0]["times_s"]) == 2
 
 
+def test_encoders_are_shown_with_their_sizes_and_their_speed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for family in ("videomae", "vivit"):
+        small = {"num_frames": 4, "image_size": 32, "hidden_size": 32, "num_attention_heads": 2}
+        monkeypatch.setitem(encoders.PUBLISHED, family, small | {"num_hidden_layers": 1, "intermediate_size": 64})
+    assert main(["benchmark", "encoders", "--encoders", "videomae", "vivit", "--threads", "1", "--repeats", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "forward in fp32, 1 threads, the median of 1 repeats of one clip" in out
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line.startswith("|")]
+    assert [row[0] for row in rows[2:]] == ["VideoMAE", "ViViT"]
+    assert [row[1:2] + row[3:4] for row in rows[2:]] == [["4 of 32 x 32", "8"], ["4 of 32 x 32", "9"]]
+    assert all(float(row[5]) > 0 for row in rows[2:])
+
+
 def test_the_memory_of_an_update_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     asked: list[speed.Setting] = []
 
@@ -84,6 +100,7 @@ def test_the_memory_of_an_update_is_shown(monkeypatch: pytest.MonkeyPatch, capsy
     ("args", "message"),
     [
         (("backbone", "--repeats", "0"), "--repeats must be at least 1, got 0"),
+        (("encoders", "--threads", "0"), "--threads must be at least 1, got 0"),
         (("memory", "--batch-size", "0"), "--batch-size must be at least 1, got 0"),
         (("memory", "--checkpointed", "13"), "num_checkpointed_blocks must be between 0 and the 12 blocks"),
     ],
@@ -100,3 +117,4 @@ def test_what_no_backbone_can_do_is_one_line(
 
 def test_the_sizes_to_choose_from_are_those_of_the_benchmark() -> None:
     assert list(speed.SETTINGS) == list(SIZES)
+    assert list(encoders.PUBLISHED) == list(ENCODERS)

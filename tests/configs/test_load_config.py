@@ -94,6 +94,13 @@ def test_every_choice_is_written_as_its_own_word(tmp_path, override, section, op
         ("clip.image_size=100", "clip.image_size must be a multiple of backbone.patch_size=16, got 100"),
         ("backbone={stem: conv, patch_size: 12}", "backbone.patch_size must be 4, 8, 16, ... for .*stem=conv, got 12"),
         ("backbone={stem: conv, embed_dim: 6, num_heads: 1}", "backbone.embed_dim must be a multiple of 4 .*, got 6"),
+        ("backbone.kind=transformers", "backbone.weights must be a folder or hub id with .*=transformers, got None"),
+        (
+            "backbone={kind: transformers, weights: a/b, layers: [3, 1]}",
+            r"backbone.layers must be ascending .*, got \[3",
+        ),
+        ("backbone={kind: transformers, weights: a/b, layers: [-1]}", "backbone.layers must be ascending numbers of"),
+        ("backbone.layers=[1]", r"backbone.layers must be left out with backbone.kind=timesformer, .*, got \[1\]"),
         ("test.num_spatial_views=2", "test.num_spatial_views must be 1 or 3, got 2"),
         ("seed=-1", "seed must be >= 0, got -1"),
         ("name=../elsewhere", "name must be a plain folder name"),
@@ -119,6 +126,29 @@ def test_every_choice_is_written_as_its_own_word(tmp_path, override, section, op
 def test_a_wrong_option_is_one_line_that_names_it(tmp_path, override, complaint):
     with pytest.raises(ValueError, match=complaint) as caught:
         load_config(written(tmp_path), [override])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("stem", "conv"),
+        ("patch_size", 8),
+        ("embed_dim", 384),
+        ("depth", 6),
+        ("num_heads", 6),
+        ("mlp_ratio", 2.0),
+        ("drop_path_rate", 0.1),
+    ],
+)
+def test_options_of_the_timesformer_are_refused_with_another_encoder(tmp_path, name, value):
+    encoder = ["backbone.kind=transformers", "backbone.weights=owner/name"]
+    assert load_config(written(tmp_path), encoder).clip.num_frames == 0  # left to the encoder
+    refused = (
+        f"backbone.{name}={value!r} has no effect with backbone.kind=transformers, whose encoder has a config.json"
+    )
+    with pytest.raises(ValueError, match=refused) as caught:
+        load_config(written(tmp_path), [*encoder, f"backbone.{name}={value}"])
     assert "\n" not in str(caught.value)
 
 
@@ -338,3 +368,11 @@ def test_every_recipe_of_the_package_is_listed():
     folder = Path(configs.__file__).parent
     for schema, names in ((Config, folder.glob("*.yaml")), (ExperimentConfig, folder.glob("experiments/*.yaml"))):
         assert all(find_config(Path(path.stem), schema) == path for path in names)
+
+
+def test_a_size_that_is_left_to_the_encoder_does_not_differ_from_what_it_said(tmp_path):
+    encoder = ["backbone.kind=transformers", "backbone.weights=owner/name"]
+    said = load_config(written(tmp_path), [*encoder, "clip.num_frames=64", "clip.image_size=256"])
+    assert differing_options(said, load_config(written(tmp_path), encoder)) == []
+    other = load_config(written(tmp_path), [*encoder, "clip.num_frames=32"])
+    assert differing_options(said, other) == ["clip.num_frames: 64 before, 32 now"]

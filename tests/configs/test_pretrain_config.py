@@ -4,7 +4,16 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from diveparse.configs import Config, PretrainConfig, flat_options, load_config, run_folder, save_config
+from diveparse.configs import (
+    BackboneConfig,
+    BackboneKind,
+    Config,
+    PretrainConfig,
+    flat_options,
+    load_config,
+    run_folder,
+    save_config,
+)
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 KINEMATICS = CONFIGS / "kinematics.yaml"
@@ -89,3 +98,9 @@ def test_a_saved_pretraining_config_loads_as_the_same_config(tmp_path):
 
 def test_a_pretraining_has_no_arm_so_its_folder_is_its_name():
     assert run_folder(PretrainConfig(name="kinematics-3", seed=4)) == Path("runs/kinematics-3")
+
+
+def test_only_our_own_backbone_is_pretrained():
+    encoder = BackboneConfig(kind=BackboneKind.TRANSFORMERS, weights="owner/name")
+    with pytest.raises(ValueError, match=r"backbone.kind must be timesformer for pretraining, got 'transformers'"):
+        PretrainConfig(name="encoder", backbone=encoder)
