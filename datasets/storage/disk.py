@@ -26,7 +26,7 @@ class DiskFullError(OSError):
 
 
 def space_problem(error: BaseException) -> str | None:
-    """What is lacking, in words, if an error or one that caused it was raised because a disk is full; else None."""
+    """What is lacking, in words, if an error or one that caused it was raised because a disk is, or would be, full."""
     errors: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in errors:
@@ -37,7 +37,8 @@ def space_problem(error: BaseException) -> str | None:
         number = int(found[1]) if found else getattr(each, "errno", None)
         if number in NO_SPACE:
             return NO_SPACE[number]
-    return NO_SPACE[errno.ENOSPC] if any(WRITTEN_IN_PART.search(str(each)) for each in errors) else None
+    is_full = any(isinstance(each, DiskFullError) or WRITTEN_IN_PART.search(str(each)) for each in errors)
+    return NO_SPACE[errno.ENOSPC] if is_full else None
 
 
 @contextmanager

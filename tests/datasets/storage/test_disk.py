@@ -122,6 +122,7 @@ def chained(error: Exception, cause: Exception) -> Exception:
         (RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 576 vs 534"), "no space left"),
         (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), "no space left"),
         (OSError("200000 requested and 76768 written"), "no space left"),
+        (DiskFullError("runs: training needs about 3 MB and 1 MB are free"), "no space left"),
         (chained(ValueError("cannot be written"), OSError(errno.ENOSPC, "")), "no space left"),
     ],
     ids=lambda value: str(value)[:24],
