@@ -161,6 +161,10 @@ class Video:
     def draw(self, times_s: Sequence[float], size: tuple[int, int] | None) -> Canvas:
         """What is on screen at each time. Raises: ValueError if a time is after the end; DisagreementError."""
         latest_s = max(times_s)
+        promised_s = self.plan.timeline.duration_s if self.plan.pts else 0.0
+        if self.duration_s < latest_s <= promised_s:
+            ends = f"its frames end at {self.duration_s:.3f} s, though its packets promise {promised_s:.3f} s"
+            raise VideoError(f"{self.path}: damaged: {ends}")
         if latest_s > self.duration_s:
             end_s = f"{self.duration_s:.3f} s" + (f" ({self.loss})" if self.loss else "")
             raise ValueError(f"{self.path}: expected times up to the end at {end_s}, got {latest_s:.3f} s")

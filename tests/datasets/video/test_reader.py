@@ -436,6 +436,21 @@ def test_damage_on_the_way_to_a_frame_is_refused(tmp_path: Path, write_video: Wr
     assert str(caught.value).startswith(f"{path}: ")
 
 
+def test_frames_that_packets_promise_and_decoding_lacks_are_damage(tmp_path: Path, write_video: WriteVideo) -> None:
+    path = write_video(tmp_path / "clip.avi", num_frames=30, codec="mpeg4", options={"g": "12"})
+    *_, last = packets_of(path)
+    content = bytearray(path.read_bytes())
+    content[last.pos + last.size // 2 : last.pos + last.size] = random.Random(1).randbytes(last.size - last.size // 2)
+    path.write_bytes(content)
+    duration_s = probe(path).duration_s  # which decodes no frame but the first
+    with pytest.raises(VideoError, match=r"damaged: its frames end at 1\.160 s, though its packets promise 1\.200 s"):
+        read_frames(path, [0.0, duration_s - 0.01])
+    with pytest.raises(ValueError, match="expected times up to the end") as caught:
+        read_frames(path, [duration_s + 1])
+    assert not isinstance(caught.value, VideoError)
+    assert read_frames(path, [1.1]).shape == (1, 3, 48, 64)
+
+
 def test_a_picture_beyond_the_limit_is_refused_before_it_is_decoded(
     tmp_path: Path, write_video: WriteVideo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
