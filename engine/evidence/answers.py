@@ -130,11 +130,10 @@ def _describe(cell: Cell, split: str) -> dict[str, Any]:
 
 
 def _arrays_of(predictions: Predictions) -> dict[str, npt.NDArray[Any]]:
-    """Log-probabilities are two planes of bytes: that of the exponents compresses, that of the fractions does not."""
     log_probs = predictions.dive_log_probs
     halves = np.where(np.isfinite(log_probs), log_probs.clip(min=LOWEST), log_probs).astype("<f2")
     return {
-        "log_probs": np.moveaxis(halves[..., None].view(np.uint8), -1, 0),  # (2, num_clips, num_dives)
+        "log_probs": halves,
         "of_truth": log_probs[np.arange(len(predictions)), predictions.labels],
         "decoded": predictions.decoded_labels.astype(np.int16),
         "spelt": predictions.spelt_labels.astype(np.int16),
@@ -144,8 +143,7 @@ def _arrays_of(predictions: Predictions) -> dict[str, npt.NDArray[Any]]:
 
 def _answers(run: dict[str, Any], test: dict[str, Any], file: Any, number: int) -> Answers:
     dive_set = DiveSet.from_numbers(test["dives"]["numbers"], test["dives"]["name"])
-    halves = np.ascontiguousarray(np.moveaxis(file[f"{number}.log_probs"], 0, -1)).view("<f2")[..., 0]
-    log_probs = log_softmax(halves.astype(np.float64), axis=1).astype(np.float32)
+    log_probs = log_softmax(file[f"{number}.log_probs"].astype(np.float64), axis=1).astype(np.float32)
     labels = np.array(test["labels"])
     log_probs[np.arange(len(labels)), labels] = file[f"{number}.of_truth"]
     predictions = Predictions(
