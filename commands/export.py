@@ -38,14 +38,15 @@ def run(args: argparse.Namespace) -> int:
     require_free(args.out, args.format)
     if args.push and args.format in SUFFIXES:
         raise ValueError(f"--push uploads a folder with a model card; it needs --format huggingface, not {args.format}")
+    from diveparse.engine.export.push import push, require_account
+
+    if args.push:
+        require_account(args.push)  # before the slow imports, so that no internet is known within seconds
     from diveparse.engine.evaluation.predict import dives_to_answer_with
     from diveparse.engine.export.graph import write_onnx, write_torch_export
     from diveparse.engine.export.huggingface import export_huggingface
-    from diveparse.engine.export.push import push, require_account
     from diveparse.models.classifier import DiveClassifier
 
-    if args.push:
-        require_account(args.push)
     model = DiveClassifier.load(args.run)
     dive_set = dives_to_answer_with(model, Dives(args.dives)) if args.dives else model.dive_set
     if args.format == "onnx":

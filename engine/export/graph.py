@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ def write_onnx(model: DiveClassifier, dive_set: DiveSet, path: Path) -> None:
     num_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
     if num_bytes > MAX_ONNX_BYTES:
         raise ValueError(f"{path}: an ONNX file holds at most 2.1 GB, and the weights have {num_bytes / 1e9:.1f} GB")
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # else it warns of every operation that it leaves alone
     with contextlib.redirect_stdout(io.StringIO()):  # the exporter reports its steps
         program = torch.onnx.export(
             exported_program(model, dive_set),
