@@ -28,6 +28,7 @@ COMMANDS = {
     "test": "evaluate a trained run on its test split, once",
     "compare": "compare tested runs: one table, paired statistics, plots",
     "predict": "read the dive number off videos",
+    "export": "write a model for transformers, ONNX or torch.export",
     "experiment": "train, test and compare every arm with every seed",
     "pretrain": "pretrain a backbone on the kinematics of rendered dives",
     "benchmark": "measure speed and memory beside peers",

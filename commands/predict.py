@@ -23,14 +23,14 @@ from tabulate import tabulate
 from diveparse.commands import interrupt
 from diveparse.commands.cli import print_error
 from diveparse.configs import Dives
-from diveparse.datasets.dives import ATTRIBUTES, HEIGHTS_M
+from diveparse.datasets.dives import ATTRIBUTES, HEIGHTS_M, DiveSet
 from diveparse.datasets.storage.atomic import make_folder
 from diveparse.datasets.storage.disk import DiskFullError
 from diveparse.datasets.storage.foreign import is_foreign, own_paths
 from diveparse.datasets.written_paths import same_on_some_disk
 
 if TYPE_CHECKING:
-    from diveparse.engine.evaluation.predict import Answer
+    from diveparse.engine.evaluation.predict import Answer, DiveReader
 
 VIDEO_SUFFIXES = (
     *(".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"),
@@ -52,7 +52,9 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="a trained run, or a folder with a saved model")
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help="a trained run, a folder with a saved model, or an ONNX file"
+    )
     parser.add_argument(
         "videos",
         nargs="+",
@@ -82,17 +84,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the answer for each video as soon as it is there, and write the copies with captions."""
-    from diveparse.engine.device import choose_device
-    from diveparse.engine.evaluation.predict import dives_to_answer_with, predict
-    from diveparse.models.classifier import DiveClassifier
+    from diveparse.engine.evaluation.predict import predict
 
     videos = [video for name in args.videos for video in videos_in(name)]
     copies = {}
     if args.save_video:
         copies = copies_in(args.save_video, videos)
         interrupt.if_stopped = COPIES_STAY
-    model = DiveClassifier.load(args.run).to(choose_device())
-    dive_set = dives_to_answer_with(model, Dives(args.dives)) if args.dives else model.dive_set
+    model, dive_set = opened_model(args.run, Dives(args.dives) if args.dives else None)
     if args.csv:
         csv.writer(sys.stdout, lineterminator="\n").writerow(CSV_COLUMNS)
     exit_code = 0
@@ -113,6 +112,25 @@ def run(args: argparse.Namespace) -> int:
             print_error(error)
             exit_code = 1
     return exit_code
+
+
+def opened_model(path: Path, dives: Dives | None) -> tuple[DiveReader, DiveSet]:
+    """The model of a run, a folder or an ONNX file, and the dives to answer with.
+
+    Raises: ValueError if there is no such model, or it cannot answer with other dives.
+    """
+    from diveparse.engine.device import choose_device
+    from diveparse.engine.evaluation.predict import dives_to_answer_with
+    from diveparse.models.classifier import DiveClassifier
+    from diveparse.models.onnx_classifier import SUFFIX, OnnxClassifier
+
+    if path.suffix == SUFFIX and not path.is_dir():
+        exported = OnnxClassifier(path)
+        if dives is not None:
+            raise ValueError(f"{path}: has the dives that it was exported with; export its run again with --dives")
+        return exported, exported.dive_set
+    model = DiveClassifier.load(path).to(choose_device())
+    return model, dives_to_answer_with(model, dives) if dives else model.dive_set
 
 
 def videos_in(name: str) -> list[Path]:

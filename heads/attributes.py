@@ -54,7 +54,7 @@ class AttributeHeads(Head):
         own_targets = attribute_targets(targets, self.slots)
         logits = dict(scores.values)
         if self.cfg.logit_adjustment:  # as `Head.adjusted`, with the prior of each attribute
-            priors = marginals(self.log_prior.unsqueeze(0), self.slots)
+            priors = marginals(self.log_prior.unsqueeze(0), self.slots, self.dive_set.values)
             logits = {name: each + self.cfg.logit_adjustment * priors[name] for name, each in logits.items()}
         entropies = {
             name: F.cross_entropy(logits[name], own_targets[name], label_smoothing=self.cfg.label_smoothing)

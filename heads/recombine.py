@@ -58,14 +58,14 @@ def spelt_labels(value_log_probs: Mapping[str, Tensor], slots: Tensor) -> Tensor
     return torch.where(spelt.any(-1), spelt.int().argmax(-1), INVALID)
 
 
-def marginals(dive_log_probs: Tensor, slots: Tensor) -> dict[str, Tensor]:
+def marginals(dive_log_probs: Tensor, slots: Tensor, values: Values) -> dict[str, Tensor]:
     """log p(value | clip): the logsumexp over the dives that take the value, as in a conditional random field.
 
-    dive_log_probs: (batch, num_dives); slots: (num_attributes, num_dives); every value up to the largest slot must be
-    taken by some dive.
+    dive_log_probs: (batch, num_dives); slots: (num_attributes, num_dives), into `values`, each of which must be taken
+    by some dive.
     Returns: for each attribute (batch, num_values).
     """
-    sizes = (slots.amax(dim=1) + 1).tolist()
+    sizes = [len(values[attribute]) for attribute in ATTRIBUTES]  # not of the slots: on a GPU a read waits for it
     takes = torch.cat([F.one_hot(row, size).T for row, size in zip(slots, sizes, strict=True)])  # (all values, dives)
     each = dive_log_probs[:, None].masked_fill(takes == 0, -torch.inf).logsumexp(-1)  # (batch, all values)
     return dict(zip(ATTRIBUTES, each.split(sizes, dim=-1), strict=True))

@@ -66,7 +66,7 @@ class DiveScores:
         """
         other = self._other(dive_set)
         slots = self.slots if other is None else slot_table(other).to(self.slots.device)
-        return marginals(self.log_probs(other), slots)
+        return marginals(self.log_probs(other), slots, (other or self.dive_set).values)
 
     def argmax(self, dive_set: DiveSet | None = None) -> Tensor:
         """The head's answer: the most probable dive. Returns: (batch,) labels of the set."""

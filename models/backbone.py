@@ -15,11 +15,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from diveparse.datasets.constants import PIXEL_MEAN, PIXEL_STD
+from diveparse.models.weights.huggingface import SavedClassifier
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,17 @@ class Backbone(nn.Module, ABC):
     def about_frozen_tokens(self) -> dict[str, Any]:
         """What decides `frozen_tokens` beside the weights, the clips and the number of frozen blocks."""
         return self.description()
+
+    def why_not_in_transformers(self) -> str | None:
+        """Why `transformers` has no classifier with this backbone and a last layer on its class token.
+
+        None where it has one: a backbone that can be published so also offers `save_in_transformers`.
+        """
+        return f"its backbone, {type(self).__name__}, has no such format"
+
+    def save_in_transformers(self, folder: Path, classifier: SavedClassifier) -> None:
+        """Write the folder of a classifier that `transformers` loads, with this last layer on the class token."""
+        raise ValueError(f"{folder}: {self.why_not_in_transformers()}")
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The class token after the last norm. Returns: (batch, embed_dim).

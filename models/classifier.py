@@ -19,18 +19,21 @@ from diveparse.configs import (
     ClipConfig,
     Config,
     HeadConfig,
+    HeadKind,
     Pooling,
     convert_older_options,
     plain_values,
 )
-from diveparse.datasets.dives import DiveSet
+from diveparse.datasets.dives import DIVE_SETS, DiveSet
 from diveparse.datasets.storage.atomic import write_json
 from diveparse.datasets.storage.json_file import read_json_object
 from diveparse.heads import Head, build_head
 from diveparse.heads.pooling import build_pooling
 from diveparse.heads.scores import DiveScores
 from diveparse.models.backbone import Backbone, ClipFormat
-from diveparse.models.build import saved_backbone, starting_backbone
+from diveparse.models.build import build_backbone, saved_backbone, starting_backbone
+from diveparse.models.weights.huggingface import is_huggingface, read_huggingface, read_huggingface_classifier
+from diveparse.models.weights.sizes import read_sizes
 from diveparse.models.weights.sources import (
     MODEL_FILE,
     NUM_HEADS,
@@ -83,6 +86,10 @@ class DiveClassifier(nn.Module):
     def dive_set(self) -> DiveSet:
         return self.head.dive_set
 
+    @property
+    def clip_config(self) -> ClipConfig:
+        return self.config.clip
+
     def forward(self, inputs: Tensor, *, num_views: int = 1) -> DiveScores:
         """The one way through the model, in training, evaluation and prediction.
 
@@ -116,6 +123,11 @@ class DiveClassifier(nn.Module):
         """
         return self(clips).marginals()
 
+    def calibrated_scores(self, clips: Tensor) -> DiveScores:
+        """The distribution over dives of each clip, with the model's temperature. clips: on any device."""
+        scores: DiveScores = self(clips.to(next(self.parameters()).device))
+        return scores.tempered(self.temperature)
+
     def save(self, folder: Path | str) -> None:
         """Write model.safetensors and config.json into a folder, each whole or not at all."""
         folder = Path(folder)
@@ -136,9 +148,12 @@ class DiveClassifier(nn.Module):
     def load(cls, run_or_folder: Path | str) -> DiveClassifier:
         """Read what `save` wrote, from the folder itself or from a run that keeps it in `model`. In evaluation mode.
 
+        Or a folder with a `TimesformerForVideoClassification` whose labels are dive numbers: it is a flat model.
         Raises: ValueError naming the file that is missing or damaged, or the weights that do not fit, with shapes.
         """
         folder = model_folder(Path(run_or_folder))
+        if is_huggingface(folder):
+            return cls(*_read_huggingface(folder)).eval()
         config, dive_set, num_train_clips, temperature = _read_config(folder / MODEL_CONFIG)
         state, _ = read_weights(folder / MODEL_FILE)
         try:
@@ -154,7 +169,7 @@ class DiveClassifier(nn.Module):
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    if not torch.amp.is_autocast_available(device.type):
+    if not (torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
 
@@ -167,6 +182,23 @@ def build_classifier(cfg: Config, dive_set: DiveSet) -> DiveClassifier:
     backbone = starting_backbone(cfg.backbone, cfg.clip)
     head = build_head(cfg.head, backbone.embed_dim, dive_set)
     return DiveClassifier(backbone, head, ModelConfig(cfg.backbone, cfg.clip, cfg.head))
+
+
+def _read_huggingface(folder: Path) -> tuple[Backbone, Head, ModelConfig]:
+    """A flat model of the folder of a `TimesformerForVideoClassification`, with its logits as they are."""
+    saved, last = read_huggingface(folder), read_huggingface_classifier(folder)
+    backbone_cfg, num_frames, image_size = read_sizes(saved)
+    config = ModelConfig(
+        backbone_cfg, ClipConfig(num_frames=num_frames, image_size=image_size), HeadConfig(kind=HeadKind.FLAT)
+    )
+    labels = DiveSet.from_numbers(last.labels, f"{folder}: id2label")
+    try:
+        backbone = build_backbone(backbone_cfg, num_frames=num_frames, image_size=image_size).load_saved(saved)
+    except ValueError as error:  # of sizes that do not fit together, or not into the memory
+        raise ValueError(f"{folder}: {error}") from error
+    head = build_head(config.head, backbone.embed_dim, next((s for s in DIVE_SETS.values() if s == labels), labels))
+    load_state(head, {"linear.weight": last.weight, "linear.bias": last.bias}, folder)
+    return backbone, head, config
 
 
 def _read_config(path: Path) -> tuple[ModelConfig, DiveSet, Tensor | None, float]:

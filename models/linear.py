@@ -39,9 +39,9 @@ def gelu_of_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def row_chunks(x: Tensor) -> tuple[Tensor, ...]:
-    """The rows of x, (..., from), in chunks that a CPU's cache holds; on a GPU in one."""
+    """The rows of x, (..., from), in chunks that a CPU's cache holds; on a GPU in one, and in a graph for any batch."""
     rows = x.flatten(0, -2)
-    return rows.split(CHUNK_ROWS if x.is_cpu else len(rows))
+    return rows.split(CHUNK_ROWS) if x.is_cpu and not torch.compiler.is_exporting() else (rows,)
 
 
 def join_rows(rows: list[Tensor]) -> Tensor:
@@ -109,4 +109,5 @@ def sum_of_products(x: Tensor, y: Tensor) -> Tensor:
 
 
 def is_for_onednn(x: Tensor) -> bool:
-    return HAS_ONEDNN and x.is_cpu and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    is_plain = x.is_cpu and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return HAS_ONEDNN and is_plain and not torch.compiler.is_exporting()  # its product has no place in a portable graph

@@ -60,4 +60,4 @@ class ConvStem(nn.Module):
     def forward(self, clips: Tensor) -> Tensor:
         """clips: (batch, time, channel, height, width). Returns: (batch, time, patches, embed_dim), row after row."""
         grid = self.net(rearrange(clips, "b t c h w -> (b t) c h w"))
-        return rearrange(grid, "(b t) d h w -> b t (h w) d", b=len(clips))
+        return rearrange(grid, "(b t) d h w -> b t (h w) d", b=clips.shape[0])

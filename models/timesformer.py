@@ -25,6 +25,7 @@ from diveparse.models.attention import SelfAttention
 from diveparse.models.backbone import Backbone, ClipFormat
 from diveparse.models.linear import gelu_of_linear, join_rows, linear, linear_of_gelu, row_chunks
 from diveparse.models.patch_embed import ConvStem, PatchEmbed
+from diveparse.models.weights.huggingface import SavedClassifier, save_huggingface
 from diveparse.models.weights.published import LAYER_NORM_EPS, SavedBackbone
 from diveparse.models.weights.sizes import read_sizes, require_buildable
 from diveparse.models.weights.sources import load_state, read_source, resized
@@ -203,6 +204,13 @@ class TimeSformer(Backbone):
         load_state(self, resized(saved.state, self.state_dict(), saved.origin), saved.origin)
         return self
 
+    def why_not_in_transformers(self) -> str | None:
+        stem, only = self.config.stem, StemKind.PATCH
+        return None if stem is only else f"backbone.stem={stem.value}, and the format has {only.value} alone"
+
+    def save_in_transformers(self, folder: Path, classifier: SavedClassifier) -> None:
+        save_huggingface(folder, self, classifier)
+
     def reset_parameters(self) -> None:
         nn.init.trunc_normal_(self.class_token, std=0.02)
         nn.init.trunc_normal_(self.space_embed, std=0.02)
@@ -289,7 +297,7 @@ class TimeSformer(Backbone):
             class_embed, patch_embed = self.space_embed.split([1, self.num_patches], dim=1)
             places = rearrange(self.time_embed, "1 t d -> t 1 d") + patch_embed  # (time, patches, embed_dim)
             patches = rearrange(self.patch_embed(clips) + places, "b t n d -> b (t n) d")
-            class_token = repeat(self.class_token + class_embed, "1 1 d -> b 1 d", b=len(clips))
+            class_token = repeat(self.class_token + class_embed, "1 1 d -> b 1 d", b=clips.shape[0])
             return class_token, patches
 
     def run_blocks(self, class_token: Tensor, patches: Tensor, blocks: range) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,7 @@ ROOMS = (
     "engine.evaluation",
     "engine.training",
     "engine.evidence",
+    "engine.export",
     "engine.benchmark",
     "commands",
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -53,9 +54,21 @@ class Answer:
     attributes: dict[str, AttributeAnswer]
 
 
+class DiveReader(Protocol):
+    """What reads dives off clips: a `DiveClassifier`, or the file that one was exported to."""
+
+    @property
+    def dive_set(self) -> DiveSet: ...
+
+    @property
+    def clip_config(self) -> ClipConfig: ...
+
+    def calibrated_scores(self, clips: Tensor) -> DiveScores: ...
+
+
 @torch.no_grad()
 def predict(
-    model: DiveClassifier,
+    model: DiveReader,
     video: Path,
     height_m: float,
     dive_set: DiveSet | None = None,
@@ -69,7 +82,7 @@ def predict(
     answer with these dives.
     """
     dive_set = dive_set or model.dive_set
-    scores = calibrated_scores(model, read_clip(video, model.config.clip, window_s))
+    scores = model.calibrated_scores(read_clip(video, model.clip_config, window_s)[None])  # a batch of one
     log_probs, label = scores.log_probs(dive_set)[0].cpu(), int(scores.argmax(dive_set))
     probabilities = log_probs.exp()
     best_first = log_probs.argsort(descending=True, stable=True)[:NUM_CANDIDATES].tolist()
@@ -89,12 +102,6 @@ def predict(
         candidates=candidates,
         attributes=attributes,
     )
-
-
-def calibrated_scores(model: DiveClassifier, clip: Tensor) -> DiveScores:
-    """The distribution over dives for one clip, (time, 3, height, width), with the model's temperature."""
-    scores: DiveScores = model(clip[None].to(next(model.parameters()).device))  # a batch of one
-    return scores.tempered(model.temperature)
 
 
 @torch.no_grad()

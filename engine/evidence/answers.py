@@ -166,7 +166,7 @@ def _attribute_log_probs(
     values: (num_attributes, num_clips), the most probable one.
     """
     found = {}
-    by_name = marginals(torch.from_numpy(log_probs), slot_table(dive_set))
+    by_name = marginals(torch.from_numpy(log_probs), slot_table(dive_set), dive_set.values)
     for (name, marginal), answers in zip(by_name.items(), values.astype(np.int64), strict=True):
         each = marginal.numpy()
         certain = np.log(np.eye(each.shape[1], dtype=np.float32)[answers].clip(min=np.finfo(np.float32).tiny))

@@ -7,10 +7,13 @@ older of them, facebook/timesformer-base-finetuned-k400 too, have no safetensors
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from einops import rearrange
+from torch import Tensor
 
 from diveparse.configs import BackboneConfig, StemKind
 from diveparse.datasets.constants import NUM_CHANNELS
@@ -35,6 +38,7 @@ from diveparse.models.weights.sizes import read_sizes
 CONFIG_FILE = "config.json"
 PICKLED_FILE = "pytorch_model.bin"
 PREPROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json")  # the first that is there counts
+BACKBONE_PREFIX, CLASSIFIER_PREFIX = "timesformer.", "classifier."  # of names in a classifier's file
 MODEL_TYPE = "model_type"
 PIXEL_SCALE = 1 / 255
 
@@ -68,6 +72,15 @@ NAMES = {
 }
 
 
+@dataclass(frozen=True)
+class SavedClassifier:
+    """The last layer of a `TimesformerForVideoClassification`."""
+
+    weight: Tensor  # (num_labels, embed_dim)
+    bias: Tensor  # (num_labels,)
+    labels: tuple[str, ...]
+
+
 def is_huggingface(folder: Path) -> bool:
     """Whether a folder's config.json names a model type, as those of `transformers` do and ours do not.
 
@@ -83,19 +96,38 @@ def read_huggingface(folder: Path, origin: str | None = None) -> SavedBackbone:
     """
     origin = origin or str(folder)
     config = read_config(folder)
-    if (folder / MODEL_FILE).is_file():
-        state, _ = read_weights(folder / MODEL_FILE)
-    elif (folder / PICKLED_FILE).is_file():
-        state = read_checkpoint(folder / PICKLED_FILE)
-    else:
-        raise ValueError(f"{folder}: holds no weights: neither {MODEL_FILE} nor {PICKLED_FILE} is there")
-    state = in_own_names(state, NAMES, "timesformer.", "classifier.", origin)
+    state = in_own_names(_read_state(folder), NAMES, BACKBONE_PREFIX, CLASSIFIER_PREFIX, origin)
     if not config.get("qkv_bias", True):
         state = with_zero_qkv_biases(state, origin)
     state = in_own_pixels(state, _read_pixels(folder), origin)
     saved = SavedBackbone(origin, state, config.get("num_attention_heads", DEFAULT_NUM_HEADS))
     _require_sizes_of(saved, config)
     return saved
+
+
+def read_huggingface_classifier(folder: Path) -> SavedClassifier:
+    """The last layer of a folder that holds a classifier.
+
+    Raises: ValueError naming the file that is missing or damaged, or in which there is no such layer.
+    """
+    labels = read_config(folder).get("id2label")
+    state = _read_state(folder)
+    weight, bias = (state.get(f"{CLASSIFIER_PREFIX}{name}") for name in ("weight", "bias"))
+    if weight is None or bias is None:
+        raise ValueError(f"{folder}: holds a backbone but no classifier: {CLASSIFIER_PREFIX}weight or bias is missing")
+    if not isinstance(labels, dict) or sorted(labels) != sorted(str(place) for place in range(len(weight))):
+        raise ValueError(
+            f"{folder / CONFIG_FILE}: id2label must name the {len(weight)} classes, 0 to {len(weight) - 1}"
+        )
+    return SavedClassifier(weight, bias, tuple(str(labels[str(place)]) for place in range(len(weight))))
+
+
+def _read_state(folder: Path) -> dict[str, Tensor]:
+    if (folder / MODEL_FILE).is_file():
+        return read_weights(folder / MODEL_FILE)[0]
+    if (folder / PICKLED_FILE).is_file():
+        return read_checkpoint(folder / PICKLED_FILE)
+    raise ValueError(f"{folder}: holds no weights: neither {MODEL_FILE} nor {PICKLED_FILE} is there")
 
 
 def read_hub(repo_id: str) -> SavedBackbone:
@@ -128,10 +160,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def save_huggingface(folder: Path | str, backbone: SizedBackbone) -> None:
+def save_huggingface(folder: Path | str, backbone: SizedBackbone, classifier: SavedClassifier | None = None) -> None:
     """Write a backbone so that `TimesformerModel.from_pretrained(folder)` gives the same features of the same clips.
 
-    preprocessor_config.json holds how to normalise them. Stochastic depth, which acts in training only, is not written.
+    classifier: with one, `TimesformerForVideoClassification` gives its logits of these features.
+    The two preprocessor files hold how to make clips of frames; `transformers` takes the one for videos where it knows
+    of it. Stochastic depth, which acts in training only, is not written.
     Raises: ValueError if the backbone has a stem that the format cannot hold.
     """
     folder = Path(folder)
@@ -142,30 +176,43 @@ def save_huggingface(folder: Path | str, backbone: SizedBackbone) -> None:
     state = {renamed(name, own_to_theirs): tensor for name, tensor in backbone.state_dict().items()}
     kernel = renamed(KERNEL, own_to_theirs)
     state[kernel] = rearrange(state[kernel], "d (c p q) -> d c p q", c=NUM_CHANNELS, p=cfg.patch_size)
-    size = backbone.image_size
-    write_json(
-        folder / CONFIG_FILE,
-        FIXED
-        | {"architectures": ["TimesformerModel"], "qkv_bias": True}
-        | _sizes(cfg, num_frames=backbone.num_frames, image_size=size),
-    )
-    write_json(
-        folder / PREPROCESSOR_FILES[0],
-        {
-            "image_processor_type": "VideoMAEImageProcessor",
-            "do_resize": True,
-            "size": {"shortest_edge": size},
-            "do_center_crop": True,
-            "crop_size": {"height": size, "width": size},
-            "do_rescale": True,
-            "rescale_factor": PIXEL_SCALE,
-            "do_normalize": True,
-            "image_mean": OWN_PIXELS.mean,
-            "image_std": OWN_PIXELS.std,
-        },
-    )
+    about: dict[str, Any] = {"architectures": ["TimesformerModel"]}
+    if classifier is not None:
+        state = {f"{BACKBONE_PREFIX}{name}": tensor for name, tensor in state.items()}
+        state |= {f"{CLASSIFIER_PREFIX}weight": classifier.weight, f"{CLASSIFIER_PREFIX}bias": classifier.bias}
+        about = {"architectures": ["TimesformerForVideoClassification"], **_label_names(classifier.labels)}
+    sizes = _sizes(cfg, num_frames=backbone.num_frames, image_size=backbone.image_size)
+    write_json(folder / CONFIG_FILE, FIXED | {"qkv_bias": True} | about | sizes)
+    for name, processor in zip(PREPROCESSOR_FILES, _processors(backbone), strict=True):
+        write_json(folder / name, processor)
     # the weights last: a folder counts as a model once they are there
     write_weights(folder / MODEL_FILE, state, {"format": "pt"})
+
+
+def _label_names(labels: Sequence[str]) -> dict[str, Any]:
+    by_place = {str(place): label for place, label in enumerate(labels)}
+    return {"id2label": by_place, "label2id": {label: int(place) for place, label in by_place.items()}}
+
+
+def _processors(backbone: SizedBackbone) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What makes clips of frames, in the words of `transformers`: its processor of pictures, and that of videos."""
+    size = backbone.image_size
+    steps = {
+        "do_resize": True,
+        "size": {"shortest_edge": size},
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": PIXEL_SCALE,
+        "do_normalize": True,
+        "image_mean": OWN_PIXELS.mean,
+        "image_std": OWN_PIXELS.std,
+    }
+    of_videos = {"do_sample_frames": True, "num_frames": backbone.num_frames}
+    return (
+        {"image_processor_type": "VideoMAEImageProcessor", **steps},
+        {"video_processor_type": "TimesformerVideoProcessor", **of_videos, **steps},
+    )
 
 
 def _sizes(cfg: BackboneConfig, *, num_frames: int, image_size: int) -> dict[str, int]:

@@ -80,7 +80,7 @@ def test_a_combination_that_is_no_dive_has_no_label() -> None:
 @pytest.mark.parametrize("dive_set", SETS, ids=lambda dive_set: dive_set.name)
 def test_marginals_equal_summing_the_dives_that_take_a_value(dive_set: DiveSet) -> None:
     dive_log_probs = torch.randn(3, len(dive_set), dtype=torch.float64).log_softmax(-1)
-    found = marginals(dive_log_probs, slot_table(dive_set))
+    found = marginals(dive_log_probs, slot_table(dive_set), dive_set.values)
     for name, values in dive_set.values.items():
         assert found[name].shape == (3, len(values))
         for clip, (slot, value) in itertools.product(range(3), enumerate(values)):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,10 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import TimesformerConfig, TimesformerForVideoClassification
 
 from diveparse.configs import BackboneConfig, ClipConfig, Config, HeadConfig, HeadKind, StemKind
 from diveparse.datasets.dives import ATTRIBUTES, DIVING48, DiveSet
-from diveparse.models import DiveClassifier, build_classifier
+from diveparse.models import DiveClassifier, build_classifier, save_huggingface
 
 BACKBONE = BackboneConfig(patch_size=8, embed_dim=16, depth=2, num_heads=2)
 SMALL = DiveSet.from_numbers(["101B", "103B", "203B", "5132D"], "small")
@@ -267,3 +269,60 @@ def test_a_failed_save_leaves_the_old_model_whole(tmp_path: Path, monkeypatch: p
         model.save(tmp_path)
     loaded = DiveClassifier.load(tmp_path).state_dict()
     assert all(torch.equal(before[name], loaded[name]) for name in before)
+
+
+def test_a_classifier_of_transformers_whose_labels_are_dives_is_a_flat_model(tmp_path: Path, clips: Tensor) -> None:
+    peer = saved_peer(tmp_path, SMALL.numbers)
+    model = DiveClassifier.load(tmp_path)
+    assert (model.dive_set, model.temperature, model.training) == (SMALL, 1.0, False)
+    with torch.no_grad():
+        expected = peer(clips).logits.log_softmax(-1)
+        torch.testing.assert_close(model.dive_log_probs(clips), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        (["101B", "archery"], "id2label: dive number 'archery': expected digits and then one letter"),
+        (["101B", "101B"], "id2label: dive 101B is listed twice"),
+    ],
+    ids=["archery", "twice"],
+)
+def test_a_classifier_of_something_else_is_refused(labels: list[str], reason: str, tmp_path: Path) -> None:
+    saved_peer(tmp_path, labels)
+    with pytest.raises(ValueError, match=reason) as caught:
+        DiveClassifier.load(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path}: ")
+
+
+def test_a_classifier_whose_labels_are_not_counted_is_refused(tmp_path: Path) -> None:
+    saved_peer(tmp_path, SMALL.numbers)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"id2label": {"0": "101B"}}))
+    with pytest.raises(ValueError, match="id2label must name the 4 classes, 0 to 3"):
+        DiveClassifier.load(tmp_path)
+
+
+def test_a_backbone_of_transformers_is_no_classifier(tmp_path: Path) -> None:
+    save_huggingface(tmp_path, tiny_classifier().backbone)
+    with pytest.raises(ValueError, match=r"holds a backbone but no classifier: classifier.weight or bias is missing"):
+        DiveClassifier.load(tmp_path)
+
+
+def saved_peer(folder: Path, labels: Sequence[str]) -> TimesformerForVideoClassification:
+    torch.manual_seed(0)
+    config = TimesformerConfig(
+        image_size=16,
+        patch_size=8,
+        num_frames=3,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        id2label=dict(enumerate(labels)),
+    )
+    peer = TimesformerForVideoClassification(config).eval()
+    with torch.no_grad():
+        peer.classifier.weight.normal_()
+    peer.save_pretrained(folder)
+    return peer

@@ -1,0 +1,40 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from diveparse.configs import BackboneConfig, ClipConfig, Config, DataConfig, HeadConfig, HeadKind, Pooling, StemKind
+from diveparse.datasets.dives import DIVING48
+from diveparse.models.classifier import DiveClassifier, build_classifier
+
+
+def build_model(
+    kind: HeadKind = HeadKind.JOINT, pooling: Pooling = Pooling.CLASS_TOKEN, stem: StemKind = StemKind.PATCH
+) -> DiveClassifier:
+    """A small model whose answers differ from clip to clip, with a temperature."""
+    cfg = Config(
+        name="tiny",
+        arm="x",
+        data=DataConfig(root="."),
+        clip=ClipConfig(num_frames=4, image_size=16),
+        backbone=BackboneConfig(stem=stem, patch_size=8, embed_dim=16, depth=1, num_heads=2),
+        head=HeadConfig(kind=kind, pooling=pooling),
+    )
+    model = build_classifier(cfg, DIVING48).eval()
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        center = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+        nn.init.normal_(parameter, center, 0.3, generator=generator)
+    model.temperature = 0.7
+    return model
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., DiveClassifier]:
+    return build_model
+
+
+@pytest.fixture
+def clips() -> torch.Tensor:
+    return torch.randn(3, 4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
