@@ -17,7 +17,14 @@ from diveparse.datasets.rendered.camera import Camera, Windows
 from diveparse.datasets.rendered.motion import JOINT, Array, Moments
 from diveparse.datasets.rendered.venue import Backdrop, Color, shade
 
-SKINS: tuple[Color, ...] = ((241, 204, 177), (224, 172, 135), (198, 134, 96), (141, 85, 55), (92, 58, 42), (168, 112, 76))
+SKINS: tuple[Color, ...] = (
+    (241, 204, 177),
+    (224, 172, 135),
+    (198, 134, 96),
+    (141, 85, 55),
+    (92, 58, 42),
+    (168, 112, 76),
+)
 HAIRS: tuple[Color, ...] = (
     *((35, 26, 22), (78, 52, 34), (156, 116, 66), (196, 182, 160), (20, 20, 24)),
     *((122, 58, 30), (70, 70, 74)),

@@ -20,8 +20,8 @@ MARGIN = 1.17  # drawn larger than the clip by this much, and cropped at random
 
 
 class MotionClips(Dataset[dict[str, Tensor]]):
-    """Item `index` is always the same clip. Every item has another source, which no data set shares. No item shows a dive
-    of HELD_OUT.
+    """Item `index` is always the same clip. Every item has another source, which no data set shares. None shows a
+    dive of HELD_OUT.
 
     The rendering's difficulty rises from 0 to 1 over the first `num_easy` items: a randomly initialised network learns
     to find bodies sooner in plain views.

@@ -16,7 +16,6 @@ from diveparse.datasets.rendered.clip import RenderedClip, Source, Split
 from diveparse.datasets.rendered.motion import (
     AT_SIDES,
     BODY_HEIGHT_M,
-    PHASES,
     REACH,
     SHAPES,
     TWIST,
@@ -26,7 +25,7 @@ from diveparse.datasets.rendered.motion import (
     body_joints,
 )
 
-NUM_TRAINED, NUM_HELD_OUT = 3000, 2000
+NUM_TRAINED, NUM_HELD_OUT = 2000, 1500
 TOLERANCE = 0.03  # above what position and the presence of a twist tell
 LIVE = [dive for dive, count in zip(DIVING48, DIVING48_TRAIN_COUNTS, strict=True) if count]
 
@@ -35,8 +34,10 @@ def draw_clip(number: int) -> RenderedClip:
     """A clip of a source of its own, and of a dive that the board has, each as likely as the others."""
     rng = np.random.default_rng((7, number))
     source = Source.draw(7, Split.TRAIN, number, 1.0)
-    able = [dive for dive in LIVE if source.has_board_for(dive)]
-    return RenderedClip(source, able[rng.integers(len(able))], 0)
+    dive = LIVE[rng.integers(len(LIVE))]
+    while not source.has_board_for(dive):
+        dive = LIVE[rng.integers(len(LIVE))]
+    return RenderedClip(source, dive, 0)
 
 
 def numbers_in(value: object, name: str) -> dict[str, float]:
@@ -49,11 +50,15 @@ def numbers_in(value: object, name: str) -> dict[str, float]:
 
 
 def time_in(poses: Sequence[Pose], own_joints_m: Array) -> tuple[float, float, float]:
-    """The share of the moments that the body holds one of the poses, and the first and last of them (-1, -1 if none)."""
-    distances = [np.abs(own_joints_m - body_joints(pose.angles()[None])).max((1, 2)) for pose in poses]
-    held = np.min(distances, axis=0) < 0.08
+    """The share of the moments that the body holds one of the poses, the first and the last (-1, -1 if none)."""
+    held = np.any([np.abs(own_joints_m - joints_of(pose)).max((1, 2)) < 0.08 for pose in poses], axis=0)
     moments = np.flatnonzero(held) / len(held)
     return float(held.mean()), *((moments[0], moments[-1]) if held.any() else (-1.0, -1.0))
+
+
+@cache
+def joints_of(pose: Pose) -> Array:
+    return body_joints(pose.angles()[None])
 
 
 def pose_times(performance: Performance) -> dict[str, float]:
@@ -74,14 +79,14 @@ def pose_times(performance: Performance) -> dict[str, float]:
 
 
 def scalars(clip: RenderedClip) -> dict[str, float]:
-    """Every single number that the truth of a clip knows, but for those that the number of the dive defines."""
+    """Every single number that the truth of a clip knows; which way the diver faces is the takeoff's."""
     known = {name: value for name, value in vars(clip.source).items() if name != "seed_key"}
-    known |= {name: value for name, value in vars(clip.performance).items() if name not in ("dive", "twist_sign", "facing")}
+    known |= {name: value for name, value in vars(clip.performance).items() if name not in ("dive", "facing")}
     known |= {"start_s": clip.start_s, "end_s": clip.end_s, "duration_s": clip.duration_s}
     found = {key: number for name, value in known.items() for key, number in numbers_in(value, name).items()}
-    phases = clip.performance.at(clip.frame_times_s + clip.start_s).phase
-    found |= {f"frames_{name}": float((phases == index).sum()) for index, name in enumerate(PHASES)}
-    found["after_entry_s"] = clip.end_s - clip.performance.flight_s
+    times_s, entry_s = clip.frame_times_s + clip.start_s, clip.performance.flight_s
+    found |= {"frames": len(times_s), "frames_before": (times_s < 0).sum(), "frames_after": (times_s > entry_s).sum()}
+    found["after_entry_s"] = clip.end_s - entry_s
     found["body_height"] = clip.performance.scale * BODY_HEIGHT_M
     return found | pose_times(clip.performance)
 
