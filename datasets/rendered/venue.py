@@ -111,7 +111,7 @@ class Backdrop:
             venue, np.random.default_rng(venue.seed), float(camera.position[1]), board_height_m, springboard
         )
         corners = np.array([corners for corners, _ in quads])  # (num, 4, 3)
-        ahead: NDArray[np.bool_] = camera.project(corners)[1] > NEAREST_M
+        ahead: NDArray[np.bool_] = np.asarray(camera.project(corners)[1] > NEAREST_M)
         pixels = self._pixels(corners, camera)
         on_picture = (pixels.max(1) > 0).all(-1) & (pixels.min(1) < size).all(-1)
         whole = ahead.all(1)
