@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import aggdraw
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from diveparse.datasets.rendered.camera import Camera, Windows
@@ -111,10 +110,10 @@ class Backdrop:
             venue, np.random.default_rng(venue.seed), float(camera.position[1]), board_height_m, springboard
         )
         corners = np.array([corners for corners, _ in quads])  # (num, 4, 3)
-        ahead: NDArray[np.bool_] = np.asarray(camera.project(corners)[1] > NEAREST_M)
+        ahead = camera.project(corners)[1] > NEAREST_M
         pixels = self._pixels(corners, camera)
         on_picture = (pixels.max(1) > 0).all(-1) & (pixels.min(1) < size).all(-1)
-        whole = ahead.all(1)
+        whole = np.asarray(ahead.all(1))
         for index in np.flatnonzero(on_picture & whole | ahead.any(1) & ~whole):
             outline = pixels[index] if whole[index] else self._pixels(in_front(corners[index], camera), camera)
             draw.polygon(outline.ravel().tolist(), aggdraw.Brush(shade(quads[index][1], venue.brightness)))
