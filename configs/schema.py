@@ -336,8 +336,7 @@ class ExperimentConfig:
     # choose how much of the seen dives to give up: see engine/evidence/unseen.py
     stacking: dict[str, str] = field(default_factory=dict)
     curve: CurveConfig | None = None
-    # option -> values that every arm is trained with, all combinations of all options, to choose its setting on
-    # validation: see engine/evidence/tuning.py. null takes an option's null, such as no clipping
+    # option -> values, of which every arm tries all combinations on validation: see engine/evidence/tuning.py
     grid: dict[str, list[float | None]] = field(default_factory=dict)
     split: str = "test"  # that the arms are scored on; val to choose a setting
 
@@ -347,11 +346,9 @@ class ExperimentConfig:
             require(0 <= seed <= MAX_SEED, "seeds", f"from 0 to {MAX_SEED}", seed)
         require(self.split in ("val", "test"), "split", "val or test", self.split)
         if self.grid:
-            require(
-                self.split == "val", "split", "val with a grid, since settings are chosen on validation", self.split
-            )
-            used = [name for name in ("pairs", "stacking", "curve") if getattr(self, name)]
-            require(not used, "grid", "without pairs, stacking and curve", used)
+            require(self.split == "val", "split", "val with a grid", self.split)
+            is_alone = not (self.pairs or self.stacking or self.curve)
+            require(is_alone, "grid", "without pairs, stacking and curve", list(self.grid))
             for name, values in self.grid.items():
                 require(len(values) > 1, f"grid.{name}", "two values or more", values)
         for arm in self.arms:

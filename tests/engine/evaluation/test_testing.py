@@ -11,7 +11,7 @@ from diveparse.datasets.dives import DIVING48
 from diveparse.datasets.storage.disk import DiskFullError
 from diveparse.datasets.storage.lock import InUseError, locked
 from diveparse.engine.evaluation.predictions import load_predictions, save_predictions, write_predictions
-from diveparse.engine.evaluation.testing import evaluate_run, scores_of
+from diveparse.engine.evaluation.testing import DESCRIPTION, evaluate_run, scores_of
 from diveparse.engine.run import RunFolder
 
 
@@ -25,10 +25,8 @@ def tested(tiny_run, tmp_path_factory):
 
 def test_metrics_begin_with_what_was_tested_and_end_with_the_scores(tested):
     names = list(json.loads(tested.evaluation().metrics.read_text()))
-    about = ["split", "name", "arm", "seed", "num_views", "data_root", "rendered", "from_cache", "trained_from_cache"]
-    about += ["skipped_clips", "model_update", "num_updates", "num_train_clips"]
-    assert names[: len(about)] == about
-    assert names[len(about) :][0] == "num_clips"
+    assert names[: len(DESCRIPTION)] == list(DESCRIPTION)  # all that an experiment's answers keep beside predictions
+    assert names[len(DESCRIPTION)] == "num_clips"
     assert names[-2:] == ["nll_calibrated", "ece_calibrated"]
 
 

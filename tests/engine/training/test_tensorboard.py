@@ -96,7 +96,9 @@ def test_confusions_are_a_picture(tmp_path):
 def test_metrics_become_one_number_a_tag():
     groups = {"few": {"accuracy": 0.25, "num_clips": 3}, "many": {"accuracy": None, "num_clips": 0}}
     metrics = {"split": "test", "num_clips": 3, "top1": 0.5, "attribute_accuracy": {"twist": 1.0}, "groups": groups}
-    assert flat_metrics(metrics) == {"num_clips": 3, "top1": 0.5, "accuracy_twist": 1.0, "accuracy_few": 0.25}
+    metrics |= {"by_training": {"trained": {"accuracy": 0.75, "num_clips": 2}}}
+    accuracies = {"accuracy_twist": 1.0, "accuracy_few": 0.25, "accuracy_trained": 0.75}
+    assert flat_metrics(metrics) == {"num_clips": 3, "top1": 0.5} | accuracies
 
 
 @pytest.mark.parametrize("num_updates", [0, 4])
