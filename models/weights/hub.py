@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
+from typing import TypeVar
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError
 
+Answer = TypeVar("Answer")
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # owner/name
 LIMIT_S = 5  # for the hub's first answer; the names of machines are looked up in it too, which has no limit of its own
 
@@ -37,29 +40,43 @@ class HubError(OSError):
     """The hub gives no such model, or does not answer."""
 
 
-def _newest_commit(repo_id: str) -> str:
-    """Ask once, in a thread that is left alone when the time is over. Raises: HubError."""
-    answers: SimpleQueue[str | Exception] = SimpleQueue()
+def within(limit_s: float, function: Callable[[], Answer]) -> Answer:
+    """The answer of a function, or the error that it raises; its thread is left alone when the time is over.
 
-    def ask() -> None:
+    Raises: TimeoutError after `limit_s` seconds.
+    """
+    answers: SimpleQueue[Answer | Exception] = SimpleQueue()
+
+    def call() -> None:
         try:
-            answers.put(str(HfApi().model_info(repo_id, timeout=LIMIT_S).sha))
-        except Exception as error:  # of the name, the connection or the hub: all end in one line
+            answers.put(function())
+        except Exception as error:  # raised below, in the thread that asked
             answers.put(error)
 
-    Thread(target=ask, daemon=True).start()
+    Thread(target=call, daemon=True).start()
     try:
-        answer = answers.get(timeout=LIMIT_S)
+        answer = answers.get(timeout=limit_s)
     except Empty:
-        raise HubError(f"no answer within {LIMIT_S} s") from None
+        raise TimeoutError(f"no answer within {limit_s:g} s") from None
     if isinstance(answer, Exception):
-        raise HubError(str(answer)) from answer
+        raise answer
     return answer
 
 
+def first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _newest_commit(repo_id: str) -> str:
+    """Raises: HubError."""
+    try:
+        return str(within(LIMIT_S, lambda: HfApi().model_info(repo_id, timeout=LIMIT_S)).sha)
+    except Exception as error:  # of the name, the connection or the hub: all end in one line
+        raise HubError(str(error)) from error
+
+
 def _unavailable(repo_id: str, error: Exception) -> str:
-    reason = (str(error) or type(error).__name__).splitlines()[0]
     return (
         f"{repo_id}: no such path, and the HuggingFace hub does not give such a model (no such name, or offline; "
-        f"give a folder that holds config.json and model.safetensors instead): {reason}"
+        f"give a folder that holds config.json and model.safetensors instead): {first_line(error)}"
     )
