@@ -117,7 +117,7 @@ def cached_or_read(clips: ClipDataset, model: DiveClassifier, cfg: Config) -> Fe
         cache_root,
         num_views=num_views,
         num_workers=cfg.data.num_workers,
-        class_token_alone=model.pooling is None and model.backbone.is_frozen,
+        class_token_alone=model.pooling is None and model.backbone.has_frozen_class_token,
     )
 
 

@@ -51,17 +51,17 @@ class Backbone(nn.Module, ABC):
     def frozen_tokens(self, clips: Tensor) -> Tensor:
         """What the embeddings and the frozen blocks make of clips. Returns: (batch, tokens, dim), to go on from."""
 
+    @property
+    def has_frozen_class_token(self) -> bool:
+        """Whether every block is frozen, and `frozen_class_token` gives all that `forward` goes on from."""
+        return False
+
     def frozen_class_token(self, clips: Tensor) -> Tensor:
         """The class token that the blocks make of clips, before the last norm; for `forward` to go on from.
 
-        Of a backbone whose blocks are all frozen. Returns: (batch, 1, embed_dim).
+        Of a backbone that `has_frozen_class_token`. Returns: (batch, 1, embed_dim).
         """
         raise NotImplementedError(f"{type(self).__name__} has no class token by itself")
-
-    @property
-    def is_frozen(self) -> bool:
-        """Whether every block is frozen, so that the last norm alone is trained."""
-        return not any(parameter.requires_grad for layer in self.layers()[:-1] for parameter in layer)
 
     @abstractmethod
     def layers(self) -> Sequence[Sequence[nn.Parameter]]:

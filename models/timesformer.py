@@ -226,7 +226,7 @@ class TimeSformer(Backbone):
             block.requires_grad_(index >= num_blocks)
 
     @property
-    def is_frozen(self) -> bool:
+    def has_frozen_class_token(self) -> bool:
         return self.num_frozen_blocks == len(self.blocks)
 
     def layers(self) -> list[list[nn.Parameter]]:
@@ -241,7 +241,7 @@ class TimeSformer(Backbone):
         frozen, `frozen_class_token` made of them. Returns: (batch, embed_dim).
         Raises: ValueError if the inputs are not of the size this backbone was built for.
         """
-        if self.is_frozen and tuple(inputs.shape[1:]) == (1, self.embed_dim):
+        if self.has_frozen_class_token and tuple(inputs.shape[1:]) == (1, self.embed_dim):
             return self.norm(inputs.squeeze(1))
         return self.norm(self.last_class_token(inputs))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -48,6 +49,16 @@ def experiment(tmp_path: Path, tiny_root: Path, tiny_encoders: dict[str, tuple[P
     shutil.copytree(tiny_encoders["vjepa2"][0], encoder)
     path.write_text(EXPERIMENT.format(runs=tmp_path / "runs", root=root, encoder=encoder))
     return lambda *overrides: load_config(path, list(overrides))
+
+
+def test_the_class_token_of_a_frozen_encoder_is_probed(
+    experiment: Callable[..., Config], tiny_encoders: dict[str, tuple[Path, Any]]
+) -> None:
+    encoder = tiny_encoders["timesformer"][0]
+    depth = json.loads((encoder / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"]
+    options = [f"backbone.weights={encoder}", "backbone.layers=[]", f"backbone.num_frozen_blocks={depth}"]
+    run = train(experiment(*options, "head.pooling=class_token"))
+    assert evaluate_run(run, [], split="test")["num_clips"] == 12
 
 
 def test_a_frozen_encoder_is_probed_resumed_tested_compared_and_asked(
