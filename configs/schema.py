@@ -118,9 +118,6 @@ class ClipConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self, "clip.")
-        expected = f"from 0 to {self.num_frames - 1}, one of clip.num_frames={self.num_frames}"
-        is_one = self.only_frame is None or 0 <= self.only_frame < self.num_frames
-        require(is_one, "clip.only_frame", expected, self.only_frame)
 
 
 @dataclass
@@ -242,6 +239,9 @@ class Config:
                 self.clip.image_size or IMAGE_SIZE,
             )
             self.backbone.require_whole_patches(self.clip.image_size)
+        num_frames, only_frame = self.clip.num_frames or math.inf, self.clip.only_frame  # 0: the encoder's own number
+        is_one = only_frame is None or 0 <= only_frame < num_frames
+        require(is_one, "clip.only_frame", f"0 or more, and below clip.num_frames={num_frames}", only_frame)
         if num_cached := self.train.num_cached_views:
             for suits, expected in (
                 (self.backbone.num_frozen_blocks > 0, "0 without backbone.num_frozen_blocks"),

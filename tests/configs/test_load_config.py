@@ -376,3 +376,10 @@ def test_a_size_that_is_left_to_the_encoder_does_not_differ_from_what_it_said(tm
     assert differing_options(said, load_config(written(tmp_path), encoder)) == []
     other = load_config(written(tmp_path), [*encoder, "clip.num_frames=32"])
     assert differing_options(said, other) == ["clip.num_frames: 64 before, 32 now"]
+
+
+def test_the_only_frame_is_one_of_the_clip_also_where_their_number_is_the_default(tmp_path):
+    assert load_config(written(tmp_path), ["clip.only_frame=23"]).clip.only_frame == 23
+    for number in (24, -1):
+        with pytest.raises(ValueError, match=r"clip\.only_frame must be 0 or more, and below clip\.num_frames"):
+            load_config(written(tmp_path), [f"clip.only_frame={number}"])
