@@ -15,6 +15,10 @@ from diveparse.datasets.video.evidence import MAX_UNITS, NO_HEADERS, Evidence, E
 from diveparse.datasets.video.h264 import H264Examiner
 from diveparse.datasets.video.hevc import HevcExaminer
 
+# Codecs of single pictures whose decoders in FFmpeg copy each packet over the last one. Where a packet is cut, what the
+# last one left there shows in the picture, so that it depends on which one that was.
+KEPT_BUFFER = frozenset({"asv1", "asv2", "ffvhuff", "huffyuv"})
+
 
 def examiner(codec: CodecContext) -> Examiner | None:
     """What reads the evidence of this stream's packets; None if its codec proves nothing."""
@@ -35,7 +39,7 @@ def examiner(codec: CodecContext) -> Examiner | None:
     reads = {"vp8": _vp8, "vp9": _vp9, "mjpeg": _mjpeg}
     if name in reads:
         return PlainExaminer(reads[name])
-    return PlainExaminer(_intra) if codec.codec.intra_only else None
+    return PlainExaminer(_intra) if codec.codec.intra_only and name not in KEPT_BUFFER else None
 
 
 class PlainExaminer:

@@ -528,6 +528,27 @@ def test_a_frame_that_a_change_of_size_loses_is_not_shown(codec: str, tmp_path: 
         assert torch.equal(read_frames(path, [time_s])[0], torch.from_numpy(expected).permute(2, 0, 1)), time_s
 
 
+def test_a_cut_picture_does_not_depend_on_what_was_decoded_before(tmp_path: Path) -> None:
+    """HuffYUV's decoder reads on in what the last packet left, where a packet is cut."""
+    path, rng = tmp_path / "clip.wmv", np.random.default_rng(0)
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("huffyuv", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "rgb24"
+        for height in (48, 40, 44, 36, 46, 48):  # of the noise: packets of several lengths
+            picture = np.zeros((48, 64, 3), np.uint8)
+            picture[:height] = rng.integers(0, 256, (height, 64, 3))
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+        file.mux(stream.encode())
+    whole = path.read_bytes()
+    for num_cut in range(2000, 6000, 397):
+        path.write_bytes(whole[:-num_cut])
+        with av.open(str(path)) as file:
+            pictures = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+        expected = torch.from_numpy(pictures[-1]).permute(2, 0, 1)
+        for before_s in (0.0, 0.04, 0.12):
+            assert torch.equal(read_frames(path, [before_s, 0.04 * (len(pictures) - 1)])[1], expected), num_cut
+
+
 def test_a_stream_without_a_decoder_is_refused(tmp_path: Path, write_video: WriteVideo) -> None:
     path = write_video(tmp_path / "clip.mp4", codec="mpeg4")
     content = path.read_bytes()
