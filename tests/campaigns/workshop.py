@@ -29,6 +29,7 @@ from diveparse.datasets.dives import DIVING48
 from diveparse.datasets.inspection import LOG_FILE, read_log
 from diveparse.datasets.video.writer import Picture, write_h264, x264_options
 from diveparse.engine.events import EVENT_FILES
+from diveparse.engine.evidence.answers import ABOUT
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 PROC = Path("/proc")
@@ -197,6 +198,8 @@ def _content_of(path: Path) -> object:
     }
     if path.suffix == ".safetensors":
         return _safetensors(path.read_bytes())
+    if path.name.endswith(".answers.npz"):
+        return _answers(path)
     read = special.get(path.name, lambda path: _digest(path.read_bytes()))
     return read(path)
 
@@ -209,6 +212,15 @@ def _safetensors(content: bytes) -> object:
     """The library writes the entries of a header's metadata in any order."""
     (length,) = struct.unpack("<Q", content[:8])
     return json.loads(content[8 : 8 + length]), _digest(content[8 + length :])
+
+
+def _answers(path: Path) -> object:
+    """Without the environment of each run, which has the time of its start and of each resumption."""
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name].tobytes() for name in file.files if name != ABOUT}
+        about = json.loads(file[ABOUT].tobytes())
+    runs = [{name: value for name, value in run.items() if name != "environment"} for run in about["runs"]]
+    return arrays, {**about, "runs": runs}
 
 
 def _plain(value: Any) -> Any:
