@@ -42,15 +42,18 @@ def written(cells: list[Cell]) -> Path:
     return path
 
 
-def test_what_is_read_back_is_what_was_answered_to_half_precision(cells):
+def test_what_is_read_back_is_what_was_answered_but_for_rounding(cells):
     answers = read_answers(written(cells))
     assert [(each.run["arm"], each.run["seed"]) for each in answers] == [(c.arm, c.config.seed) for c in cells]
     for cell, each in zip(cells, answers, strict=True):
         own, dive_set = load_predictions(cell.run.evaluation().probabilities)
         assert each.dive_set == dive_set
         assert (each.predictions.clips, each.predictions.sources) == (own.clips, own.sources)
-        np.testing.assert_allclose(each.predictions.dive_log_probs, own.dive_log_probs, rtol=2**-10, atol=1e-3)
-        np.testing.assert_allclose(np.exp(each.predictions.dive_log_probs).sum(axis=1), 1, rtol=1e-3)
+        found, is_fine = each.predictions.dive_log_probs, own.dive_log_probs > -3.9
+        assert 0 < is_fine.sum() < is_fine.size
+        np.testing.assert_allclose(found[is_fine], own.dive_log_probs[is_fine], atol=0.02)
+        np.testing.assert_allclose(found, own.dive_log_probs, atol=0.08)
+        np.testing.assert_allclose(np.exp(found).sum(axis=1), 1, rtol=1e-2)
         for name in ("labels", "spelt_labels", "decoded_labels"):
             assert np.array_equal(getattr(each.predictions, name), getattr(own, name))
         for name, log_probs in own.attribute_log_probs.items():
@@ -72,7 +75,7 @@ def test_restored_runs_give_the_same_tables_as_far_as_they_are_printed(cells):
         assert run.scores["top1"] == before[key].scores["top1"]
         assert run.scores["nll"] == pytest.approx(before[key].scores["nll"], rel=1e-7)
         for name in ("top5", "nll_calibrated", "brier", "ece", "ece_calibrated", "mean_class_accuracy"):
-            assert run.scores[name] == pytest.approx(before[key].scores[name], abs=5e-4), name
+            assert run.scores[name] == pytest.approx(before[key].scores[name], abs=3e-3), name
         assert run.clipped_share == (0.5, 0.25)
         assert run.config == before[key].config
         assert set(run.scores) == set(SCORES)
