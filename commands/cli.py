@@ -30,6 +30,7 @@ COMMANDS = {
     "predict": "read the dive number off videos",
     "export": "write a model for transformers, ONNX or torch.export",
     "experiment": "train, test and compare every arm with every seed",
+    "results": "fill in the page of all results from their tables",
     "pretrain": "pretrain a backbone on the kinematics of rendered dives",
     "benchmark": "measure speed and memory beside peers",
 }
