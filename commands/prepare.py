@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from diveparse.commands.cli import add_command
 from diveparse.configs import DataConfig, Dives
-from diveparse.datasets.archives import unpack
+from diveparse.datasets.archives import find_archives, unpack
 from diveparse.datasets.cache import (
     DEFAULTS,
     NUM_SAMPLE_CLIPS,
@@ -35,9 +35,9 @@ from diveparse.datasets.inspection import REPORT_FILE, check_files, read_splits,
 from diveparse.datasets.records import ClipRecord
 from diveparse.datasets.rendered.clip import RenderedClip, Source, Split
 from diveparse.datasets.rendered.sets import ClassCounts, RenderSettings, Sources, render_data_set, write_clip
+from diveparse.datasets.shards import Shard, find_shards, splits_of_shards, unpack_shards
 from diveparse.datasets.storage.atomic import write_json
 from diveparse.datasets.storage.disk import free_bytes, in_bytes, naming_full_disk, require_space
-from diveparse.datasets.storage.foreign import own_paths
 from diveparse.datasets.storage.lock import locked
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def add_pictures(commands: Subparsers) -> None:
 def add_checks(commands: Subparsers) -> None:
     """The commands that check a data set and make its caches."""
     diving48 = add_command(commands, "diving48", "check a download of Diving48, report, and make its cache")
-    diving48.add_argument("root", type=Path, metavar="ROOT", help="with rgb/ or its .tar, the V2 JSONs, the vocabulary")
+    diving48.add_argument("root", type=Path, metavar="ROOT", help="with rgb/, its .tar or parquet shards; V2 JSONs")
     diving48.set_defaults(action=check_data_set)
     clips = add_command(commands, "clips", "check a CSV of clips, and make its cache")
     clips.add_argument("root", type=Path, metavar="FILE.csv", help="with the columns that datasets/clips.py describes")
@@ -145,14 +145,17 @@ def add_workers(command: argparse.ArgumentParser) -> None:
 
 def check_data_set(args: argparse.Namespace) -> int:
     """Unpack what is still packed, play every file, print and write the findings. Returns: the exit code."""
-    splits = read_splits(args.root)
+    shards = find_shards(args.root)
+    splits = {} if shards else read_splits(args.root)
     with locked(args.root, "prepare"):
-        return check_folder(args, splits)
+        return check_folder(args, splits or splits_of_shards(args.root, shards), shards)
 
 
-def check_folder(args: argparse.Namespace, splits: dict[str, list[ClipRecord]]) -> int:
-    for archive in sorted([*own_paths(args.root, "*.tar"), *own_paths(args.root, "*.tar.gz")]):
+def check_folder(args: argparse.Namespace, splits: dict[str, list[ClipRecord]], shards: list[Shard]) -> int:
+    for archive in find_archives(args.root):
         follow(unpack(archive, args.root), unit="B", unit_scale=True, desc=f"unpacking {archive.name}")
+    if shards:
+        follow(unpack_shards(shards, args.root), unit="clip", desc=f"unpacking {len(shards)} shards")
     records = [record for split in splits.values() for record in split]
     follow(check_files(args.root, records, args.workers), unit="file", desc="playing")
     found = report(args.root, splits)

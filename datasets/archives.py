@@ -15,6 +15,7 @@ from typing import IO, Any, cast
 from diveparse.datasets.records import NAME_PATTERN
 from diveparse.datasets.storage.atomic import make_folder, written_atomically
 from diveparse.datasets.storage.disk import require_space
+from diveparse.datasets.storage.foreign import own_paths
 
 # by the first bytes of a file
 OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
@@ -24,10 +25,24 @@ MAX_EXPANSION = 20  # videos hardly shrink when they are compressed
 MAX_NUM_MEMBERS = 200_000
 MAX_READ_BYTES = 2**20  # at once: a long name, or a piece of a file
 SPARE_BYTES = 2**28  # of the disk, which unpacking leaves free
+POINTER_START = b"version https://git-lfs."  # of what git leaves in place of a large file
 
 
 class ArchiveError(ValueError):
     """An archive that is whole, and is not unpacked."""
+
+
+def find_archives(root: Path) -> list[Path]:
+    return sorted([*own_paths(root, "*.tar"), *own_paths(root, "*.tar.gz")])
+
+
+def require_content(path: Path) -> None:
+    """Raises: ValueError if git has left a pointer in place of the file."""
+    with path.open("rb") as file:
+        if file.read(len(POINTER_START)) == POINTER_START:
+            raise ValueError(
+                f"{path}: a pointer of Git LFS and not the file itself; get it with `git lfs pull` or `hf download`"
+            )
 
 
 def unpack(archive: Path, root: Path) -> Iterator[tuple[int, int]]:
@@ -38,6 +53,7 @@ def unpack(archive: Path, root: Path) -> Iterator[tuple[int, int]]:
     Raises: ValueError if the archive is damaged or has no such file, or if it expands to far more than videos do;
     DiskFullError if the disk has no space for the next video.
     """
+    require_content(archive)
     num_bytes, num_members, num_videos = archive.stat().st_size, 0, 0
     written: list[Path] = []
     try:
@@ -100,10 +116,10 @@ def _require_bounds(archive: Path, member: tarfile.TarInfo, num_bytes: int, num_
     if member.size < 0:
         raise tarfile.ReadError(f"{member.name[:80]!r} claims {member.size} bytes")
     # counted over all that comes before, too
-    _require_expansion(archive, num_bytes, member.offset_data + member.size)
+    require_expansion(archive, num_bytes, member.offset_data + member.size)
 
 
-def _require_expansion(archive: Path, num_bytes: int, num_unpacked: int) -> None:
+def require_expansion(archive: Path, num_bytes: int, num_unpacked: int) -> None:
     if num_unpacked > MAX_EXPANSION * num_bytes + MAX_READ_BYTES:
         raise ArchiveError(
             f"{archive}: expands to {num_unpacked / 1e9:,.3f} GB or more, over {MAX_EXPANSION} times its size, as "
@@ -114,7 +130,7 @@ def _require_expansion(archive: Path, num_bytes: int, num_unpacked: int) -> None
 def _require_whole(archive: Path, unpacked: _Unpacked, num_bytes: int) -> None:
     """Read on to the end of a compressed file, where its checksum is. Raises: tarfile.ReadError if it is another."""
     while unpacked.read(MAX_READ_BYTES):
-        _require_expansion(archive, num_bytes, unpacked.tell())
+        require_expansion(archive, num_bytes, unpacked.tell())
 
 
 def _is_clip(member: tarfile.TarInfo) -> bool:

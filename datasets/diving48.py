@@ -31,6 +31,14 @@ class Diving48Folder:
         return read_split(self.root, split)
 
 
+def annotation_file(root: Path, split: str) -> Path:
+    return root / f"Diving48_V2_{split}.json"
+
+
+def vocabulary_file(root: Path) -> Path:
+    return root / "Diving48_vocab.json"
+
+
 def read_split(root: Path, split: str, dive_set: DiveSet = DIVING48) -> list[ClipRecord]:
     """Read one split ("train" or "test") and check it against the vocabulary file and the videos on disk.
 
@@ -42,7 +50,7 @@ def read_split(root: Path, split: str, dive_set: DiveSet = DIVING48) -> list[Cli
     missing = sorted(names - {file.stem for file in own_paths(folder, "*.mp4")})
     if missing:
         listed = ", ".join(f"{name}.mp4" for name in missing[:10]) + (", …" if len(missing) > 10 else "")
-        of = f"of the {len(records)} videos of Diving48_V2_{split}.json"
+        of = f"of the {len(records)} videos of {annotation_file(root, split).name}"
         raise ValueError(f"{folder}: {len(missing)} {of} are missing: {listed}")
     return records
 
@@ -55,8 +63,8 @@ def read_annotations(root: Path, split: str, dive_set: DiveSet = DIVING48) -> li
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-    _check_vocab(root / "Diving48_vocab.json", dive_set)
-    path = root / f"Diving48_V2_{split}.json"
+    _check_vocab(vocabulary_file(root), dive_set)
+    path = annotation_file(root, split)
     entries = _read_json_list(path)
     records = [_read_entry(f"{path}: entry {i}", entry, root, len(dive_set)) for i, entry in enumerate(entries)]
     names = {record.name for record in records}

@@ -8,20 +8,27 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from diveparse.datasets.archives import find_archives
 from diveparse.datasets.dives import (
     DIVING48,
     DIVING48_TEST_COUNTS,
     DIVING48_TRAIN_COUNTS,
     DIVING48_V1_TRAIN_COUNTS,
 )
-from diveparse.datasets.diving48 import SPLITS, read_annotations, require_distinct_files
+from diveparse.datasets.diving48 import (
+    SPLITS,
+    annotation_file,
+    read_annotations,
+    require_distinct_files,
+    vocabulary_file,
+)
 from diveparse.datasets.records import ClipRecord, is_rendered
 from diveparse.datasets.storage import journal
 from diveparse.datasets.storage.foreign import own_paths
@@ -31,6 +38,7 @@ from diveparse.datasets.video import VideoError, play
 LOG_FILE, REPORT_FILE = "inspection.jsonl", "inspection.json"
 KNOWN_COUNTS = {"train": DIVING48_TRAIN_COUNTS, "test": DIVING48_TEST_COUNTS}
 MIN_FRAMES = 25  # the shortest real clip
+TEXT_ORDER_DISTANCE = 0.05  # in total variation, of shares; a permuted long tail is far from any other data set's
 V1_EVIDENCE_NATS = 10.0  # log-likelihood ratio of V1 over V2: odds of more than 20,000 to 1
 
 
@@ -94,17 +102,36 @@ def _is_current(check: FileCheck | None, path: Path) -> bool:
 def read_splits(root: Path) -> dict[str, list[ClipRecord]]:
     """The annotations of both splits, whether or not the videos exist.
 
-    Raises: ValueError for annotations of V1, or for names that differ between the splits in case only.
+    Raises: ValueError for annotations that are missing or of V1, or for names that differ between the splits in case
+    only.
     """
-    for split in SPLITS:
-        if not (root / f"Diving48_V2_{split}.json").is_file() and (root / f"Diving48_{split}.json").is_file():
-            raise ValueError(
-                f"{root}: Diving48_{split}.json holds the first labels (V1), which are wrong for many clips; get "
-                f"Diving48_V2_{split}.json, the labels of October 2020"
-            )
+    require_annotations(root)
     splits = {split: read_annotations(root, split) for split in SPLITS}
     require_distinct_files(root, {record.name for records in splits.values() for record in records})
     return splits
+
+
+def require_annotations(root: Path, given: Collection[Path] = ()) -> None:
+    """given: files that need not be there.
+
+    Raises: ValueError for annotations of V1 in place of V2, or naming all that are missing where there are videos.
+    """
+    files = [*(annotation_file(root, split) for split in SPLITS), vocabulary_file(root)]
+    missing = [path for path in files if not path.is_file() and path not in given]
+    for split in SPLITS:
+        if annotation_file(root, split) in missing and (root / f"Diving48_{split}.json").is_file():
+            raise ValueError(
+                f"{root}: Diving48_{split}.json holds the first labels (V1), which are wrong for many clips; get "
+                f"{annotation_file(root, split).name}, the labels of October 2020"
+            )
+    videos = [path.name for path in find_archives(root)]
+    videos += [f"{name}/" for name in ("data", "rgb") if (root / name).is_dir()]
+    if missing and videos:
+        raise ValueError(
+            f"{root}: there are videos ({', '.join(videos)}) and no labels: {', '.join(path.name for path in missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} missing; get the V2 labels of October 2020 from the authors of "
+            "Diving48 and put them here"
+        )
 
 
 def report(root: Path, splits: dict[str, list[ClipRecord]]) -> dict[str, Any]:
@@ -122,13 +149,13 @@ def report(root: Path, splits: dict[str, list[ClipRecord]]) -> dict[str, Any]:
     missing = sorted(name for split in about.values() for name in split["missing"])
     short = sorted(name for name in found if name in checks and 0 < checks[name].num_frames < MIN_FRAMES)
     in_neither_split = sorted({path.stem for path in own_paths(root / "rgb", "*.mp4")} - found)
-    v1 = _evidence_of_v1(about["train"]["clips_per_class"])
+    other_labels = evidence_of_other_labels(about["train"]["clips_per_class"])
 
     errors = _counted("clips are missing", missing) + _counted("files cannot be played", list(problems))
     errors += _counted("sources are in both training and test", shared)
     errors += _counted("clips are in both training and test", twice)
     errors += _counted("files are in both training and test under two names", [", ".join(names) for names in across])
-    errors += [f"the training labels are the first ones (V1), not V2: {v1}"] if v1 else []
+    errors += [f"the training labels {other_labels}"] if other_labels else []
     warnings = _counted(f"clips are shorter than {MIN_FRAMES} frames", short)
     warnings += _counted("files lack their end", [f"{name}: {loss}" for name, loss in losses.items()])
     warnings += _counted("files are there under two names", [", ".join(n) for n in duplicates if n not in across])
@@ -184,6 +211,30 @@ def _duplicates(checks: dict[str, FileCheck], found: set[str]) -> list[list[str]
     for name in sorted(found & checks.keys()):
         same[checks[name].sha256].append(name)
     return sorted(names for names in same.values() if len(names) > 1)
+
+
+def evidence_of_other_labels(clips_per_class: Sequence[int]) -> str | None:
+    """Why training labels are not those of V2, as the end of a sentence, or None. clips_per_class: (48,)."""
+    if _are_in_text_order(clips_per_class):
+        return (
+            'are numbered as text is sorted ("0", "1", "10", …, "2"), which the hub\'s library does when it makes '
+            "classes of numbers, and not as Diving48 numbers its classes"
+        )
+    v1 = _evidence_of_v1(clips_per_class)
+    return f"are the first ones (V1), not V2: {v1}" if v1 else None
+
+
+def _are_in_text_order(clips_per_class: Sequence[int]) -> bool:
+    """Whether the clips per class are those of V2 or V1 with the classes that have clips sorted as text."""
+    shares = np.array(clips_per_class) / max(1, sum(clips_per_class))
+    for known in (DIVING48_TRAIN_COUNTS, DIVING48_V1_TRAIN_COUNTS):
+        live = [label for label, count in enumerate(known) if count]
+        for classes in (live, range(len(known))):  # class 30 may be a class without clips, or none
+            in_order = np.zeros(len(known))
+            in_order[: len(classes)] = [known[label] for label in sorted(classes, key=str)]
+            if np.abs(shares - in_order / in_order.sum()).sum() / 2 < TEXT_ORDER_DISTANCE:
+                return True
+    return False
 
 
 def _evidence_of_v1(clips_per_class: Sequence[int]) -> str | None:

@@ -291,7 +291,7 @@ class VideoPrismEncoder(TransformersEncoder):
         if index == self.num_spatial:
             frames = rearrange(self.model.layernorm1(tokens), "b (t n) d -> (b t) n d", t=self.num_times)
             size = self.clip_format.image_size
-            shape = (len(tokens), self.clip_format.num_frames, NUM_CHANNELS, size, size)
+            shape = (tokens.shape[0], self.clip_format.num_frames, NUM_CHANNELS, size, size)
             sites = self.model.temporal_embeddings(frames, shape, interpolate_pos_encoding=self.is_stretched)
         else:
             sites = rearrange(tokens, "b (t n) d -> (b n) t d", t=self.num_times)

@@ -4,6 +4,7 @@ import sys
 import pytest
 import torch
 
+from diveparse.commands.cli import main
 from diveparse.configs import HeadKind, Pooling, StemKind
 from diveparse.datasets.constants import PIXEL_MEAN, PIXEL_STD
 from diveparse.datasets.dives import ATTRIBUTES, DIVING48, WORLD_AQUATICS
@@ -18,6 +19,13 @@ MODELS = {
     "residual, queries": {"kind": HeadKind.RESIDUAL, "pooling": Pooling.QUERIES},
     "independent, mean": {"kind": HeadKind.INDEPENDENT, "pooling": Pooling.MEAN},
     "flat, conv, queries": {"kind": HeadKind.FLAT, "stem": StemKind.CONV, "pooling": Pooling.QUERIES},
+}
+ENCODER_MODELS = {  # head, pooling, and the blocks that are read, few of them since each takes a moment to trace
+    "timesformer": (HeadKind.FLAT, Pooling.CLASS_TOKEN, [0]),
+    "videomae": (HeadKind.FLAT, Pooling.MEAN, [1]),
+    "vivit": (HeadKind.JOINT, Pooling.QUERIES, [0]),
+    "vjepa2": (HeadKind.JOINT, Pooling.MEAN, [0, 1]),
+    "videoprism_vision_model": (HeadKind.JOINT, Pooling.MEAN, []),
 }
 every_model = pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
 
@@ -41,6 +49,48 @@ def test_the_graph_is_plain_and_takes_any_batch(options, make_model, clips):
     assert all(name.startswith(("aten.", "<built-in function ")) for name in called), called
     for batch in (clips[:1], clips, clips.repeat(3, 1, 1, 1, 1)):
         assert_same(program.module()(batch), expected_outputs(model, batch))
+
+
+def encoder_clips(num_clips):
+    return torch.randn(num_clips, 4, 3, 48, 48, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("family", ENCODER_MODELS)
+def test_every_encoder_of_transformers_is_a_plain_graph_for_any_batch(family, make_encoder_model):
+    model = make_encoder_model(family, *ENCODER_MODELS[family])
+    program = exported_program(model, DIVING48)
+    called = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert all(name.startswith(("aten.", "<built-in function ")) for name in called), called
+    for num_clips in (1, 3, 5):
+        batch = encoder_clips(num_clips)
+        expected = expected_outputs(model, batch)
+        assert num_clips == 1 or expected[0].std(0).max() > 0.01  # answers differ from clip to clip
+        assert_same(program.module()(batch), expected)
+
+
+def test_a_saved_run_of_v_jepa_2_is_exported(make_encoder_model, tmp_path):
+    model = make_encoder_model("vjepa2", *ENCODER_MODELS["vjepa2"])
+    model.save(tmp_path / "model")
+    assert main(["export", str(tmp_path / "model"), str(tmp_path / "model.pt2"), "--format", "torch-export"]) == 0
+    batch = encoder_clips(3)
+    assert_same(torch.export.load(tmp_path / "model.pt2").module()(batch), expected_outputs(model, batch))
+
+
+@pytest.mark.parametrize("family", ["videomae", "vjepa2"])
+def test_onnx_runtime_answers_as_an_encoder_of_transformers_does(family, make_encoder_model, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
+    model = make_encoder_model(family, *ENCODER_MODELS[family])
+    write_onnx(model, DIVING48, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    assert session.get_inputs()[0].shape == ["batch", 4, 3, 48, 48]
+    read = OnnxClassifier(tmp_path / "model.onnx")
+    assert (read.clip_config.num_frames, read.clip_config.image_size) == (4, 48)
+    for num_clips in (1, 3):
+        batch = encoder_clips(num_clips)
+        assert_same(session.run(None, {CLIPS: batch.numpy()}), expected_outputs(model, batch))
+        scores = read.calibrated_scores(batch)
+        found = [scores.log_probs(), *(scores.marginals()[name] for name in ATTRIBUTES)]
+        assert_same(found, expected_outputs(model, batch))
 
 
 def test_more_rows_than_a_chunk_of_the_mlp_are_no_other_graph(make_model, monkeypatch, clips):
