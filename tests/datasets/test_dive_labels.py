@@ -38,7 +38,9 @@ def test_what_is_no_dive_is_none(label: str) -> None:
 
 
 def test_labels_that_are_no_dives_are_listed_in_one_line() -> None:
-    with pytest.raises(ValueError, match=r"^folder: 2 of its 3 labels are no dives; .*got 'abseiling', 'air drumming'$"):
+    with pytest.raises(
+        ValueError, match=r"^folder: 2 of its 3 labels are no dives; .*got 'abseiling', 'air drumming'$"
+    ):
         dives_of_labels(["abseiling", "101B", "air drumming"], "folder")
     with pytest.raises(ValueError, match=r"'other 19' and 30 more$"):
         dives_of_labels([f"other {number}" for number in range(50)], "folder")
