@@ -20,6 +20,7 @@ from diveparse.configs import (
 )
 from diveparse.datasets.data_set import open_data_set
 from diveparse.datasets.dives import DiveSet
+from diveparse.datasets.splits import evaluation_clips
 from diveparse.datasets.storage.atomic import write_json, written_atomically
 from diveparse.datasets.storage.foreign import own_paths
 from diveparse.datasets.storage.json_file import read_json_object
@@ -45,7 +46,9 @@ def is_published_test(path: Path) -> bool:
     return RunFolder(path).published.is_file() or is_published(path)
 
 
-def evaluate_published(source: Path, overrides: list[str], *, split: str, again: bool = False) -> tuple[RunFolder, Any]:
+def evaluate_published(
+    source: Path, overrides: list[str], *, split: str, again: bool = False
+) -> tuple[RunFolder, dict[str, Any]]:
     """Evaluate a published classifier on a split. Returns: its run folder and the scores.
 
     source: its folder, OWNER/NAME on the hub, or the run of an earlier test. The run is `runs_dir/name/arm/seed-K` as
@@ -71,10 +74,11 @@ def evaluate_published(source: Path, overrides: list[str], *, split: str, again:
     if len(known) < len(dive_set):
         missing = ", ".join(dive.number for dive in dive_set if dive not in known)
         logger.warning("%s has no label for %s: it cannot name these", cfg.backbone.weights, missing)
-    num_train_clips = count_train_clips(cfg, dive_set)
+    records = evaluation_clips(cfg.data, split, cfg.seed, dive_set)
+    about_training = about_no_training(count_train_clips(cfg, dive_set))
     with locked(run.path, "testing"):
         write_published(run, cfg, model)
-        return run, score_split(run, cfg, files, model, dive_set, about_no_training(num_train_clips), split=split)
+        return run, score_split(run, cfg, files, model, records, dive_set, about_training, split=split)
 
 
 def read_published_config(source: Path, overrides: list[str]) -> Config:

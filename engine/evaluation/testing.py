@@ -71,7 +71,8 @@ def evaluate_run(folder: Path, overrides: list[str], *, split: str, again: bool 
             "trained_from_cache": "train" in (run.splits_from_cache() or ()),
             **describe_training(run, dive_set),
         }
-        return score_split(run, cfg, files, model, dive_set, about_training, split=split)
+        records = evaluation_clips(cfg.data, split, cfg.seed, dive_set)
+        return score_split(run, cfg, files, model, records, dive_set, about_training, split=split)
 
 
 def require_first(files: EvaluationFiles, *, again: bool) -> None:
@@ -85,13 +86,13 @@ def score_split(
     cfg: Config,
     files: EvaluationFiles,
     model: DiveClassifier,
+    records: Sequence[ClipRecord],
     dive_set: DiveSet,
     about_training: dict[str, Any],
     *,
     split: str,
 ) -> dict[str, Any]:
-    """Evaluate a model on a split, in the dives of a set, and write the files of it. Returns: the scores."""
-    records = evaluation_clips(cfg.data, split, cfg.seed, dive_set)
+    """Evaluate a model on the clips of a split, in the dives of a set, and write its files. Returns: the scores."""
     require_space(run.path, RESULT_BYTES + 8 * len(records) * len(dive_set), f"a test of {len(records)} clips")
     views = (cfg.test.num_temporal_views, cfg.test.num_spatial_views)
     clips = build_clips(cfg, records, training=False, views=views, processor=model.processor)
