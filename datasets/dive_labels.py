@@ -75,8 +75,8 @@ def _dives_by_name() -> dict[str, Dive]:
     """Every dive that a number can express, by its name in lower case."""
     named = {}
     counts = product(range(MAX_SOMERSAULT_HALF_TURNS + 1), range(MAX_TWIST_HALF_TURNS + 1))
-    for (somersault, twist), *parts in product(counts, Takeoff, Position, (False, True), (False, True)):
-        takeoff, position, flying, armstand = parts
+    styles = ((False, False), (True, False), (False, True))  # flying, armstand
+    for (somersault, twist), takeoff, position, (flying, armstand) in product(counts, Takeoff, Position, styles):
         try:
             dive = Dive(takeoff, somersault, twist, position, flying, armstand)
         except ValueError:

@@ -178,7 +178,11 @@ class DiveClassifier(nn.Module):
             return cls.load(source)
         from diveparse.models.published_classifier import load_published  # imports `transformers`: that takes seconds
 
-        return load_published(Path(source).as_posix())
+        parts = load_published(Path(source).as_posix())
+        sizes = parts.backbone.clip_format
+        clip = ClipConfig(num_frames=sizes.num_frames, image_size=sizes.image_size)
+        config = ModelConfig(parts.backbone.config, clip, parts.head.cfg)
+        return cls(parts.backbone, parts.head, config, pooling=parts.pooling, processor=parts.processor).eval()
 
     @classmethod
     def load(cls, run_or_folder: Path | str) -> DiveClassifier:

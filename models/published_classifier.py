@@ -6,26 +6,35 @@ the rows of the layer in the order of this project's dives. Clips are made by th
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING, PreTrainedConfig
 
-from diveparse.configs import BackboneConfig, BackboneKind, ClipConfig, HeadConfig, HeadKind, Pooling
+from diveparse.configs import BackboneConfig, BackboneKind, HeadConfig, HeadKind, Pooling
 from diveparse.datasets.dive_labels import dives_of_labels, in_known_order
 from diveparse.datasets.dives import DiveSet
-from diveparse.heads import build_head
+from diveparse.heads import Head, build_head
 from diveparse.heads.pooling import MeanOfPatches
 from diveparse.models.backbone import ClipFormat
 from diveparse.models.build_encoder import load_model
-from diveparse.models.classifier import DiveClassifier, ModelConfig
-from diveparse.models.frame_processor import load_processor
-from diveparse.models.transformers_encoder import ENCODERS, UNUSED
+from diveparse.models.frame_processor import FrameProcessor, load_processor
+from diveparse.models.transformers_encoder import ENCODERS, UNUSED, TransformersEncoder
 from diveparse.models.weights.encoders import SavedEncoder, read_encoder, weights_folder
 from diveparse.models.weights.sources import load_state
 
 SOFTMAX = (None, "single_label_classification")  # values of problem_type for which one dive is the answer
+
+
+@dataclass(frozen=True)
+class PublishedClassifier:
+    """The parts of a `DiveClassifier`. pooling: None for the class token."""
+
+    backbone: TransformersEncoder
+    pooling: nn.Module | None
+    head: Head
+    processor: FrameProcessor
 
 
 class PoolingOfVideoPrism(nn.Module):
@@ -41,8 +50,8 @@ class PoolingOfVideoPrism(nn.Module):
         return features
 
 
-def load_published(source: str) -> DiveClassifier:
-    """A published classifier, of a folder or of OWNER/NAME on the hub. In evaluation mode; its temperature is 1.
+def load_published(source: str) -> PublishedClassifier:
+    """A published classifier, of a folder or of OWNER/NAME on the hub.
 
     Raises: ValueError naming the source if there is none, its labels are no dives, it lacks a processor or weights, or
     it is none that this project can run.
@@ -51,22 +60,17 @@ def load_published(source: str) -> DiveClassifier:
     dive_set, rows = _dives_of(saved)
     processor = load_processor(saved, folder)
     saved = replace(saved, pixels=processor.pixels)
-    sizes = {"num_frames": saved.num_frames, "image_size": saved.image_size}
-    clip_format = ClipFormat(**sizes)
+    clip_format = ClipFormat(saved.num_frames, saved.image_size)
     model_class = MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING[type(saved.config)]
     unused = [f"{model_class.base_model_prefix}.{name}" for name in UNUSED]
     whole: Any = load_model(model_class, saved, weights_folder(source, folder), clip_format, unused=unused)
     kind, pooling = _pooling_of(whole, source)
-    config = ModelConfig(
-        BackboneConfig(kind=BackboneKind.TRANSFORMERS, weights=source),
-        ClipConfig(**sizes),
-        HeadConfig(kind=HeadKind.FLAT, pooling=kind),
-    )
-    backbone = ENCODERS[saved.config.model_type](saved, config.backbone, whole.base_model, clip_format)
-    head = build_head(config.head, backbone.embed_dim, dive_set)
+    cfg = BackboneConfig(kind=BackboneKind.TRANSFORMERS, weights=source)
+    backbone = ENCODERS[saved.config.model_type](saved, cfg, whole.base_model, clip_format)
+    head = build_head(HeadConfig(kind=HeadKind.FLAT, pooling=kind), backbone.embed_dim, dive_set)
     layer = whole.classifier
     load_state(head, {"linear.weight": layer.weight[rows], "linear.bias": layer.bias[rows]}, source)
-    return DiveClassifier(backbone, head, config, pooling=pooling, processor=processor).eval()
+    return PublishedClassifier(backbone, pooling, head, processor)
 
 
 def _dives_of(saved: SavedEncoder) -> tuple[DiveSet, list[int]]:

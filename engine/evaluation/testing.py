@@ -105,6 +105,7 @@ def score_split(
         **about_training,
         "temperature": model.temperature,
     }
+    about = {name: about[name] for name in DESCRIPTION}
     scores = scores_of(predictions, dive_set, about["num_train_clips"], model.temperature)
     save_predictions(files.probabilities, predictions, dive_set)
     write_predictions(files.predictions, predictions, dive_set)
