@@ -61,7 +61,7 @@ def load_published(source: str) -> PublishedClassifier:
     processor = load_processor(saved, folder)
     saved = replace(saved, pixels=processor.pixels)
     clip_format = ClipFormat(saved.num_frames, saved.image_size)
-    model_class = MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING[type(saved.config)]
+    model_class: Any = MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING[type(saved.config)]
     unused = [f"{model_class.base_model_prefix}.{name}" for name in UNUSED]
     whole: Any = load_model(model_class, saved, weights_folder(source, folder), clip_format, unused=unused)
     kind, pooling = _pooling_of(whole, source)
@@ -81,7 +81,7 @@ def _dives_of(saved: SavedEncoder) -> tuple[DiveSet, list[int]]:
     config: PreTrainedConfig = saved.config
     if config.problem_type not in SOFTMAX:
         raise ValueError(f"{saved.origin}: expected a classifier that chooses one label, got {config.problem_type}")
-    labels = config.id2label
+    labels: dict[Any, str] = dict(config.id2label or {})
     if sorted(labels) != list(range(len(labels))):
         raise ValueError(f"{saved.origin}: id2label must name the classes 0 to {len(labels) - 1}, got {sorted(labels)}")
     labelled = dives_of_labels([str(labels[place]) for place in range(len(labels))], saved.origin)
