@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,7 +33,12 @@ from diveparse.heads.pooling import build_pooling
 from diveparse.heads.scores import DiveScores
 from diveparse.models.backbone import Backbone, ClipFormat
 from diveparse.models.build import build_backbone, saved_backbone, starting_backbone
-from diveparse.models.weights.huggingface import is_huggingface, read_huggingface, read_huggingface_classifier
+from diveparse.models.weights.huggingface import (
+    is_huggingface,
+    is_published,
+    read_huggingface,
+    read_huggingface_classifier,
+)
 from diveparse.models.weights.sizes import read_sizes
 from diveparse.models.weights.sources import (
     MODEL_FILE,
@@ -62,16 +68,27 @@ class DiveClassifier(nn.Module):
     temperature: what the scores are to be divided by so that their probabilities are calibrated, fitted on validation
     (engine/evaluation/calibration.py); 1 until then. The model does not apply it: `model(clips).tempered(temperature)`
     does. `head.num_train_clips` is kept beside it: which dives were trained.
+    pooling, processor: of a published classifier, its own: what makes one feature of the tokens, in place of
+    `config.head.pooling`; and what makes clips of uint8 frames (time, 3, height, width), in place of
+    datasets/transforms.py.
     """
 
-    def __init__(self, backbone: Backbone, head: Head, config: ModelConfig) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: Head,
+        config: ModelConfig,
+        *,
+        pooling: nn.Module | None = None,
+        processor: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         super().__init__()
         if config.head.pooling is Pooling.CLASS_TOKEN:
             backbone.require_class_token()
         if backbone.clip_format != (wanted := ClipFormat(config.clip.num_frames, config.clip.image_size)):
             raise ValueError(f"the backbone takes clips of {backbone.clip_format}, but the config makes {wanted}")
         self.backbone = backbone
-        self.pooling = build_pooling(
+        self.pooling = pooling or build_pooling(
             config.head.pooling,
             embed_dim=backbone.embed_dim,
             num_heads=backbone.num_heads,
@@ -80,6 +97,7 @@ class DiveClassifier(nn.Module):
         )
         self.head = head
         self.config = config
+        self.processor = processor
         self.temperature = 1.0
 
     @property
@@ -129,8 +147,13 @@ class DiveClassifier(nn.Module):
         return scores.tempered(self.temperature)
 
     def save(self, folder: Path | str) -> None:
-        """Write model.safetensors and config.json into a folder, each whole or not at all."""
+        """Write model.safetensors and config.json into a folder, each whole or not at all.
+
+        Raises: ValueError for a published classifier, whose own files hold it.
+        """
         folder = Path(folder)
+        if self.processor is not None:
+            raise ValueError(f"{folder}: {self.config.backbone.weights} is published; copy its own files instead")
         content = plain_values(asdict(self.config)) | {
             "dives": {
                 "name": self.dive_set.name,
@@ -143,6 +166,23 @@ class DiveClassifier(nn.Module):
         write_json(folder / MODEL_CONFIG, content)
         # the weights last: a folder counts as a model once they are there
         write_weights(folder / MODEL_FILE, self.state_dict(), {NUM_HEADS: str(self.backbone.num_heads)})
+
+    @classmethod
+    def from_pretrained(cls, source: Path | str) -> DiveClassifier:
+        """A published video classifier whose labels are dives, of a folder or of OWNER/NAME on the HuggingFace hub;
+        or what `load` reads. In evaluation mode.
+
+        Raises: ValueError naming the source, one line, if it is none of these.
+        """
+        if not is_published(Path(source)):
+            return cls.load(source)
+        from diveparse.models.published_classifier import load_published  # imports `transformers`: that takes seconds
+
+        parts = load_published(Path(source).as_posix())
+        sizes = parts.backbone.clip_format
+        clip = ClipConfig(num_frames=sizes.num_frames, image_size=sizes.image_size)
+        config = ModelConfig(parts.backbone.config, clip, parts.head.cfg)
+        return cls(parts.backbone, parts.head, config, pooling=parts.pooling, processor=parts.processor).eval()
 
     @classmethod
     def load(cls, run_or_folder: Path | str) -> DiveClassifier:
