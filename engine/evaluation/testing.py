@@ -47,6 +47,7 @@ DESCRIPTION = (
     "median_grad_norm",
     "num_train_clips",
     "temperature",
+    "unseen_penalty",
 )
 TEST_OPTIONS = ("data.root", "data.num_workers", "data.cache", "data.damaged", "test.", "clip.order")  # in a test
 
@@ -84,6 +85,7 @@ def _evaluate(run: RunFolder, cfg: Config, files: EvaluationFiles, *, split: str
         **describe_test(run, cfg, split, records, predictions, from_cache=clips.cache is not None),
         **describe_training(run, dive_set),
         "temperature": model.temperature,
+        "unseen_penalty": model.unseen_penalty,
     }
     scores = scores_of(predictions, dive_set, about["num_train_clips"], model.temperature)
     save_predictions(files.probabilities, predictions, dive_set)

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import os.path
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.special import log_softmax
 from tabulate import tabulate
 
 from diveparse.configs import ExperimentConfig, flat_options
 from diveparse.datasets.dives import DiveSet
+from diveparse.datasets.storage.json_file import read_json_object
 from diveparse.engine.evaluation.predictions import Predictions, load_predictions
 from diveparse.engine.evaluation.stacking import penalty_that_keeps
 from diveparse.engine.evidence.runs import Run
@@ -124,7 +126,16 @@ def kept_share(run: Run, ignored: Sequence[str]) -> float:
 
 
 def answers_of(run: Run, split: str) -> tuple[Predictions, DiveSet]:
-    return load_predictions(run.folder.evaluation(split).probabilities)
+    """The answers of a test, with the model's own penalty added back to the dives that it was subtracted from."""
+    files = run.folder.evaluation(split)
+    predictions, dive_set = load_predictions(files.probabilities)
+    metrics = read_json_object(files.metrics)
+    penalty = np.float32(metrics.get("unseen_penalty", 0.0))  # a test of an earlier version had none
+    if not penalty:
+        return predictions, dive_set
+    is_penalised = [metrics["num_train_clips"][number] > 0 for number in dive_set.numbers]
+    scores = predictions.dive_log_probs + penalty * np.array(is_penalised)
+    return replace(predictions, dive_log_probs=log_softmax(scores, axis=1)), dive_set
 
 
 def families(arms: Mapping[str, Mapping[int, Run]]) -> dict[str, list[str]]:

@@ -156,6 +156,8 @@ def test_a_model_that_cannot_name_unseen_dives_has_no_harmonic_mean():
 
 def test_the_area_under_the_curve_is_that_of_a_sweep_over_penalties():
     predictions = biased_predictions(num_clips=60)
+    noise = np.random.default_rng(3).normal(scale=3, size=predictions.dive_log_probs.shape).astype(np.float32)
+    predictions = replace(predictions, dive_log_probs=predictions.dive_log_probs + noise)
     of_unseen = IS_UNSEEN[predictions.labels]
     points = []
     for penalty in np.linspace(-20, 20, 20001):
@@ -163,7 +165,7 @@ def test_the_area_under_the_curve_is_that_of_a_sweep_over_penalties():
         points.append((float(correct[of_unseen].mean()), float(correct[~of_unseen].mean())))
     area = sum((right[0] - left[0]) * (left[1] + right[1]) / 2 for left, right in pairwise(points))
     assert area_under_curve(predictions, DIVES, UNSEEN) == pytest.approx(area)
-    assert 0.5 < area < 1
+    assert 0.2 < area < 0.9
     same_for_all = predictions.dive_log_probs + np.where(IS_UNSEEN, 0.0, 7.0).astype(np.float32)
     moved = replace(predictions, dive_log_probs=same_for_all)  # a penalty alone moves no point off the curve
     assert area_under_curve(moved, DIVES, UNSEEN) == pytest.approx(area, abs=1e-6)

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -17,12 +18,12 @@ DRAWS = {"joint-a": ["103B", "205B"], "joint-b": ["205B", "201B"], "joint-c": ["
 SEEDS = (0, 1)
 
 
-def save_some_predictions(run: Run, split: str, seed: int) -> None:
-    """Predictions of a model that favours the dives that it saw."""
+def save_some_predictions(run: Run, split: str, seed: int, own_penalty: float = 0.0) -> None:
+    """Predictions of a model that favours the dives that it saw, and takes a penalty from them by itself."""
     rng = np.random.default_rng(seed)
     labels = np.arange(120) % len(DIVES)
     favoured = np.array([number not in run.config.data.unseen_dives for number in DIVES.numbers])
-    scores = rng.normal(size=(120, len(DIVES))) + 4 * np.eye(len(DIVES))[labels] + 3 * favoured
+    scores = rng.normal(size=(120, len(DIVES))) + 4 * np.eye(len(DIVES))[labels] + (3 - own_penalty) * favoured
     predictions = Predictions(
         clips=[f"clip{k:03d}" for k in range(120)],
         sources=[f"source{k % 9}" for k in range(120)],
@@ -35,18 +36,27 @@ def save_some_predictions(run: Run, split: str, seed: int) -> None:
     path = run.folder.evaluation(split).probabilities
     path.parent.mkdir(parents=True, exist_ok=True)
     save_predictions(path, predictions, DIVES)
+    counts = {number: int(saw) for number, saw in zip(DIVES.numbers, favoured.tolist(), strict=True)}
+    metrics = {"num_train_clips": counts, "unseen_penalty": own_penalty}
+    run.folder.evaluation(split).metrics.write_text(json.dumps(metrics))
+
+
+def save_all_predictions(arms: dict[str, dict[int, Run]], own_penalty: float = 0.0) -> None:
+    for number, runs in enumerate(arms.values()):
+        for seed, run in runs.items():
+            for place, split in enumerate(("test", "val")):
+                save_some_predictions(run, split, 100 * number + 10 * seed + place, own_penalty)
 
 
 @pytest.fixture
 def arms(a_run, tmp_path):
     found = {}
-    for number, (arm, unseen) in enumerate(DRAWS.items()):
+    for arm, unseen in DRAWS.items():
         found[arm] = {}
         for seed in SEEDS:
             run = a_run(arm, seed, trained={"data": DataConfig(root="data", unseen_dives=unseen)})
-            found[arm][seed] = run = replace(run, folder=RunFolder(tmp_path / arm / f"seed-{seed}"))
-            for place, split in enumerate(("test", "val")):
-                save_some_predictions(run, split, 100 * number + 10 * seed + place)
+            found[arm][seed] = replace(run, folder=RunFolder(tmp_path / arm / f"seed-{seed}"))
+    save_all_predictions(found)
     return found
 
 
@@ -103,6 +113,13 @@ def test_clips_of_an_arms_unseen_dives_take_no_part_in_its_share(arms):
             log_probs[unseen[found.labels]] = -50
             path = run.folder.evaluation("val").probabilities
             save_predictions(path, replace(found, dive_log_probs=log_probs), DIVES)
+    assert unseen_table(experiment, arms) == before
+
+
+def test_the_penalty_that_models_take_by_themselves_is_added_back(arms):
+    experiment = experiment_of({arm: [other for other in DRAWS if other != arm] for arm in DRAWS})
+    before = unseen_table(experiment, arms)
+    save_all_predictions(arms, own_penalty=1.25)
     assert unseen_table(experiment, arms) == before
 
 
