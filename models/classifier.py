@@ -25,7 +25,7 @@ from diveparse.configs import (
     convert_older_options,
     plain_values,
 )
-from diveparse.datasets.dives import DIVE_SETS, DiveSet
+from diveparse.datasets.dives import DIVE_SETS, Dive, DiveSet
 from diveparse.datasets.storage.atomic import write_json
 from diveparse.datasets.storage.json_file import read_json_object
 from diveparse.heads import Head, build_head
@@ -71,6 +71,9 @@ class DiveClassifier(nn.Module):
     pooling, processor: of a published classifier, its own: what makes one feature of the tokens, in place of
     `config.head.pooling`; and what makes clips of uint8 frames (time, 3, height, width), in place of
     datasets/transforms.py.
+    unseen_penalty: what is to be subtracted from the scores of the trained dives, in nats, so that a dive without a
+    training clip is named where it should be (engine/evaluation/stacking.py). The model does not apply it either:
+    `penalised` and `calibrated_scores` do.
     """
 
     def __init__(
@@ -99,6 +102,7 @@ class DiveClassifier(nn.Module):
         self.config = config
         self.processor = processor
         self.temperature = 1.0
+        self.unseen_penalty = 0.0
 
     @property
     def dive_set(self) -> DiveSet:
@@ -142,9 +146,19 @@ class DiveClassifier(nn.Module):
         return self(clips).marginals()
 
     def calibrated_scores(self, clips: Tensor) -> DiveScores:
-        """The distribution over dives of each clip, with the model's temperature. clips: on any device."""
+        """The distribution over dives of each clip, with the model's penalty and temperature. clips: on any device."""
         scores: DiveScores = self(clips.to(next(self.parameters()).device))
-        return scores.tempered(self.temperature)
+        return self.penalised(scores).tempered(self.temperature)
+
+    def penalised(self, scores: DiveScores) -> DiveScores:
+        """The model's own scores with its penalty subtracted from those of the dives that it was trained on."""
+        return scores.penalised(self.unseen_penalty, self.trained_dives)
+
+    @property
+    def trained_dives(self) -> frozenset[Dive]:
+        """The dives that had a training clip: of a model that does not know how many they had, all of its own."""
+        counts = self.head.num_train_clips or [1] * len(self.dive_set)
+        return frozenset(dive for dive, count in zip(self.dive_set, counts, strict=True) if count)
 
     def save(self, folder: Path | str) -> None:
         """Write model.safetensors and config.json into a folder, each whole or not at all.
@@ -161,6 +175,7 @@ class DiveClassifier(nn.Module):
                 "num_train_clips": self.head.num_train_clips,
             },
             "temperature": self.temperature,
+            "unseen_penalty": self.unseen_penalty,
             **self.backbone.description(),
         }
         write_json(folder / MODEL_CONFIG, content)
@@ -194,7 +209,7 @@ class DiveClassifier(nn.Module):
         folder = model_folder(Path(run_or_folder))
         if is_huggingface(folder):
             return cls(*_read_huggingface(folder)).eval()
-        config, dive_set, num_train_clips, temperature = _read_config(folder / MODEL_CONFIG)
+        config, dive_set, num_train_clips, temperature, unseen_penalty = _read_config(folder / MODEL_CONFIG)
         state, _ = read_weights(folder / MODEL_FILE)
         try:
             backbone = saved_backbone(config.backbone, config.clip, folder / MODEL_CONFIG, state)
@@ -203,7 +218,7 @@ class DiveClassifier(nn.Module):
             raise ValueError(f"{folder / MODEL_CONFIG}: {error}") from error
         if num_train_clips is not None:
             model.head.set_class_counts(num_train_clips)
-        model.temperature = temperature
+        model.temperature, model.unseen_penalty = temperature, unseen_penalty
         load_state(model, state, folder / MODEL_FILE)
         return model.eval()
 
@@ -241,7 +256,7 @@ def _read_huggingface(folder: Path) -> tuple[Backbone, Head, ModelConfig]:
     return backbone, head, config
 
 
-def _read_config(path: Path) -> tuple[ModelConfig, DiveSet, Tensor | None, float]:
+def _read_config(path: Path) -> tuple[ModelConfig, DiveSet, Tensor | None, float, float]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; it lies beside {MODEL_FILE} in a whole model folder")
     content = read_json_object(path)
@@ -253,7 +268,8 @@ def _read_config(path: Path) -> tuple[ModelConfig, DiveSet, Tensor | None, float
             head=_section(HeadConfig, content["head"]),
         )
         dive_set = DiveSet.from_numbers(content["dives"]["numbers"], content["dives"]["name"])
-        return config, dive_set, _num_train_clips(content["dives"], len(dive_set)), _temperature(content)
+        num_train_clips = _num_train_clips(content["dives"], len(dive_set))
+        return config, dive_set, num_train_clips, _temperature(content), _unseen_penalty(content)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a model's configuration (backbone, clip, head, dives): {error!r}") from error
     except OmegaConfBaseException as error:
@@ -279,6 +295,14 @@ def _temperature(content: dict[str, Any]) -> float:
     value = content["temperatures"]["dive"] if "temperatures" in content else content.get("temperature")
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:  # nor is nan
         raise ValueError(f"temperature must be above 0 and finite, got {value!r}; set it to 1.0 for no calibration")
+    return float(value)
+
+
+def _unseen_penalty(content: dict[str, Any]) -> float:
+    """0 for a model of an earlier version."""
+    value = content.get("unseen_penalty", 0.0)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:  # nor is nan
+        raise ValueError(f"unseen_penalty must be finite and at least 0, got {value!r}; set it to 0.0 for none")
     return float(value)
 
 

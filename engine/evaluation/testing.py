@@ -47,6 +47,7 @@ DESCRIPTION = (
     "median_grad_norm",
     "num_train_clips",
     "temperature",
+    "unseen_penalty",
 )
 TEST_OPTIONS = ("data.root", "data.num_workers", "data.cache", "data.damaged", "test.", "clip.order")  # in a test
 
@@ -104,6 +105,7 @@ def score_split(
         **describe_test(cfg, split, records, predictions, from_cache=clips.cache is not None),
         **about_training,
         "temperature": model.temperature,
+        "unseen_penalty": model.unseen_penalty,
     }
     about = {name: about[name] for name in DESCRIPTION}
     scores = scores_of(predictions, dive_set, about["num_train_clips"], model.temperature)
