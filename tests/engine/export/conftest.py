@@ -43,7 +43,7 @@ def with_random_weights(model: DiveClassifier) -> DiveClassifier:
         nn.init.normal_(parameter, center, 0.3, generator=generator)
     model.temperature = 0.7
     model.head.set_class_counts(torch.arange(len(DIVING48)) % 4)
-    model.unseen_penalty = 0.0 if kind in (HeadKind.FLAT, HeadKind.INDEPENDENT) else 0.9
+    model.unseen_penalty = 0.0 if model.config.head.kind in (HeadKind.FLAT, HeadKind.INDEPENDENT) else 0.9
     return model
 
 
