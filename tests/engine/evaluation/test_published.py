@@ -83,7 +83,7 @@ def test_a_test_is_a_run_that_is_compared_with_structured_heads_on_the_same_enco
     structured = train(load_config(path, []))
     evaluate_run(structured, [], split="test")
     text = report_text(compare_runs([load_run(folder), load_run(structured)]))
-    assert "options that differ between structured and flat: " in text
+    assert "options that differ between probe/structured and vjepa2/flat: " in text
 
 
 def test_a_test_is_read_once_and_of_one_model(
