@@ -55,21 +55,21 @@ def run_experiment(path: Path, num_jobs: int, out: Path, *, from_answers: bool =
     """Raises: ValueError if a cell failed, or the experiment cannot be run."""
     from diveparse.engine.evidence.answers import answers_path, restore_runs, write_answers
     from diveparse.engine.evidence.experiment import (
-        development_cells,
         fill_feature_caches,
         missing_cells,
         prospects,
         read_cells,
+        require_stackable,
     )
     from diveparse.engine.evidence.experiment_page import write_experiment
     from diveparse.engine.evidence.tuning import write_tuning
 
     experiment, cells = read_cells(path)
-    needed = cells + development_cells(path, experiment)
+    require_stackable(path, experiment, cells)
     if from_answers:
-        print(f"{path}: {restore_runs(needed, out)} of {len(needed)} cells were put back from answers")
-    missing, start_s = missing_cells(needed), time.monotonic()
-    print(f"{path}: {len(needed) - len(missing)} of {len(needed)} cells are done")
+        print(f"{path}: {restore_runs(cells, out)} of {len(cells)} cells were put back from answers")
+    missing, start_s = missing_cells(cells), time.monotonic()
+    print(f"{path}: {len(cells) - len(missing)} of {len(cells)} cells are done")
     if missing and experiment.pairs:
         print(f"{path}: {prospects(experiment, cells)}", flush=True)
     fill_feature_caches(missing)

@@ -1,6 +1,7 @@
 """Read the dive number off video files: number, name, difficulty, probability, the runners-up and each attribute.
 
-Probabilities are calibrated with a temperature that was fitted on validation clips.
+Probabilities are calibrated with a temperature that was fitted on validation clips; those of a published model of
+transformers, whose labels must be dives, are its own.
 """
 
 from __future__ import annotations
@@ -48,12 +49,16 @@ examples:
   %(prog)s runs/demo/structured/seed-0 final.mp4 --start 61.2 --end 65
   %(prog)s runs/demo/structured/seed-0 clips/ --dives world-aquatics --csv > answers.csv
   %(prog)s runs/demo/structured/seed-0 'season/**/*.mp4' --save-video captioned/
+  %(prog)s facebook/vjepa2-vitl-fpc32-256-diving48 dive.mp4
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "run", type=Path, metavar="RUN", help="a trained run, a folder with a saved model, or an ONNX file"
+        "run",
+        type=Path,
+        metavar="RUN",
+        help="a trained run, a folder with a saved or published model, OWNER/NAME on the hub, or an ONNX file",
     )
     parser.add_argument(
         "videos",
@@ -115,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def opened_model(path: Path, dives: Dives | None) -> tuple[DiveReader, DiveSet]:
-    """The model of a run, a folder or an ONNX file, and the dives to answer with.
+    """The model of a run, a folder, an ONNX file or the hub, and the dives to answer with.
 
     Raises: ValueError if there is no such model, or it cannot answer with other dives.
     """
@@ -129,7 +134,7 @@ def opened_model(path: Path, dives: Dives | None) -> tuple[DiveReader, DiveSet]:
         if dives is not None:
             raise ValueError(f"{path}: has the dives that it was exported with; export its run again with --dives")
         return exported, exported.dive_set
-    model = DiveClassifier.load(path).to(choose_device())
+    model = DiveClassifier.from_pretrained(path).to(choose_device())
     return model, dives_to_answer_with(model, dives) if dives else model.dive_set
 
 

@@ -60,6 +60,7 @@ __all__ = [
     "StemKind",
     "TestConfig",
     "TrainConfig",
+    "build_config",
     "convert_older_options",
     "differing_options",
     "find_config",
@@ -96,24 +97,44 @@ def load_config(
     a missing one.
     """
     file = find_config(path, schema)
+    try:
+        written = OmegaConf.load(file)
+        if not OmegaConf.is_dict(written):
+            raise ValueError("must hold options as `name: value`")
+        options = convert_older_options(cast(dict[str, Any], OmegaConf.to_container(written)), file)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{_origin(path, overrides)}: not YAML: {' '.join(str(error).split())}") from error
+    except (OmegaConfBaseException, ValueError, OSError) as error:  # of a file that is no text, for one
+        raise ValueError(f"{_origin(path, overrides)}: {_first_line(error)}") from error
+    return build_config(options, overrides, path, schema)
+
+
+def build_config(
+    options: dict[str, Any],
+    overrides: list[str],
+    origin: Path,
+    schema: type[AnySchema] = Config,  # type: ignore[assignment]
+) -> AnySchema:
+    """A tree of options over the defaults, and `key=value` overrides over both. origin: of the options, for messages.
+
+    Raises: ValueError as `load_config` does.
+    """
     for override in overrides:
         if "=" not in override.lstrip("="):
             raise ValueError(f"an override must look like train.batch_size=2, got {override!r}")
         if (name := override.partition("=")[0]) in RENAMED:
             raise ValueError(f"{override}: the option is now called {RENAMED[name]}")
     try:
-        written = OmegaConf.load(file)
-        if not OmegaConf.is_dict(written):
-            raise ValueError("must hold options as `name: value`")
-        written = OmegaConf.create(convert_older_options(cast(dict[str, Any], OmegaConf.to_container(written)), file))
-        merged = OmegaConf.merge(OmegaConf.structured(schema), written, OmegaConf.from_dotlist(overrides))
+        merged = OmegaConf.merge(
+            OmegaConf.structured(schema), OmegaConf.create(options), OmegaConf.from_dotlist(overrides)
+        )
         return cast(AnySchema, OmegaConf.to_object(merged))  # builds the dataclasses, so every __post_init__ runs
     except OmegaConfBaseException as error:
-        raise ValueError(f"{_origin(path, overrides)}: {_option(error)}{_first_line(error)}") from error
+        raise ValueError(f"{_origin(origin, overrides)}: {_option(error)}{_first_line(error)}") from error
     except yaml.YAMLError as error:
-        raise ValueError(f"{_origin(path, overrides)}: not YAML: {' '.join(str(error).split())}") from error
-    except (ValueError, OSError) as error:  # of our own checks, and of a file that is no text
-        raise ValueError(f"{_origin(path, overrides)}: {error}") from error
+        raise ValueError(f"{_origin(origin, overrides)}: not YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:  # of our own checks
+        raise ValueError(f"{_origin(origin, overrides)}: {error}") from error
 
 
 def convert_older_options(tree: dict[str, Any], origin: Path) -> dict[str, Any]:

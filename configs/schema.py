@@ -332,9 +332,9 @@ class ExperimentConfig:
     arms: dict[str, str] = MISSING
     pairs: list[list[str]] = field(default_factory=list)  # [first, second], whose difference is second - first
     common: str = ""  # options that all arms have beside those of `config`
-    # arm that did not see some dives -> EXPERIMENT/ARM that did not see more, whose validation clips of those beyond
-    # choose how much of the seen dives to give up: see engine/evidence/unseen.py
-    stacking: dict[str, str] = field(default_factory=dict)
+    # arm that did not see some dives -> other arms, which did not see others: their validation clips of those choose
+    # how much of the seen dives to give up, see engine/evidence/unseen_table.py
+    stacking: dict[str, list[str]] = field(default_factory=dict)
     curve: CurveConfig | None = None
     # option -> values, of which every arm tries all combinations on validation: see engine/evidence/tuning.py
     grid: dict[str, list[float | None]] = field(default_factory=dict)
@@ -356,5 +356,8 @@ class ExperimentConfig:
         for pair in self.pairs:
             require(len(pair) == 2 and set(pair) <= set(self.arms), "pairs", "two names of arms each", pair)
         require(set(self.stacking) <= set(self.arms), "stacking", "names of arms", list(self.stacking))
+        for arm, others in self.stacking.items():
+            are_others = others and len(set(others)) == len(others) and set(others) <= set(self.arms) - {arm}
+            require(bool(are_others), f"stacking.{arm}", "one or more other arms, each once", others)
         for name, arms in (self.curve.series if self.curve else {}).items():
             require(set(arms) <= set(self.arms), f"curve.series.{name}", "names of arms", arms)

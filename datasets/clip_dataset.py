@@ -6,7 +6,7 @@ of (seed, epoch). So training resumes without any state of the loader.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias, TypedDict
 
@@ -58,6 +58,8 @@ class ClipDataset(Dataset[ClipItem]):
     temporal and of spatial views; the spatial index runs fastest.
     cache: read instead of the videos. skip_damaged: for a clip that cannot be read, training gets the next one in
     `records`, and evaluation a blank one, which must not be counted; `problem` then names the file and the reason.
+    processor: for evaluation, makes the one spatial view of uint8 frames at their own size, (time, 3, height, width),
+    in place of the transforms of this project.
     """
 
     def __init__(
@@ -70,11 +72,14 @@ class ClipDataset(Dataset[ClipItem]):
         views: tuple[int, int] = (1, 1),
         cache: ClipCache | None = None,
         skip_damaged: bool = False,
+        processor: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
+        self.processor = processor
         self.records, self.clip_cfg, self.training, self.seed, self.views = records, clip_cfg, training, seed, views
         self.cache, self.skip_damaged = cache, skip_damaged
         self.train_transform = train_transform(clip_cfg)
-        self.eval_transforms = [eval_transform(clip_cfg, position) for position in SPATIAL_VIEWS[views[1]]]
+        of_views = [eval_transform(clip_cfg, position) for position in SPATIAL_VIEWS[views[1]]]
+        self.eval_transforms = of_views if processor is None else [processor]
         # those probed in this process, each with the file's size and time; a worker reads a clip once per epoch
         self._infos: dict[Path, tuple[FileVersion, VideoInfo]] = {}
 
@@ -126,7 +131,8 @@ class ClipDataset(Dataset[ClipItem]):
         (info, duration_s), num_frames, num_temporal = self._probe(record), self.clip_cfg.num_frames, self.views[0]
         views = [(i, num_temporal) for i in range(num_temporal)]
         times_s = torch.cat([sample_frame_times(duration_s, num_frames, view=view) for view in views])
-        frames = self._read_frames(record, times_s, duration_s, decode_size(info, self.clip_cfg))
+        size = decode_size(info, self.clip_cfg) if self.processor is None else (info.height, info.width)
+        frames = self._read_frames(record, times_s, duration_s, size)
         clips = [self._ordered(clip) for clip in frames.split(num_frames)]
         return torch.stack([transform(clip) for clip in clips for transform in self.eval_transforms])
 

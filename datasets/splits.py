@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from diveparse.configs import DataConfig, LabelNoise
 from diveparse.datasets.data_set import open_data_set
-from diveparse.datasets.dives import Dive, DiveSet
+from diveparse.datasets.dives import DIVE_SETS, Dive, DiveSet
 from diveparse.datasets.records import ClipRecord
 from diveparse.datasets.storage.seeding import stream
 
@@ -123,6 +123,19 @@ def scored_dives(data: DataConfig, dive_set: DiveSet) -> DiveSet:
     missing = [number for number in data.unseen_dives if number not in dive_set.numbers]
     wanted = DiveSet.from_numbers([*dive_set.numbers, *missing], dive_set.name)
     return open_data_set(data, wanted).dive_set
+
+
+def expected_dives(data: DataConfig) -> set[str]:
+    """The numbers of the dives that clips to come may show, whether or not training has a clip of them.
+
+    A CSV's own dives are all shown by its clips. In a fixed list, such as Diving48's, there may be a dive that no clip
+    shows: it counts where a clip of another split than "test" shows it, or `data.unseen_dives` names it.
+    """
+    data_set = open_data_set(data)
+    if data_set.dive_set not in DIVE_SETS.values():
+        return set(data_set.dive_set.numbers)
+    records = [record for split in data_set.splits if split != "test" for record in data_set.records(split)]
+    return {data_set.dive_set[record.label].number for record in records} | set(data.unseen_dives)
 
 
 def _whole_training_clips(data: DataConfig, seed: int) -> tuple[list[ClipRecord], list[ClipRecord], DiveSet]:

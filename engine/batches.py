@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -76,10 +76,12 @@ def build_clips(
     training: bool,
     views: tuple[int, int] = (1, 1),
     from_cache: bool | None = None,
+    processor: Callable[[Tensor], Tensor] | None = None,
 ) -> ClipDataset:
     """The clips of these records as the config reads them: from the data set's cache if it suits, else from the videos.
 
     from_cache: whether the run began with the cache, which it must go on with; None for a run that begins now.
+    processor: of a published classifier; see `ClipDataset`.
     Raises: ValueError if the cache is damaged, the run began with one that is missing or no longer suits, or a batch is
     larger than the memory.
     """
@@ -95,7 +97,14 @@ def build_clips(
         raise ValueError(f"{folder}: {missing}; make it again with diveparse prepare")
     skip_damaged = cfg.data.damaged is DamagedClips.SKIP
     return ClipDataset(
-        records, cfg.clip, training=training, seed=cfg.seed, views=views, cache=cache, skip_damaged=skip_damaged
+        records,
+        cfg.clip,
+        training=training,
+        seed=cfg.seed,
+        views=views,
+        cache=cache,
+        skip_damaged=skip_damaged,
+        processor=processor,
     )
 
 

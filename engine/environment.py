@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PACKAGES = ("torchvision", "timm", "av", "numpy", "omegaconf", "safetensors", "einops", "diveparse")
+PACKAGES = ("torchvision", "timm", "transformers", "av", "numpy", "omegaconf", "safetensors", "einops", "diveparse")
 
 
 def describe_environment(seed: int) -> dict[str, Any]:

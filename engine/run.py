@@ -93,6 +93,11 @@ class RunFolder:
         return self.path / "trained.json"
 
     @property
+    def published(self) -> Path:
+        """Only of a published classifier that was tested: what it is. Such a run has no `model` and no `trained`."""
+        return self.path / "published.json"
+
+    @property
     def backbone(self) -> Path:
         """What a pretraining run ends with."""
         return self.path / "backbone.safetensors"

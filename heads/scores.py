@@ -5,7 +5,7 @@ The shape is that of torch-struct's distributions: `log_probs`, `marginals`, `ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import combinations
@@ -13,7 +13,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from diveparse.datasets.dives import ATTRIBUTES, DiveSet
+from diveparse.datasets.dives import ATTRIBUTES, Dive, DiveSet
 from diveparse.heads.recombine import decode, marginals, normalise, score, slot_table, spelt_labels
 
 PAIRS = tuple(combinations(range(len(ATTRIBUTES)), 2))  # of attributes, as places in ATTRIBUTES
@@ -31,6 +31,7 @@ class DiveScores:
     values: for each attribute log-probabilities of its values by themselves, (batch, num_values).
     pairs: one of each of PAIRS, (batch, values of the first * values of the second).
     dives: (batch, num_dives). In another set, a dive without such a term gets 0.
+    penalty: what is subtracted from the score of each dive of `penalised_dives`, whatever the set, in nats.
     """
 
     dive_set: DiveSet
@@ -38,12 +39,21 @@ class DiveScores:
     values: Mapping[str, Tensor] = field(default_factory=dict)
     pairs: tuple[Tensor, ...] = ()
     dives: Tensor | None = None
+    penalty: float = 0.0
+    penalised_dives: frozenset[Dive] = frozenset()
 
     def scores(self, dive_set: DiveSet | None = None) -> Tensor:
         """Scores before the softmax. Returns: (batch, num_dives).
 
         Raises: ValueError naming a dive of `dive_set` that the head cannot express.
         """
+        total = self._sum_of_parts(dive_set)
+        if not self.penalty:
+            return total
+        is_penalised = [dive in self.penalised_dives for dive in dive_set or self.dive_set]
+        return total - self.penalty * torch.tensor(is_penalised, dtype=total.dtype, device=total.device)
+
+    def _sum_of_parts(self, dive_set: DiveSet | None) -> Tensor:
         if not self.values:
             return self._dive_terms(dive_set)
         slots = self._slots_of(dive_set)
@@ -103,7 +113,12 @@ class DiveScores:
             values={name: divided(each).log_softmax(-1) for name, each in self.values.items()},
             pairs=tuple(map(divided, self.pairs)),
             dives=None if self.dives is None else divided(self.dives),
+            penalty=self.penalty / temperature,
         )
+
+    def penalised(self, penalty: float, dives: Collection[Dive]) -> DiveScores:
+        """The distribution with `penalty`, in nats, subtracted from the score of each of these dives in every set."""
+        return replace(self, penalty=penalty, penalised_dives=frozenset(dives))
 
     def _pair_terms(self, slots: Tensor) -> Tensor:
         """The sum of each dive's six pairs. Returns: (batch, num_dives)."""

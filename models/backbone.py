@@ -75,6 +75,10 @@ class Backbone(nn.Module, ABC):
         """What a saved model keeps beside its config and its weights, so that this backbone can be built again."""
         return {}
 
+    def origin(self) -> dict[str, Any]:
+        """What a run records of where the weights came from, beside the option `backbone.weights`."""
+        return {}
+
     def about_frozen_tokens(self) -> dict[str, Any]:
         """What decides `frozen_tokens` beside the weights, the clips and the number of frozen blocks."""
         return self.description()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,8 @@ def load_encoder(cfg: BackboneConfig, *, num_frames: int, image_size: int) -> Tr
     saved, folder = read_encoder(source)
     saved.require_clips(num_frames=num_frames, image_size=image_size)
     clip_format = ClipFormat(num_frames, image_size)
-    model = _load_model(saved, weights_folder(source, folder), clip_format)
+    folder = weights_folder(source, folder)
+    model = load_model(_model_class(saved.config), saved, folder, clip_format, unused=UNUSED)
     return ENCODERS[saved.config.model_type](saved, cfg, model, clip_format)
 
 
@@ -78,11 +79,17 @@ def _config_for(saved: SavedEncoder, clip_format: ClipFormat) -> PreTrainedConfi
     return config
 
 
-def _load_model(saved: SavedEncoder, folder: Path, clip_format: ClipFormat) -> nn.Module:
+def load_model(
+    model_class: Any, saved: SavedEncoder, folder: Path, clip_format: ClipFormat, *, unused: Sequence[str]
+) -> nn.Module:
+    """A model of `transformers` with the weights in a folder. unused: modules whose weights may be missing.
+
+    Raises: ValueError naming the source if the weights are damaged, missing or of other shapes.
+    """
     config = _config_for(saved, clip_format)
     try:
-        with _without_their_messages():
-            model, report = _model_class(config).from_pretrained(
+        with without_their_messages():
+            model, report = model_class.from_pretrained(
                 folder,
                 config=config,
                 dtype=torch.float32,
@@ -93,10 +100,11 @@ def _load_model(saved: SavedEncoder, folder: Path, clip_format: ClipFormat) -> n
             )
     except (OSError, RuntimeError, SafetensorError, *UNREADABLE) as error:
         raise ValueError(f"{saved.origin}: the weights cannot be read: {' '.join(str(error).split())}") from error
-    missing = sorted(name for name in report["missing_keys"] if name.split(".")[0] not in UNUSED)
+    prefixes = tuple(f"{name}." for name in unused)
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith(prefixes))
     if missing:
         raise ValueError(f"{saved.origin}: {len(missing)} weights are missing: {shortened(missing)}")
-    others = sorted(name for name in report["unexpected_keys"] if name.split(".")[0] not in UNUSED)
+    others = sorted(name for name in report["unexpected_keys"] if not name.startswith(prefixes))
     if others:
         logger.info("%s: left out what is not the encoder's: %s", saved.origin, shortened(others))
     require_finite(model.state_dict(), saved.origin)
@@ -105,7 +113,7 @@ def _load_model(saved: SavedEncoder, folder: Path, clip_format: ClipFormat) -> n
 
 
 @contextmanager
-def _without_their_messages() -> Iterator[None]:
+def without_their_messages() -> Iterator[None]:
     """Their progress bar and their table of weights, of which ours is the one line that matters."""
     verbosity, has_bar = their_logging.get_verbosity(), their_logging.is_progress_bar_enabled()
     their_logging.set_verbosity_error()

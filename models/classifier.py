@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from diveparse.configs import (
     convert_older_options,
     plain_values,
 )
-from diveparse.datasets.dives import DIVE_SETS, DiveSet
+from diveparse.datasets.dives import DIVE_SETS, Dive, DiveSet
 from diveparse.datasets.storage.atomic import write_json
 from diveparse.datasets.storage.json_file import read_json_object
 from diveparse.heads import Head, build_head
@@ -32,7 +33,12 @@ from diveparse.heads.pooling import build_pooling
 from diveparse.heads.scores import DiveScores
 from diveparse.models.backbone import Backbone, ClipFormat
 from diveparse.models.build import build_backbone, saved_backbone, starting_backbone
-from diveparse.models.weights.huggingface import is_huggingface, read_huggingface, read_huggingface_classifier
+from diveparse.models.weights.huggingface import (
+    is_huggingface,
+    is_published,
+    read_huggingface,
+    read_huggingface_classifier,
+)
 from diveparse.models.weights.sizes import read_sizes
 from diveparse.models.weights.sources import (
     MODEL_FILE,
@@ -62,16 +68,30 @@ class DiveClassifier(nn.Module):
     temperature: what the scores are to be divided by so that their probabilities are calibrated, fitted on validation
     (engine/evaluation/calibration.py); 1 until then. The model does not apply it: `model(clips).tempered(temperature)`
     does. `head.num_train_clips` is kept beside it: which dives were trained.
+    pooling, processor: of a published classifier, its own: what makes one feature of the tokens, in place of
+    `config.head.pooling`; and what makes clips of uint8 frames (time, 3, height, width), in place of
+    datasets/transforms.py.
+    unseen_penalty: what is to be subtracted from the scores of the trained dives, in nats, so that a dive without a
+    training clip is named where it should be (engine/evaluation/stacking.py). The model does not apply it either:
+    `penalised` and `calibrated_scores` do.
     """
 
-    def __init__(self, backbone: Backbone, head: Head, config: ModelConfig) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: Head,
+        config: ModelConfig,
+        *,
+        pooling: nn.Module | None = None,
+        processor: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         super().__init__()
         if config.head.pooling is Pooling.CLASS_TOKEN:
             backbone.require_class_token()
         if backbone.clip_format != (wanted := ClipFormat(config.clip.num_frames, config.clip.image_size)):
             raise ValueError(f"the backbone takes clips of {backbone.clip_format}, but the config makes {wanted}")
         self.backbone = backbone
-        self.pooling = build_pooling(
+        self.pooling = pooling or build_pooling(
             config.head.pooling,
             embed_dim=backbone.embed_dim,
             num_heads=backbone.num_heads,
@@ -80,7 +100,9 @@ class DiveClassifier(nn.Module):
         )
         self.head = head
         self.config = config
+        self.processor = processor
         self.temperature = 1.0
+        self.unseen_penalty = 0.0
 
     @property
     def dive_set(self) -> DiveSet:
@@ -124,13 +146,28 @@ class DiveClassifier(nn.Module):
         return self(clips).marginals()
 
     def calibrated_scores(self, clips: Tensor) -> DiveScores:
-        """The distribution over dives of each clip, with the model's temperature. clips: on any device."""
+        """The distribution over dives of each clip, with the model's penalty and temperature. clips: on any device."""
         scores: DiveScores = self(clips.to(next(self.parameters()).device))
-        return scores.tempered(self.temperature)
+        return self.penalised(scores).tempered(self.temperature)
+
+    def penalised(self, scores: DiveScores) -> DiveScores:
+        """The model's own scores with its penalty subtracted from those of the dives that it was trained on."""
+        return scores.penalised(self.unseen_penalty, self.trained_dives)
+
+    @property
+    def trained_dives(self) -> frozenset[Dive]:
+        """The dives that had a training clip: of a model that does not know how many they had, all of its own."""
+        counts = self.head.num_train_clips or [1] * len(self.dive_set)
+        return frozenset(dive for dive, count in zip(self.dive_set, counts, strict=True) if count)
 
     def save(self, folder: Path | str) -> None:
-        """Write model.safetensors and config.json into a folder, each whole or not at all."""
+        """Write model.safetensors and config.json into a folder, each whole or not at all.
+
+        Raises: ValueError for a published classifier, whose own files hold it.
+        """
         folder = Path(folder)
+        if self.processor is not None:
+            raise ValueError(f"{folder}: {self.config.backbone.weights} is published; copy its own files instead")
         content = plain_values(asdict(self.config)) | {
             "dives": {
                 "name": self.dive_set.name,
@@ -138,11 +175,29 @@ class DiveClassifier(nn.Module):
                 "num_train_clips": self.head.num_train_clips,
             },
             "temperature": self.temperature,
+            "unseen_penalty": self.unseen_penalty,
             **self.backbone.description(),
         }
         write_json(folder / MODEL_CONFIG, content)
         # the weights last: a folder counts as a model once they are there
         write_weights(folder / MODEL_FILE, self.state_dict(), {NUM_HEADS: str(self.backbone.num_heads)})
+
+    @classmethod
+    def from_pretrained(cls, source: Path | str) -> DiveClassifier:
+        """A published video classifier whose labels are dives, of a folder or of OWNER/NAME on the HuggingFace hub;
+        or what `load` reads. In evaluation mode.
+
+        Raises: ValueError naming the source, one line, if it is none of these.
+        """
+        if not is_published(Path(source)):
+            return cls.load(source)
+        from diveparse.models.published_classifier import load_published  # imports `transformers`: that takes seconds
+
+        parts = load_published(Path(source).as_posix())
+        sizes = parts.backbone.clip_format
+        clip = ClipConfig(num_frames=sizes.num_frames, image_size=sizes.image_size)
+        config = ModelConfig(parts.backbone.config, clip, parts.head.cfg)
+        return cls(parts.backbone, parts.head, config, pooling=parts.pooling, processor=parts.processor).eval()
 
     @classmethod
     def load(cls, run_or_folder: Path | str) -> DiveClassifier:
@@ -154,7 +209,7 @@ class DiveClassifier(nn.Module):
         folder = model_folder(Path(run_or_folder))
         if is_huggingface(folder):
             return cls(*_read_huggingface(folder)).eval()
-        config, dive_set, num_train_clips, temperature = _read_config(folder / MODEL_CONFIG)
+        config, dive_set, num_train_clips, temperature, unseen_penalty = _read_config(folder / MODEL_CONFIG)
         state, _ = read_weights(folder / MODEL_FILE)
         try:
             backbone = saved_backbone(config.backbone, config.clip, folder / MODEL_CONFIG, state)
@@ -163,7 +218,7 @@ class DiveClassifier(nn.Module):
             raise ValueError(f"{folder / MODEL_CONFIG}: {error}") from error
         if num_train_clips is not None:
             model.head.set_class_counts(num_train_clips)
-        model.temperature = temperature
+        model.temperature, model.unseen_penalty = temperature, unseen_penalty
         load_state(model, state, folder / MODEL_FILE)
         return model.eval()
 
@@ -201,7 +256,7 @@ def _read_huggingface(folder: Path) -> tuple[Backbone, Head, ModelConfig]:
     return backbone, head, config
 
 
-def _read_config(path: Path) -> tuple[ModelConfig, DiveSet, Tensor | None, float]:
+def _read_config(path: Path) -> tuple[ModelConfig, DiveSet, Tensor | None, float, float]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; it lies beside {MODEL_FILE} in a whole model folder")
     content = read_json_object(path)
@@ -213,7 +268,8 @@ def _read_config(path: Path) -> tuple[ModelConfig, DiveSet, Tensor | None, float
             head=_section(HeadConfig, content["head"]),
         )
         dive_set = DiveSet.from_numbers(content["dives"]["numbers"], content["dives"]["name"])
-        return config, dive_set, _num_train_clips(content["dives"], len(dive_set)), _temperature(content)
+        num_train_clips = _num_train_clips(content["dives"], len(dive_set))
+        return config, dive_set, num_train_clips, _temperature(content), _unseen_penalty(content)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a model's configuration (backbone, clip, head, dives): {error!r}") from error
     except OmegaConfBaseException as error:
@@ -239,6 +295,14 @@ def _temperature(content: dict[str, Any]) -> float:
     value = content["temperatures"]["dive"] if "temperatures" in content else content.get("temperature")
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:  # nor is nan
         raise ValueError(f"temperature must be above 0 and finite, got {value!r}; set it to 1.0 for no calibration")
+    return float(value)
+
+
+def _unseen_penalty(content: dict[str, Any]) -> float:
+    """0 for a model of an earlier version."""
+    value = content.get("unseen_penalty", 0.0)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:  # nor is nan
+        raise ValueError(f"unseen_penalty must be finite and at least 0, got {value!r}; set it to 0.0 for none")
     return float(value)
 
 

@@ -51,6 +51,7 @@ class OnnxClassifier:
                 f"{error!r}"
             ) from error
         self.slots = slot_table(self.dive_set)
+        self.processor = None  # clips are made as here
 
     def calibrated_scores(self, clips: Tensor) -> DiveScores:
         """The distribution over dives of each clip; the file has the temperature in it. clips: as the model takes."""

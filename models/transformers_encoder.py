@@ -184,6 +184,9 @@ class TransformersEncoder(Backbone):
     def description(self) -> dict[str, Any]:
         return {"encoder": self.saved.description()}
 
+    def origin(self) -> dict[str, Any]:
+        return {"model_type": self.saved.config.model_type, "commit": self.saved.commit}
+
     def about_frozen_tokens(self) -> dict[str, Any]:
         return self.description() | {"layers": self.layers_read}
 

@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from fractions import Fraction
 from multiprocessing import forkserver
@@ -132,10 +132,10 @@ def tiny_encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[P
     return {family: (root / family, write_tiny_encoder(family, root / family)) for family in TINY_ENCODERS}
 
 
-def write_tiny_encoder(family: str, folder: Path) -> Any:
+def write_tiny_encoder(family: str, folder: Path, labels: Sequence[str] = ("a", "b", "c"), **more: Any) -> Any:
     sizes = ("frames_per_clip", "crop_size") if family == "vjepa2" else ("num_frames", "image_size")
     options = {**dict(zip(sizes, (4, 48), strict=True)), **TINY_ENCODERS[family]}
-    config = transformers.AutoConfig.for_model(family, num_labels=3, **options)
+    config = transformers.AutoConfig.for_model(family, id2label=dict(enumerate(labels)), **options, **more)
     torch.manual_seed(0)
     model = transformers.AutoModelForVideoClassification.from_config(config).eval()
     with torch.no_grad():
@@ -143,6 +143,32 @@ def write_tiny_encoder(family: str, folder: Path) -> Any:
             parameter.add_(0.05 * torch.randn_like(parameter))
     model.save_pretrained(folder)
     return model
+
+
+PROCESSORS = {  # as old models have them, of pictures, and as new ones have them, of videos
+    "timesformer": transformers.TimesformerVideoProcessor,
+    "videomae": transformers.VideoMAEImageProcessor,
+    "vivit": transformers.VivitImageProcessor,
+    "vjepa2": transformers.VJEPA2VideoProcessor,
+    "videoprism_vision_model": transformers.LlavaOnevisionVideoProcessor,
+}
+
+
+def write_tiny_published(family: str, folder: Path, labels: Sequence[str], **more: Any) -> Any:
+    """A small random classifier with labels, and its processor: 54 pixels for the short side, of which it cuts 48."""
+    model = write_tiny_encoder(family, folder, labels, **more)
+    sizes: dict[str, Any] = {"size": {"shortest_edge": 54}, "crop_size": {"height": 48, "width": 48}}
+    if family == "videoprism_vision_model":
+        sizes |= {"do_center_crop": True, "do_normalize": False}
+    PROCESSORS[family](**sizes).save_pretrained(folder)
+    return model
+
+
+@pytest.fixture(scope="session")
+def tiny_published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any]]:
+    """A published classifier of Diving48 of each family, with labels in another order; not to be changed."""
+    root, labels = tmp_path_factory.mktemp("published"), [str(dive.vocab) for dive in reversed(DIVING48)]
+    return {family: (root / family, write_tiny_published(family, root / family, labels)) for family in TINY_ENCODERS}
 
 
 @pytest.fixture

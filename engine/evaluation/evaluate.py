@@ -29,7 +29,9 @@ def evaluate(
     precision: Precision = Precision.FP32,
     dive_set: DiveSet | None = None,
 ) -> Predictions:
-    """Collect a model's answers; nothing is written, and the model returns to the mode it was in.
+    """Collect a model's answers, with its penalty and without its temperature.
+
+    Nothing is written, and the model returns to the mode it was in.
 
     batches: dicts of "inputs" (batch, views, ...), clips or their frozen tokens, and "index" (batch,), which points
     into `records`. The features of a clip's views are averaged before the head reads them. Each clip counts once, in
@@ -47,7 +49,7 @@ def evaluate(
     try:
         for batch in batches:
             indices += batch["index"].tolist()
-            answers.append(_answers(_scores(model, batch["inputs"], precision), known))
+            answers.append(_answers(model.penalised(_scores(model, batch["inputs"], precision)), known))
     finally:
         model.train(was_training)
     if not indices:

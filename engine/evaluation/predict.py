@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -63,6 +64,9 @@ class DiveReader(Protocol):
     @property
     def clip_config(self) -> ClipConfig: ...
 
+    @property
+    def processor(self) -> Callable[[Tensor], Tensor] | None: ...
+
     def calibrated_scores(self, clips: Tensor) -> DiveScores: ...
 
 
@@ -82,7 +86,9 @@ def predict(
     answer with these dives.
     """
     dive_set = dive_set or model.dive_set
-    scores = model.calibrated_scores(read_clip(video, model.clip_config, window_s)[None])  # a batch of one
+    scores = model.calibrated_scores(
+        read_clip(video, model.clip_config, window_s, model.processor)[None]
+    )  # a batch of one
     log_probs, label = scores.log_probs(dive_set)[0].cpu(), int(scores.argmax(dive_set))
     probabilities = log_probs.exp()
     best_first = log_probs.argsort(descending=True, stable=True)[:NUM_CANDIDATES].tolist()
@@ -113,9 +119,15 @@ def dives_to_answer_with(model: DiveClassifier, dives: Dives) -> DiveSet:
     return dive_set
 
 
-def read_clip(video: Path, clip_cfg: ClipConfig, window_s: tuple[float, float | None] = WHOLE_VIDEO) -> Tensor:
+def read_clip(
+    video: Path,
+    clip_cfg: ClipConfig,
+    window_s: tuple[float, float | None] = WHOLE_VIDEO,
+    processor: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """Read a video, or the part between two times, as a test does: frames evenly over it, the square in the middle.
 
+    processor: of a published classifier, makes the clip of the frames at their own size.
     Returns: (time, 3, image_size, image_size), normalised.
     """
     info = probe(video)
@@ -125,7 +137,10 @@ def read_clip(video: Path, clip_cfg: ClipConfig, window_s: tuple[float, float | 
             f"{video}: expected start and end in order within its {info.duration_s:.3f} s, got {start_s} and {end_s}"
         )
     times_s = start_s + sample_frame_times(end_s - start_s, clip_cfg.num_frames)
-    return eval_transform(clip_cfg)(read_frames(video, times_s, decode_size(info, clip_cfg)))
+    if processor is not None:
+        return processor(read_frames(video, times_s))
+    clip: Tensor = eval_transform(clip_cfg)(read_frames(video, times_s, decode_size(info, clip_cfg)))
+    return clip
 
 
 def _candidate(dive_set: DiveSet, label: int, probabilities: Tensor, height_m: float) -> Candidate:

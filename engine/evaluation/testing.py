@@ -47,6 +47,7 @@ DESCRIPTION = (
     "median_grad_norm",
     "num_train_clips",
     "temperature",
+    "unseen_penalty",
 )
 TEST_OPTIONS = ("data.root", "data.num_workers", "data.cache", "data.damaged", "test.", "clip.order")  # in a test
 
@@ -64,27 +65,49 @@ def evaluate_run(folder: Path, overrides: list[str], *, split: str, again: bool 
     require_unlocked(folder)
     cfg, files = read_test_config(run, overrides, split)
     with locked(folder, "testing"):
-        return _evaluate(run, cfg, files, split=split, again=again)
+        require_first(files, again=again)
+        model = DiveClassifier.load(run.model).to(choose_device())
+        dive_set = scored_dives(cfg.data, model.dive_set)
+        about_training = {
+            "trained_from_cache": "train" in (run.splits_from_cache() or ()),
+            **describe_training(run, dive_set),
+        }
+        records = evaluation_clips(cfg.data, split, cfg.seed, dive_set)
+        return score_split(run, cfg, files, model, records, dive_set, about_training, split=split)
 
 
-def _evaluate(run: RunFolder, cfg: Config, files: EvaluationFiles, *, split: str, again: bool) -> dict[str, Any]:
+def require_first(files: EvaluationFiles, *, again: bool) -> None:
+    """Raises: ValueError if the split was evaluated already, unless it should be `again`."""
     if files.metrics.exists() and not again:
         raise ValueError(f"{files.metrics} already exists, and a test is read once; add --again to replace it")
-    model = DiveClassifier.load(run.model).to(choose_device())
-    dive_set = scored_dives(cfg.data, model.dive_set)
-    records = evaluation_clips(cfg.data, split, cfg.seed, dive_set)
+
+
+def score_split(
+    run: RunFolder,
+    cfg: Config,
+    files: EvaluationFiles,
+    model: DiveClassifier,
+    records: Sequence[ClipRecord],
+    dive_set: DiveSet,
+    about_training: dict[str, Any],
+    *,
+    split: str,
+) -> dict[str, Any]:
+    """Evaluate a model on the clips of a split, in the dives of a set, and write its files. Returns: the scores."""
     require_space(run.path, RESULT_BYTES + 8 * len(records) * len(dive_set), f"a test of {len(records)} clips")
     views = (cfg.test.num_temporal_views, cfg.test.num_spatial_views)
-    clips = build_clips(cfg, records, training=False, views=views)
+    clips = build_clips(cfg, records, training=False, views=views, processor=model.processor)
     inputs = cached_or_read(clips, model, cfg)
     batches = evaluation_batches(inputs, batch_size=cfg.test.batch_size, num_workers=cfg.data.num_workers)
     bar = tqdm(batches, desc=f"testing {cfg.arm} on {split}")
     predictions = evaluate(model, bar, records, cfg.train.precision, dive_set)
     about = {
-        **describe_test(run, cfg, split, records, predictions, from_cache=clips.cache is not None),
-        **describe_training(run, dive_set),
+        **describe_test(cfg, split, records, predictions, from_cache=clips.cache is not None),
+        **about_training,
         "temperature": model.temperature,
+        "unseen_penalty": model.unseen_penalty,
     }
+    about = {name: about[name] for name in DESCRIPTION}
     scores = scores_of(predictions, dive_set, about["num_train_clips"], model.temperature)
     save_predictions(files.probabilities, predictions, dive_set)
     write_predictions(files.predictions, predictions, dive_set)
@@ -97,7 +120,6 @@ def _evaluate(run: RunFolder, cfg: Config, files: EvaluationFiles, *, split: str
 
 
 def describe_test(
-    run: RunFolder,
     cfg: Config,
     split: str,
     records: Sequence[ClipRecord],
@@ -115,7 +137,6 @@ def describe_test(
         "data_root": cfg.data.root,
         "rendered": is_rendered(record.path for record in records),
         "from_cache": from_cache,
-        "trained_from_cache": "train" in (run.splits_from_cache() or ()),
         "skipped_clips": sorted({record.name for record in records} - set(predictions.clips)),
     }
 
@@ -136,9 +157,11 @@ def scores_of(
 ) -> dict[str, Any]:
     """The metrics before and after calibration. A score is None where it is infinite, since JSON has no infinity.
 
-    num_train_clips: by dive number, in the order of `dive_set`; temperature: fitted on validation.
+    num_train_clips: by dive number, in the order of `dive_set`, or empty where they are not known; temperature: fitted
+    on validation.
     """
-    scores = compute_metrics(predictions, dive_set, np.array(list(num_train_clips.values())))
+    counts = np.array(list(num_train_clips.values())) if num_train_clips else None
+    scores = compute_metrics(predictions, dive_set, counts)
     scores |= calibrated_metrics(predictions, temperature)
     return {name: None if score == math.inf else score for name, score in scores.items()}
 

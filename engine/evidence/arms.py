@@ -55,15 +55,19 @@ def require_comparable(runs: list[Run]) -> None:
 
 
 def _different_tests(first: Run, other: Run) -> str | None:
-    for what, one, two in (
+    of_tests = [
         ("tested on different splits", first.split, other.split),
         ("tested with different numbers of views", first.num_views, other.num_views),
         ("tested on different data", Path(first.data_root).resolve(), Path(other.data_root).resolve()),
         ("their metrics.json differ in `rendered`", first.rendered, other.rendered),
         ("only one was tested from the cache (data.cache=false reads videos)", first.from_cache, other.from_cache),
+    ]
+    of_trainings = [
         ("only one was trained from the cache", first.trained_from_cache, other.trained_from_cache),
         ("different data.val_fraction", first.config.data.val_fraction, other.config.data.val_fraction),
-    ):
+    ]
+    are_trained_here = first.trained_from_cache is not None and other.trained_from_cache is not None
+    for what, one, two in of_tests + (of_trainings if are_trained_here else []):
         if one != two:
             return f"{what}, {one} and {two}"
     return None

@@ -49,18 +49,16 @@ def compare_runs(runs: list[Run]) -> Report:
     return compare_groups(arms, list(combinations(arms, 2)))
 
 
-def compare_groups(
-    arms: dict[str, dict[int, Run]], pairs: Sequence[tuple[str, str]], held_out: Sequence[str] = ()
-) -> Report:
+def compare_groups(arms: dict[str, dict[int, Run]], pairs: Sequence[tuple[str, str]]) -> Report:
     """Compare pairs of arms, (first, second).
 
-    arms: arm -> seed -> run; held_out: numbers of dives that form a group of their own beside those of GROUPS.
+    arms: arm -> seed -> run.
     Raises: ValueError with the reason why the runs cannot be compared.
     """
     runs = [run for by_seed in arms.values() for run in by_seed.values()]
     require_comparable(runs)
     sources = runs[0].predictions["source"].tolist()
-    judged = _judged_together([pair_arms(arms, first, second, held_out) for first, second in pairs])
+    judged = _judged_together([pair_arms(arms, first, second) for first, second in pairs])
     return Report(
         split=runs[0].split,
         caption=_caption(runs[0]),

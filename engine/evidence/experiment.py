@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from diveparse.configs import Config, ExperimentConfig, differing_options, load_config
+from diveparse.configs import Config, ExperimentConfig, HeadKind, differing_options, load_config
 from diveparse.datasets.data_set import open_data_set
 from diveparse.datasets.splits import evaluation_clips, scored_dives, training_clips
 from diveparse.datasets.storage.disk import space_problem
@@ -56,9 +56,11 @@ class Cell:
     def splits(self) -> list[str]:
         """The splits to evaluate on; the cell is done after the last one.
 
-        A model with unseen dives is evaluated on validation too, where its penalty is chosen, see unseen.py.
+        A model that sees no clip of some dives is evaluated on validation too, where its penalty is chosen.
         """
-        return list(dict.fromkeys((["val"] if self.config.data.unseen_dives else []) + [self.split]))
+        data = self.config.data
+        needs_penalty = data.unseen_dives and not data.num_shots
+        return list(dict.fromkeys((["val"] if needs_penalty else []) + [self.split]))
 
     @property
     def metrics(self) -> Path:
@@ -130,9 +132,18 @@ def _cell(path: Path, experiment: ExperimentConfig, arm: str, seed: int) -> Cell
     return Cell(arm, load_config(Path(experiment.config), overrides), experiment.split)
 
 
-def development_cells(path: Path, experiment: ExperimentConfig) -> list[Cell]:
-    """The cells of other experiments on which the shares of `experiment.stacking` are chosen."""
-    return [cell_elsewhere(path, name, seed) for name in experiment.stacking.values() for seed in experiment.seeds]
+def require_stackable(path: Path, experiment: ExperimentConfig, cells: list[Cell]) -> None:
+    """Raises: ValueError if an arm of `experiment.stacking` cannot name unseen dives, or other arms choose nothing."""
+    configs = {cell.arm: cell.config for cell in cells}
+    unseen = {arm: set() if config.data.num_shots else set(config.data.unseen_dives) for arm, config in configs.items()}
+    for arm, others in experiment.stacking.items():
+        for each in (arm, *others):
+            if not unseen[each] or configs[each].head.kind is HeadKind.FLAT:
+                expected = "data.unseen_dives, data.num_shots=0 and a structured head"
+                raise ValueError(f"{path}: stacking: {each} must have {expected}")
+        for other in others:
+            if unseen[other] <= unseen[arm]:
+                raise ValueError(f"{path}: stacking.{arm}: {other} must have a dive in data.unseen_dives that it lacks")
 
 
 def prospects(experiment: ExperimentConfig, cells: list[Cell]) -> str:

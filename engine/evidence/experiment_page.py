@@ -33,16 +33,16 @@ def write_experiment(path: Path, experiment: ExperimentConfig, cells: list[Cell]
     arms: dict[str, dict[int, Run]] = {}
     for cell in cells:
         arms.setdefault(cell.arm, {})[cell.config.seed] = load_run(cell.run.path, cell.split)
-    held_out = sorted({number for cell in cells for number in cell.config.data.unseen_dives})
-    report = compare_groups(arms, [(first, second) for first, second in experiment.pairs], held_out)
+    report = compare_groups(arms, [(first, second) for first, second in experiment.pairs])
     plots = {name: figure for name, figure in figures(report) if name in SHOWN}
     if experiment.curve is not None:
+        held_out = sorted({number for cell in cells for number in cell.config.data.unseen_dives})
         plots["curve"] = draw_curve(experiment.curve, report, held_out)
     _save(plots, out / path.stem)
     page = [
         *_introduction(path, experiment),
         report_text(report).strip(),
-        *([unseen_table(path, experiment, arms)] if experiment.stacking else []),
+        *([unseen_table(experiment, arms)] if experiment.stacking else []),
         NOTES,
         *(f"![{name}]({path.stem}/{name}.png)" for name in plots),
     ]

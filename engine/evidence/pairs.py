@@ -80,10 +80,10 @@ class ArmPair:
         return next(chosen, None)
 
 
-def pair_arms(arms: Mapping[str, Mapping[int, Run]], first: str, second: str, held_out: Sequence[str] = ()) -> ArmPair:
+def pair_arms(arms: Mapping[str, Mapping[int, Run]], first: str, second: str) -> ArmPair:
     """Compare two of the arms, each effect by itself: `comparison.py` judges all pairs of a report together.
 
-    held_out: numbers of dives that form a group of their own beside those of GROUPS.
+    Dives that `data.unseen_dives` of either arm names are a group of their own beside those of GROUPS.
     Raises: ValueError if the arms share no seed.
     """
     seeds = tuple(sorted(arms[first].keys() & arms[second].keys()))
@@ -97,6 +97,7 @@ def pair_arms(arms: Mapping[str, Mapping[int, Run]], first: str, second: str, he
     # counts of the first seed; where the arms differ in them, of the arm that had more clips
     counts = max((firsts[0].num_train_clips, seconds[0].num_train_clips), key=lambda clips: sum(clips.values()))
     clips = firsts[0].predictions[["true_number", "source"]]
+    held_out = sorted({number for run in (firsts[0], seconds[0]) for number in run.config.data.unseen_dives})
     return ArmPair(
         first,
         second,

@@ -44,7 +44,7 @@ class Run:
     data_root: str  # of the test, which need not be that of the training
     rendered: bool  # whether the dives of the test are rendered
     from_cache: bool  # whether the clips of the test were read from the cache, not from their videos
-    trained_from_cache: bool
+    trained_from_cache: bool | None  # None of a published model, which was not trained here
     num_classes_scored: int
     scores: dict[str, float]  # one for each of SCORES
     num_train_clips: dict[str, int]  # by dive number
@@ -91,7 +91,7 @@ def load_run(path: Path, split: str = "test") -> Run:
         data_root=str(metrics["data_root"]),
         rendered=bool(metrics["rendered"]),
         from_cache=bool(metrics["from_cache"]),
-        trained_from_cache=bool(metrics["trained_from_cache"]),
+        trained_from_cache=None if (cached := metrics["trained_from_cache"]) is None else bool(cached),
         num_classes_scored=int(metrics["num_classes_scored"]),
         scores={name: _number((metrics | metrics["attribute_accuracy"])[name]) for name in SCORES},
         num_train_clips=metrics["num_train_clips"],

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from diveparse.datasets.dives import DiveSet
 from diveparse.engine.evaluation.predictions import Predictions
+from diveparse.engine.evaluation.stacking import penalties_to_try, stacked_answers
 from diveparse.engine.evidence.statistics import Estimate, interval_over_sources
 
 
@@ -27,19 +28,6 @@ class Generalised:
     unseen: Estimate
     harmonic: Estimate
     unseen_alone: float  # accuracy on clips of unseen dives where only the unseen dives may be the answer
-
-
-def stacked_answers(
-    log_probs: npt.NDArray[Any], unseen: npt.NDArray[np.bool_], penalty: float
-) -> npt.NDArray[np.int64]:
-    """The best dive once `penalty`, in nats, is subtracted from every seen dive.
-
-    log_probs: (num_clips, num_dives); unseen: (num_dives,). Returns: (num_clips,) labels.
-
-    Source: Chao et al., "An empirical study and analysis of generalized zero-shot learning for object recognition in
-    the wild", ECCV 2016, equation 3.
-    """
-    return (log_probs - np.where(unseen, 0.0, penalty)).argmax(axis=1)
 
 
 def choose_kept_share(
@@ -60,37 +48,12 @@ def choose_kept_share(
     of_unseen = is_unseen[labels]
     if of_unseen.all() or not of_unseen.any():
         raise ValueError("a share to keep is chosen on clips of both seen and unseen dives, got only one kind")
-    penalties = _penalties(log_probs, is_unseen)
+    penalties = penalties_to_try(log_probs, is_unseen)
     correct = np.stack([stacked_answers(log_probs, is_unseen, penalty) == labels for penalty in penalties])
     seen, of_others = correct[:, ~of_unseen].mean(axis=1), correct[:, of_unseen].mean(axis=1)
     if seen[0] == 0:
         raise ValueError("no clip of a seen dive is named rightly, so there is no accuracy to keep a share of")
     return min(1.0, float(seen[harmonic_mean(seen, of_others).argmax()] / seen[0]))
-
-
-def penalty_that_keeps(share: float, predictions: Predictions, dive_set: DiveSet, unseen: Sequence[str]) -> float:
-    """The highest penalty that keeps this share of the accuracy on clips of seen dives, such as validation clips.
-
-    Clips of unseen dives are not used. Raises: ValueError if there are no clips of seen dives.
-    """
-    is_unseen = np.array([number in unseen for number in dive_set.numbers])
-    seen = predictions.at(~is_unseen[predictions.labels])
-    if len(seen) == 0:
-        raise ValueError("a penalty is chosen on clips of seen dives, got none")
-    penalties = _penalties(seen.dive_log_probs, is_unseen)
-    correct = np.stack([stacked_answers(seen.dive_log_probs, is_unseen, each) == seen.labels for each in penalties])
-    accuracy = correct.mean(axis=1)
-    return float(penalties[accuracy >= share * accuracy[0]].max())
-
-
-def _penalties(log_probs: npt.NDArray[Any], unseen: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    """No penalty, then one for each set of answers that a penalty can lead to.
-
-    The answer to a clip changes only where its best unseen dive overtakes its best seen one.
-    """
-    lead = (log_probs[:, ~unseen].max(axis=1) - log_probs[:, unseen].max(axis=1)).astype(np.float64)
-    edges = np.unique(np.concatenate([[0.0], lead[lead > 0]]))
-    return np.concatenate([[0.0], (edges[:-1] + edges[1:]) / 2, edges[-1:] + 1])
 
 
 def generalised(
@@ -118,6 +81,24 @@ def generalised(
         harmonic=_over_sources(totals, _harmonic_mean_of_shares),
         unseen_alone=float(np.mean([each[of_unseen].mean() for each in alone])),
     )
+
+
+def area_under_curve(predictions: Predictions, dive_set: DiveSet, unseen: Sequence[str]) -> float:
+    """The area under the accuracy on seen dives over that on unseen ones, for penalties from minus to plus infinity.
+
+    A clip is named as a seen dive where the penalty is below the lead of its best seen dive over its best unseen one.
+    Source: Chao et al., ECCV 2016, section 4, "AUSUC".
+    """
+    is_unseen = np.array([number in unseen for number in dive_set.numbers])
+    log_probs, labels, of_unseen = predictions.dive_log_probs, predictions.labels, is_unseen[predictions.labels]
+    of_best_seen, of_best_unseen = (
+        stacked_answers(log_probs, free, np.inf) == labels for free in (~is_unseen, is_unseen)
+    )
+    lead = log_probs[:, ~is_unseen].max(axis=1) - log_probs[:, is_unseen].max(axis=1)
+    edges = np.concatenate([np.unique(lead), [np.inf]])  # between two of them nothing changes
+    seen = (of_best_seen[~of_unseen] & (lead[~of_unseen] >= edges[:, None])).mean(axis=1)
+    unseen_named = (of_best_unseen[of_unseen] & (lead[of_unseen] < edges[:, None])).mean(axis=1)
+    return float(np.trapezoid(seen, unseen_named))
 
 
 def harmonic_mean(seen: Any, unseen: Any) -> Any:

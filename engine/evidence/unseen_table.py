@@ -1,72 +1,159 @@
-"""The table of dives that training never saw: each arm without and with calibrated stacking."""
+"""The table of dives that training never saw: each arm without a penalty on seen dives and with a calibrated one.
+
+Arms of one experiment hold out other dives each, a draw. How much of its accuracy on seen dives an arm is to keep is
+chosen by arms of the other draws, on their validation clips of dives that they did not see and that this arm did see.
+So no dive that an arm is scored on as unseen takes part in the choice.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import os.path
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
+from scipy.special import log_softmax
 from tabulate import tabulate
 
-from diveparse.configs import ExperimentConfig
+from diveparse.configs import ExperimentConfig, flat_options
 from diveparse.datasets.dives import DiveSet
+from diveparse.datasets.storage.json_file import read_json_object
 from diveparse.engine.evaluation.predictions import Predictions, load_predictions
-from diveparse.engine.evidence.experiment import Cell, cell_elsewhere
+from diveparse.engine.evaluation.stacking import penalty_that_keeps
 from diveparse.engine.evidence.runs import Run
+from diveparse.engine.evidence.statistics import spread_over_seeds
 from diveparse.engine.evidence.tables import estimate_text
 from diveparse.engine.evidence.trainings import THESE_WEIGHTS
-from diveparse.engine.evidence.unseen import choose_kept_share, generalised, penalty_that_keeps
+from diveparse.engine.evidence.unseen import Generalised, area_under_curve, choose_kept_share, generalised
 
-HEADERS = ("arm", "penalty of each seed, nats", "seen", "unseen", "harmonic mean", "among the unseen alone")
+ACCURACY_HEADERS = ("arm", "penalty, nats", "seen", "unseen", "harmonic mean")
+CURVE_HEADERS = ("arm", "unseen dives", "share to keep", "among the unseen alone", "area under the curve")
+NOT_OF_A_FAMILY = ("name", "arm", "seed", "data.unseen_dives")  # of the options
+ABOUT = f"""\
+Training saw no clip of the unseen dives. *Seen* and *unseen* are accuracies among all dives, on clips of dives of
+either kind; the *harmonic mean* is that of the two. Each arm has a row without a penalty and one with it. The penalty
+is subtracted from the scores of all dives that training saw. It is the highest that keeps a share of the accuracy on
+the seen dives among each model's own validation clips. That share is chosen by the other arms named for the arm, on
+validation clips of dives that they did not see and the arm did. It is the one with the highest harmonic mean there,
+averaged over these arms and their seeds. So no dive that is unseen to an arm takes part in its choice.
+
+*Among the unseen alone* is the accuracy where only unseen dives may be the answer. The *area under the curve* is that
+of the accuracy on seen dives over the accuracy on unseen ones, for all penalties from minus to plus infinity (Chao et
+al., ECCV 2016). A row of an arm is the mean over its seeds, with 95 % intervals over sources for {THESE_WEIGHTS}, or
+with the standard deviation over seeds. The other rows are arms that differ in their unseen dives alone: mean ±
+standard deviation over these draws."""
 
 
 @dataclass(frozen=True)
 class Stacked:
-    """An arm whose training did not see some dives, with what stacking takes from each of its seeds."""
+    """An arm whose training did not see some dives, with the penalty of each of its seeds."""
 
-    answers: list[Predictions]  # one a seed
-    dive_set: DiveSet
     unseen: Sequence[str]  # numbers of dives
-    beyond: Sequence[str]  # that the development models did not see either
-    shares: list[float]  # of the accuracy on seen dives, to be kept
-    penalties: list[float]  # in nats
+    share: float  # of the accuracy on seen dives, to be kept
+    penalties: list[float]  # in nats, one a seed
+    without: Generalised
+    with_penalty: Generalised
+    areas: list[float]  # one a seed
 
 
-def unseen_table(path: Path, experiment: ExperimentConfig, arms: Mapping[str, Mapping[int, Run]]) -> str:
-    """The accuracy of the arms of `experiment.stacking`, and what it is, in Markdown. path: of the experiment."""
-    rows = []
-    for arm, name in experiment.stacking.items():
-        stacked = stack(arms[arm], {seed: cell_elsewhere(path, name, seed) for seed in arms[arm]})
-        kept = f"{arm} + stacking, to keep {', '.join(f'{share:.2f}' for share in stacked.shares)}"
-        rows.append(_row(arm, stacked, [0.0] * len(stacked.penalties)))
-        rows.append(_row(kept, stacked, stacked.penalties))
-    about = (
-        f"Accuracy among all dives, on clips of dives that training saw and on clips of the {len(stacked.unseen)} that "
-        f"it did not see ({', '.join(stacked.unseen)}), with 95 % intervals over sources for {THESE_WEIGHTS}. Stacking "
-        f"subtracts a penalty from the scores of all seen dives. The share of their accuracy on seen dives that models "
-        f"with stacking keep was chosen on validation clips, by arms that did not see {', '.join(stacked.beyond)} "
-        f"either. The penalty that keeps this share was chosen on each model's own validation clips."
+def unseen_table(experiment: ExperimentConfig, arms: Mapping[str, Mapping[int, Run]]) -> str:
+    """The accuracy of the arms of `experiment.stacking` on dives that they saw and did not see, in Markdown."""
+    stacked = {
+        arm: stack(arms[arm], [run for other in others for run in arms[other].values()])
+        for arm, others in experiment.stacking.items()
+    }
+    accuracies, curves = [], []
+    for arm, each in stacked.items():
+        for penalties, scores in (([0.0], each.without), (each.penalties, each.with_penalty)):
+            estimates = (scores.seen, scores.unseen, scores.harmonic)
+            accuracies.append([arm, _mean_and_spread(penalties, 2), *(estimate_text(value, "") for value in estimates)])
+        alone, area = f"{each.without.unseen_alone:.3f}", _mean_and_spread(each.areas)
+        curves.append([arm, ", ".join(each.unseen), f"{each.share:.3f}", alone, area])
+    for name, members in families({arm: arms[arm] for arm in stacked}).items():
+        draws = [stacked[arm] for arm in members]
+        for penalties, scored in (
+            ([0.0], [each.without for each in draws]),
+            ([float(np.mean(each.penalties)) for each in draws], [each.with_penalty for each in draws]),
+        ):
+            values = zip(*((each.seen.value, each.unseen.value, each.harmonic.value) for each in scored), strict=True)
+            accuracies.append([_family(name, draws), _mean_and_spread(penalties, 2), *map(_mean_and_spread, values)])
+        shares, alone, areas = (
+            _mean_and_spread(values)
+            for values in (
+                [each.share for each in draws],
+                [each.without.unseen_alone for each in draws],
+                [float(np.mean(each.areas)) for each in draws],
+            )
+        )
+        curves.append([_family(name, draws), "", shares, alone, areas])
+    return "\n\n".join(
+        [
+            "**Dives that training never saw**",
+            tabulate(accuracies, headers=ACCURACY_HEADERS, tablefmt="github", disable_numparse=True),
+            tabulate(curves, headers=CURVE_HEADERS, tablefmt="github", disable_numparse=True),
+            ABOUT,
+        ]
     )
-    return f"{about}\n\n{tabulate(rows, headers=HEADERS, tablefmt='github', disable_numparse=True)}"
 
 
-def stack(runs: Mapping[int, Run], developments: Mapping[int, Cell]) -> Stacked:
-    """Choose the penalty of each run. runs, developments: of one arm, by seed."""
-    answers, shares, penalties = [], [], []
-    for seed, run in runs.items():
-        unseen, cell = run.config.data.unseen_dives, developments[seed]
-        predictions, dive_set = load_predictions(run.files.probabilities)
-        beyond = [number for number in cell.config.data.unseen_dives if number not in unseen]
-        chosen_on = load_predictions(cell.run.evaluation("val").probabilities)
-        share = choose_kept_share(*chosen_on, unseen=beyond, ignored=unseen)
-        own = load_predictions(run.folder.evaluation("val").probabilities)
-        answers.append(predictions)
-        shares.append(share)
-        penalties.append(penalty_that_keeps(share, *own, unseen))
-    return Stacked(answers, dive_set, unseen, beyond, shares, penalties)
+def stack(runs: Mapping[int, Run], others: Iterable[Run]) -> Stacked:
+    """Choose the penalty of each run of an arm, and score the arm. runs: by seed; others: of arms of other draws."""
+    unseen = next(iter(runs.values())).config.data.unseen_dives
+    share = float(np.mean([kept_share(run, unseen) for run in others]))
+    penalties = [penalty_that_keeps(share, *answers_of(run, "val"), unseen) for run in runs.values()]
+    answers = [answers_of(run, run.split) for run in runs.values()]
+    predictions, dive_set = [each for each, _ in answers], answers[0][1]
+    return Stacked(
+        unseen=unseen,
+        share=share,
+        penalties=penalties,
+        without=generalised(predictions, dive_set, unseen, [0.0] * len(predictions)),
+        with_penalty=generalised(predictions, dive_set, unseen, penalties),
+        areas=[area_under_curve(each, dive_set, unseen) for each in predictions],
+    )
 
 
-def _row(arm: str, stacked: Stacked, penalties: Sequence[float]) -> list[str]:
-    scores = generalised(stacked.answers, stacked.dive_set, stacked.unseen, penalties)
-    accuracies = [estimate_text(each, "") for each in (scores.seen, scores.unseen, scores.harmonic)]
-    return [arm, ", ".join(f"{each:.2f}" for each in penalties), *accuracies, f"{scores.unseen_alone:.3f}"]
+def kept_share(run: Run, ignored: Sequence[str]) -> float:
+    """What a run of another draw chooses, on its validation clips, without the dives that the arm did not see.
+
+    Raises: ValueError naming the run, if its clips choose nothing.
+    """
+    unseen = [number for number in run.config.data.unseen_dives if number not in ignored]
+    try:
+        return choose_kept_share(*answers_of(run, "val"), unseen=unseen, ignored=ignored)
+    except ValueError as error:
+        raise ValueError(f"{run.folder}: {error}") from error
+
+
+def answers_of(run: Run, split: str) -> tuple[Predictions, DiveSet]:
+    """The answers of a test, with the model's own penalty added back to the dives that it was subtracted from."""
+    files = run.folder.evaluation(split)
+    predictions, dive_set = load_predictions(files.probabilities)
+    metrics = read_json_object(files.metrics)
+    penalty = np.float32(metrics.get("unseen_penalty", 0.0))  # a test of an earlier version had none
+    if not penalty:
+        return predictions, dive_set
+    is_penalised = [metrics["num_train_clips"][number] > 0 for number in dive_set.numbers]
+    scores = predictions.dive_log_probs + penalty * np.array(is_penalised)
+    return replace(predictions, dive_log_probs=log_softmax(scores, axis=1)), dive_set
+
+
+def families(arms: Mapping[str, Mapping[int, Run]]) -> dict[str, list[str]]:
+    """Arms that differ in their unseen dives alone, two or more, by what their names begin with."""
+    members: dict[str, list[str]] = {}
+    for arm, runs in arms.items():
+        options = flat_options(next(iter(runs.values())).config)
+        kind = repr(sorted((name, value) for name, value in options.items() if name not in NOT_OF_A_FAMILY))
+        members.setdefault(kind, []).append(arm)
+    groups = [group for group in members.values() if len(group) > 1]
+    shared = [os.path.commonprefix(group).rstrip("-_") for group in groups]  # noqa: RUF071  # letters are meant
+    return {name or ", ".join(group): group for name, group in zip(shared, groups, strict=True)}
+
+
+def _family(name: str, draws: Sequence[Stacked]) -> str:
+    return f"**{name}**, {len(draws)} draws"
+
+
+def _mean_and_spread(values: Sequence[float], num_digits: int = 3) -> str:
+    spread = spread_over_seeds(values)
+    return f"{np.mean(values):.{num_digits}f}" + ("" if spread is None else f" ± {spread:.{num_digits}f}")

@@ -168,6 +168,11 @@ def _interval(tested: Run) -> str:
 
 def _calibration(model: DiveClassifier, tested: Run | None) -> str:
     text = f"Temperature {model.temperature:.4g}, fitted on validation (1 changes nothing)."
+    if model.unseen_penalty:
+        text += (
+            f" A penalty of {model.unseen_penalty:.3g} nats on the dives that had training clips, chosen there too, "
+            "lets the model name those that had none."
+        )
     if tested is None:
         return text
     before, after = (tested.scores[name] for name in ("ece", "ece_calibrated"))

@@ -38,7 +38,7 @@ class ClassifierGraph(nn.Module):
 
         Returns: (batch, num_dives), and for each of ATTRIBUTES (batch, num_values).
         """
-        scores = self.model(clips).tempered(self.model.temperature)
+        scores = self.model.penalised(self.model(clips)).tempered(self.model.temperature)
         marginals = scores.marginals(self.dive_set)
         return (scores.log_probs(self.dive_set), *(marginals[attribute] for attribute in ATTRIBUTES))
 

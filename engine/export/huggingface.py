@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import torch
+
 from diveparse.configs import HeadKind, Pooling
 from diveparse.datasets.dives import DiveSet
 from diveparse.datasets.storage.atomic import write_text
@@ -22,8 +24,8 @@ def export_huggingface(model: DiveClassifier, dive_set: DiveSet, folder: Path, r
     """Write a model and its card. Returns: whether `transformers` can load it without code of this project.
 
     A TimeSformer with patches for a stem and a head on the class token becomes a `TimesformerForVideoClassification`,
-    whatever the head: its last layer has a row for each dive of the set, and the temperature in it. Any other model is
-    written as `DiveClassifier.save` does, with a line in the log that says why.
+    whatever the head: its last layer has a row for each dive of the set, with penalty and temperature in it. Any other
+    model is written as `DiveClassifier.save` does, with a line in the log that says why.
     run: where the model comes from; what its files record goes into the card.
     Raises: ValueError if the model would be in the own format, but with other dives than its own.
     """
@@ -41,6 +43,8 @@ def export_huggingface(model: DiveClassifier, dive_set: DiveSet, folder: Path, r
     if model.config.head.kind is HeadKind.INDEPENDENT:
         logger.info("the exported model names the best dive that exists, also where four independent heads spell none")
     layer = folded(model.head, model.backbone.embed_dim, dive_set, model.temperature)
+    is_trained = torch.tensor([dive in model.trained_dives for dive in dive_set])
+    layer.bias.data -= model.unseen_penalty / model.temperature * is_trained
     model.backbone.save_in_transformers(folder, SavedClassifier(layer.weight, layer.bias, dive_set.numbers))
     return True
 

@@ -5,21 +5,23 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from diveparse.configs import Config, Precision, TrainConfig
+from diveparse.configs import Config, HeadKind, Precision, TrainConfig
 from diveparse.datasets.clip_dataset import ClipDataset
 from diveparse.datasets.dives import DiveSet
 from diveparse.datasets.records import ClipRecord, clips_in_a_line
-from diveparse.datasets.splits import training_clips
+from diveparse.datasets.splits import expected_dives, scored_dives, training_clips
 from diveparse.datasets.storage.atomic import write_json
 from diveparse.datasets.storage.lock import locked
 from diveparse.engine.batches import (
@@ -34,6 +36,8 @@ from diveparse.engine.device import autocast, choose_device, require_trainable, 
 from diveparse.engine.evaluation.calibration import fit_temperature, split_validation
 from diveparse.engine.evaluation.evaluate import evaluate
 from diveparse.engine.evaluation.metrics import compute_metrics
+from diveparse.engine.evaluation.predictions import Predictions
+from diveparse.engine.evaluation.stacking import default_penalty
 from diveparse.engine.evaluation.tensorboard import flat_metrics, log_confusion
 from diveparse.engine.events import flush
 from diveparse.engine.run import RunFolder, open_run, record_environment
@@ -67,6 +71,8 @@ class TrainingData:
     clips: ClipDataset
     val_clips: ClipDataset
     num_train_clips: Tensor  # (num_dives,)
+    scored: DiveSet  # what a test ranges over: the same dives, and those that training was told to hold out
+    unseen: list[str]  # numbers of its dives without a training clip; none where no clip is expected to show one
 
     @property
     def splits_from_cache(self) -> list[str]:
@@ -136,9 +142,13 @@ def open_training_data(cfg: Config, splits_from_cache: Sequence[str] | None) -> 
         for split, split_records in (("train", records), ("val", val_records))
     )
     labels = torch.tensor([record.label for record in records])
-    return TrainingData(
-        records, val_records, dive_set, clips, val_clips, torch.bincount(labels, minlength=len(dive_set))
-    )
+    num_train_clips = torch.bincount(labels, minlength=len(dive_set))
+    scored = scored_dives(cfg.data, dive_set)
+    trained = {dive.number for dive, count in zip(dive_set, num_train_clips.tolist(), strict=True) if count}
+    unseen = [number for number in scored.numbers if number not in trained]
+    if not expected_dives(cfg.data) & set(unseen):
+        unseen = []
+    return TrainingData(records, val_records, dive_set, clips, val_clips, num_train_clips, scored, unseen)
 
 
 def train_epochs(
@@ -194,11 +204,12 @@ def validate(
     data: TrainingData,
     writer: SummaryWriter,
 ) -> None:
-    """Evaluate on validation, and keep the model, with its temperature, if it is the best so far.
+    """Evaluate on validation, and keep the model, with its temperature and penalty, if it is the best so far.
 
-    What is logged is of all validation clips. Some sources choose the model, the others fit its temperature.
+    What is logged is of all validation clips. Some sources choose the model, the others fit temperature and penalty.
     """
     start, progress, kept = time.perf_counter(), learner.progress, learner.kept_model
+    kept.unseen_penalty = 0.0  # that of an earlier epoch, which no answer here should have
     bar = tqdm(val_batches, desc="validation", leave=False)
     predictions = evaluate(kept, bar, data.val_records, cfg.train.precision)
     metrics = compute_metrics(predictions, data.dive_set, data.num_train_clips.numpy())
@@ -208,10 +219,32 @@ def validate(
     chooses, fits = split_validation(predictions.sources)
     if progress.is_best(compute_metrics(predictions.at(chooses), data.dive_set)):
         kept.temperature = fit_temperature(predictions.dive_log_probs[fits], predictions.labels[fits])
+        kept.unseen_penalty = fit_penalty(cfg, kept, val_batches, data, predictions, fits)
         kept.save(run.model)
         write_json(run.best_update, {"update": progress.num_updates})
         if cfg.pictures:
             log_confusion(writer, "val", predictions, data.dive_set, progress.num_updates)
+
+
+def fit_penalty(
+    cfg: Config,
+    kept: DiveClassifier,
+    val_batches: ClipLoader,
+    data: TrainingData,
+    predictions: Predictions,
+    fits: npt.NDArray[np.bool_],
+) -> float:
+    """What the model is to take from the dives that it was trained on. predictions: for all validation clips.
+
+    Flat and independent heads take nothing: the one has no use for it, and the other names the best four values.
+    """
+    if not data.unseen or cfg.head.kind in (HeadKind.FLAT, HeadKind.INDEPENDENT):
+        return 0.0
+    if data.scored != data.dive_set:  # the same clips, among more dives
+        labels = [data.scored.label_of(dive) for dive in data.dive_set]
+        records = [replace(record, label=labels[record.label]) for record in data.val_records]
+        predictions = evaluate(kept, val_batches, records, cfg.train.precision, data.scored)
+    return default_penalty(predictions.at(fits), data.scored, data.unseen)
 
 
 def update(

@@ -23,6 +23,7 @@ from diveparse.models.weights.hub import HUB_ID, fetched
 from diveparse.models.weights.huggingface import CONFIG_FILE, MODEL_TYPE, PIXEL_SCALE, PREPROCESSOR_FILES
 from diveparse.models.weights.published import PixelStatistics
 
+PROCESSOR_FILE = "processor_config.json"  # of those that transformers 5 saves with a processor of text beside it
 WEIGHT_FILES = [MODEL_FILE, "model.safetensors.index.json", "model-*.safetensors"]  # whole, or in parts with an index
 IMAGENET_PIXELS = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 HALF_PIXELS = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
@@ -63,6 +64,7 @@ class SavedEncoder:
     origin: str  # the path or hub id, for messages
     config: PreTrainedConfig
     pixels: PixelStatistics  # that its clips are normalised with
+    commit: str | None = None  # on the hub; None for a folder
 
     @property
     def family(self) -> Family:
@@ -112,19 +114,20 @@ def read_encoder(source: str) -> tuple[SavedEncoder, Path]:
 
     Raises: ValueError naming the source if it is neither, or the file that is missing, damaged or of another model.
     """
-    folder = Path(source)
+    folder, commit = Path(source), None
     if not folder.is_dir():
         if folder.exists() or not HUB_ID.fullmatch(source):
             raise ValueError(
                 f"{source}: no such folder; backbone.kind=transformers takes a folder with {CONFIG_FILE} and "
                 f"{MODEL_FILE} as transformers writes them, or OWNER/NAME on the HuggingFace hub"
             )
-        folder = fetched(source, [CONFIG_FILE, *PREPROCESSOR_FILES])
+        folder = fetched(source, [CONFIG_FILE, *PREPROCESSOR_FILES, PROCESSOR_FILE])
+        commit = folder.name  # as huggingface_hub lays out its cache
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise ValueError(f"{source}: holds no {CONFIG_FILE}; expected what transformers wrote")
     config = parse_config(read_json_object(path), str(path))
-    return SavedEncoder(source, config, _read_pixels(folder, FAMILIES[config.model_type])), folder
+    return SavedEncoder(source, config, _read_pixels(folder, FAMILIES[config.model_type]), commit), folder
 
 
 def weights_folder(source: str, folder: Path) -> Path:

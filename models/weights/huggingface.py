@@ -20,7 +20,7 @@ from diveparse.datasets.constants import NUM_CHANNELS
 from diveparse.datasets.storage.atomic import write_json
 from diveparse.datasets.storage.json_file import read_json_object
 from diveparse.models.weights.files import MODEL_FILE, read_checkpoint, read_weights, write_weights
-from diveparse.models.weights.hub import fetched
+from diveparse.models.weights.hub import HUB_ID, fetched
 from diveparse.models.weights.published import (
     KERNEL,
     LAYER_NORM_EPS,
@@ -87,6 +87,14 @@ def is_huggingface(folder: Path) -> bool:
     Raises: ValueError if there is a config.json that cannot be read.
     """
     return (folder / CONFIG_FILE).is_file() and MODEL_TYPE in read_json_object(folder / CONFIG_FILE)
+
+
+def is_published(path: Path) -> bool:
+    """Whether a path is the folder of a model of `transformers`, or is none but could be OWNER/NAME on the hub.
+
+    Raises: ValueError if it is a folder whose config.json cannot be read.
+    """
+    return is_huggingface(path) if path.exists() else HUB_ID.fullmatch(path.as_posix()) is not None
 
 
 def read_huggingface(folder: Path, origin: str | None = None) -> SavedBackbone:

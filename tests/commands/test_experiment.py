@@ -159,4 +159,4 @@ def test_an_experiment_that_ships_with_the_package_is_read_by_its_name(name):
     num_settings = len(experiment.settings(settings)) if settings.grid else len(settings.arms)
     assert len(cells) == num_settings * len(settings.seeds)
     assert all(cell.run.path.is_relative_to("runs") for cell in cells)
-    assert len(experiment.development_cells(Path(name), settings)) == len(settings.stacking) * len(settings.seeds)
+    experiment.require_stackable(Path(name), settings, cells)

@@ -9,8 +9,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import VJEPA2Config
 
-from diveparse.configs import Config, HeadKind, differing_options, flat_options, load_config, run_folder
+from diveparse.configs import BackboneKind, Config, HeadKind, differing_options, flat_options, load_config, run_folder
 from diveparse.datasets.clip_dataset import ClipDataset
 from diveparse.datasets.dives import DIVING48, DIVING48_TRAIN_COUNTS
 from diveparse.datasets.records import ClipRecord
@@ -19,7 +20,11 @@ from diveparse.datasets.rendered.sets import write_clip
 from diveparse.engine.batches import training_batches
 from diveparse.engine.training.loop import build_learner, count_updates, update
 from diveparse.engine.training.mixing import build_mixing
-from diveparse.models.classifier import DiveClassifier, build_classifier
+from diveparse.heads import build_head
+from diveparse.models.build_encoder import build_encoder
+from diveparse.models.classifier import DiveClassifier, ModelConfig, build_classifier
+from diveparse.models.weights.encoders import SavedEncoder
+from diveparse.models.weights.published import OWN_PIXELS
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ROOT = "data/diving48"
@@ -54,13 +59,19 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[ClipRecord]:
         path = folder / f"{clip.name}.mp4"
         write_clip(clip, (120, 160), path)
         listed.append(ClipRecord(path, clip.name, clip.source.name, label))
-    return listed * 32
+    return listed * 64
 
 
 def on_meta(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> DiveClassifier:
     """The recipe's model without its numbers: shapes only, so that any size is built and run at once."""
     monkeypatch.setattr(torch, "linspace", functools.partial(torch.linspace, device="cpu"))  # its values are looked at
     with torch.device("meta"):
+        if cfg.backbone.kind is BackboneKind.TRANSFORMERS:  # the library's default V-JEPA 2 is the ViT-L
+            encoder = SavedEncoder("ViT-L", VJEPA2Config(), OWN_PIXELS)
+            sizes = {"num_frames": cfg.clip.num_frames, "image_size": cfg.clip.image_size}
+            backbone = build_encoder(encoder, cfg.backbone, **sizes)
+            head = build_head(cfg.head, backbone.embed_dim, DIVING48)
+            return DiveClassifier(backbone, head, ModelConfig(cfg.backbone, cfg.clip, cfg.head))
         return build_classifier(replace(cfg, backbone=replace(cfg.backbone, weights=None)), DIVING48)
 
 
@@ -72,14 +83,19 @@ def test_a_recipe_fits_together_at_its_own_shapes_and_takes_as_long_as_in_its_he
     clips, labels = torch.empty(shape, device="meta"), torch.zeros(shape[0], dtype=torch.long, device="meta")
     with FlopCounterMode(display=False) as counter:
         loss, _ = model.head.loss(model(clips), labels)
-    loss.backward()
+    with FlopCounterMode(display=False) as backward:
+        loss.backward()
     assert loss.shape == ()
-    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert all((parameter.grad is not None) == parameter.requires_grad for parameter in model.parameters())
     build_learner(model, replace(cfg.train, ema_decay=0), 100)  # an average needs numbers
 
     # an epoch: three forward passes' worth for a training clip, the backward pass costing two, and one more of blocks
-    # that are recomputed; and one for the other clips
-    for_training = 3 + cfg.backbone.num_checkpointed_blocks / cfg.backbone.depth
+    # that are recomputed; and one for the other clips. Behind a frozen encoder only the head has a backward pass
+    if cfg.backbone.kind is BackboneKind.TRANSFORMERS:
+        assert not any(parameter.requires_grad for parameter in model.backbone.parameters())
+        for_training = 1 + backward.get_total_flops() / counter.get_total_flops()
+    else:
+        for_training = 3 + cfg.backbone.num_checkpointed_blocks / cfg.backbone.depth
     num_passes = sum(DIVING48_TRAIN_COUNTS) * (for_training * (1 - cfg.data.val_fraction) + cfg.data.val_fraction)
     found = ESTIMATE.search(header(name))
     hours, flops_per_hour = float(found[1]), float(found[2]) * 1e12 * 3600
@@ -140,9 +156,9 @@ def test_the_header_of_a_recipe_gives_its_commands(name):
     assert f"diveparse test {run_folder(recipe(name))}" in header(name)
 
 
-@pytest.mark.parametrize("kind", ["original", "modern"])
+@pytest.mark.parametrize("kind", ["diving48_original", "diving48_modern", "vjepa2"])
 def test_the_arms_of_a_recipe_differ_in_nothing_but_the_head(kind):
-    flat, structured = f"diving48_{kind}_flat", f"diving48_{kind}_structured"
+    flat, structured = f"{kind}_flat", f"{kind}_structured"
     assert differing(flat, structured) == {"arm", "head.kind"}
     assert (recipe(flat).head.kind, recipe(structured).head.kind) == (HeadKind.FLAT, HeadKind.JOINT)
 

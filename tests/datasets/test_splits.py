@@ -12,6 +12,7 @@ from diveparse.datasets.dives import DIVING48, WORLD_AQUATICS, DiveSet
 from diveparse.datasets.records import ClipRecord, is_rendered
 from diveparse.datasets.splits import (
     evaluation_clips,
+    expected_dives,
     scored_dives,
     split_by_source,
     training_clips,
@@ -378,3 +379,17 @@ def test_a_neighbour_has_the_most_values_in_common() -> None:
     turned = {(dives[a.label].number, dives[b.label].number) for a, b in zip(records, noisy, strict=True) if a != b}
     wrong = {"101B": {"103B"}, "103B": {"101B", "103C"}, "103C": {"103B"}, "5253B": {"101B", "103B"}}
     assert turned == {(right, other) for right, others in wrong.items() for other in others}
+
+
+def test_clips_may_show_every_dive_of_a_csv_but_of_a_list_those_that_they_show_or_the_config_names(
+    meet: Path, tmp_path: Path, tiny_root: Path
+) -> None:
+    assert expected_dives(DataConfig(root=str(meet))) == set(MEET_DIVES)
+    meet.write_text(meet.read_text() + "new.mp4,5152B,test,day 9\n")
+    (tmp_path / "new.mp4").touch()
+    assert expected_dives(DataConfig(root=str(meet))) == {*MEET_DIVES, "5152B"}
+    of_a_list = DataConfig(root=str(meet), dives=Dives.DIVING48)
+    assert expected_dives(of_a_list) == set(MEET_DIVES)  # the test split alone shows the other
+    named = DataConfig(root=str(meet), dives=Dives.DIVING48, unseen_dives=["5152B"])
+    assert expected_dives(named) == {*MEET_DIVES, "5152B"}
+    assert len(expected_dives(DataConfig(root=str(tiny_root)))) == 4

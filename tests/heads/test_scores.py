@@ -130,3 +130,31 @@ def test_a_temperature_divides_the_log_probabilities_of_any_set(kind: HeadKind, 
         torch.testing.assert_close(scores.tempered(1.7).log_probs(dive_set), expected)
     assert torch.equal(scores.tempered(1.7).argmax(), scores.argmax())
     assert torch.equal(scores.tempered(1.7).spelt(), scores.spelt())
+
+
+@pytest.mark.parametrize("kind", HeadKind)
+@pytest.mark.parametrize("dive_set", [DIVING48, SUBSET], ids=lambda dive_set: dive_set.name)
+def test_a_penalty_is_subtracted_before_the_temperature_and_the_softmax(
+    kind: HeadKind, dive_set: DiveSet, features: Tensor
+) -> None:
+    scores = make_head(kind)(features)
+    dives = [dive for dive in DIVING48 if dive.position.value == "pike"]
+    penalised = scores.penalised(1.5, dives)
+    less = scores.scores(dive_set) - 1.5 * torch.tensor([float(dive in dives) for dive in dive_set])
+    torch.testing.assert_close(penalised.scores(dive_set), less)
+    torch.testing.assert_close(penalised.log_probs(dive_set).exp().sum(-1), torch.ones(5).double())
+    torch.testing.assert_close(penalised.tempered(2.0).log_probs(dive_set), (less / 2).log_softmax(-1))
+    assert torch.equal(scores.penalised(0.0, dives).scores(dive_set), scores.scores(dive_set))
+
+
+@pytest.mark.parametrize("kind", FROM_CONSTRAINED_ON)
+def test_a_penalty_changes_marginals_and_the_dive_alike(kind: HeadKind, features: Tensor) -> None:
+    penalised = make_head(kind)(features).penalised(3.0, [dive for dive in DIVING48 if dive.twist_half_turns])
+    assert_marginals_are_sums(penalised, DIVING48)
+    assert torch.equal(penalised.argmax(), penalised.log_probs().argmax(-1))
+
+
+@pytest.mark.parametrize("kind", FROM_CONSTRAINED_ON)
+def test_a_penalty_on_every_dive_changes_no_probability(kind: HeadKind, features: Tensor) -> None:
+    scores = make_head(kind)(features)
+    torch.testing.assert_close(scores.penalised(3.0, list(DIVING48)).log_probs(), scores.log_probs())

@@ -326,3 +326,32 @@ def saved_peer(folder: Path, labels: Sequence[str]) -> TimesformerForVideoClassi
         peer.classifier.weight.normal_()
     peer.save_pretrained(folder)
     return peer
+
+
+def test_a_penalty_is_saved_with_the_model_and_takes_from_trained_dives_alone(clips: Tensor, tmp_path: Path) -> None:
+    model = tiny_classifier(dive_set=SMALL)
+    model.head.set_class_counts(torch.tensor([3, 0, 2, 1]))
+    plain = model.calibrated_scores(clips).log_probs()
+    torch.testing.assert_close(plain, model.dive_log_probs(clips))
+    model.unseen_penalty = 0.7
+    model.save(tmp_path)
+    loaded = DiveClassifier.load(tmp_path)
+    assert loaded.unseen_penalty == 0.7
+    with_it = loaded.calibrated_scores(clips).log_probs()
+    expected = (plain - 0.7 * torch.tensor([1.0, 0.0, 1.0, 1.0])).log_softmax(-1)
+    torch.testing.assert_close(with_it, expected)
+    torch.testing.assert_close(loaded.dive_log_probs(clips), plain)  # which are without it
+
+
+def test_a_model_of_an_earlier_version_has_no_penalty(tmp_path: Path) -> None:
+    tiny_classifier().save(tmp_path)
+    rewrite_config(tmp_path, unseen_penalty=None)
+    assert DiveClassifier.load(tmp_path).unseen_penalty == 0
+
+
+@pytest.mark.parametrize("penalty", [-0.1, "much", True, [0.5]], ids=str)
+def test_a_penalty_that_makes_no_sense_is_refused(penalty: object, tmp_path: Path) -> None:
+    tiny_classifier().save(tmp_path)
+    rewrite_config(tmp_path, unseen_penalty=penalty)
+    with pytest.raises(ValueError, match=r"config\.json: unseen_penalty must be finite and at least 0, got"):
+        DiveClassifier.load(tmp_path)

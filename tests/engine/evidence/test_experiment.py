@@ -13,11 +13,11 @@ from diveparse.datasets.diving48 import read_split
 from diveparse.engine.evaluation.testing import evaluate_run
 from diveparse.engine.evidence.experiment import (
     Cell,
-    development_cells,
     fill_feature_caches,
     missing_cells,
     prospects,
     read_cells,
+    require_stackable,
     run_cells,
 )
 from diveparse.engine.training.loop import train
@@ -301,11 +301,47 @@ def test_a_cell_with_unseen_dives_is_scored_on_validation_first():
     assert Cell("b", unseen, "val").splits == ["val"]
 
 
-def test_development_cells_are_those_of_the_other_experiment(new_folder):
-    write_experiment_file(TINY.with_name("development.yaml"), ARMS, seeds=[0, 1], split="val")
-    write_experiment_file(TINY, ARMS, seeds=[0, 1], stacking={"joint": "development/joint"})
-    experiment, cells = read_cells(TINY)
-    asked = development_cells(TINY, experiment)
-    assert [str(cell.run) for cell in asked] == [f"runs/development/joint/seed-{seed}" for seed in (0, 1)]
-    assert {cell.split for cell in asked} == {"val"}
-    assert missing_cells(cells + asked) == cells + asked
+def test_a_cell_whose_unseen_dives_have_shots_needs_no_validation():
+    data = DataConfig(unseen_dives=["205C"], num_shots=1)
+    assert Cell("b", Config(name="a", arm="b", data=data), "test").splits == ["test"]
+
+
+@pytest.mark.parametrize(
+    ("arms", "reason"),
+    [
+        (
+            {"a": "data.unseen_dives=[205B]", "b": ""},
+            "stacking: b must have data.unseen_dives, data.num_shots=0 and a structured head",
+        ),
+        (
+            {"a": "data.unseen_dives=[205B] head.kind=flat", "b": "data.unseen_dives=[101B]"},
+            "stacking: a must have data.unseen_dives, data.num_shots=0 and a structured head",
+        ),
+        (
+            {"a": "data.unseen_dives=[205B] data.num_shots=1", "b": "data.unseen_dives=[101B]"},
+            "stacking: a must have data.unseen_dives, data.num_shots=0 and a structured head",
+        ),
+        (
+            {"a": "data.unseen_dives=[205B,101B]", "b": "data.unseen_dives=[101B]"},
+            "stacking.a: b must have a dive in data.unseen_dives that it lacks",
+        ),
+    ],
+)
+def test_arms_that_choose_no_share_are_refused_before_anything_is_trained(new_folder, arms, reason):
+    write_experiment_file(TINY, arms, stacking={"a": ["b"]})
+    with pytest.raises(ValueError, match=re.escape(f"{TINY}: {reason}")):
+        require_stackable(TINY, *read_cells(TINY))
+
+
+def test_arms_of_other_draws_choose_a_share(new_folder):
+    write_experiment_file(
+        TINY, {"a": "data.unseen_dives=[205B]", "b": "data.unseen_dives=[101B]"}, stacking={"a": ["b"], "b": ["a"]}
+    )
+    require_stackable(TINY, *read_cells(TINY))
+
+
+@pytest.mark.parametrize("others", [[], ["a"], ["b", "b"], ["elsewhere/b"]])
+def test_a_share_is_chosen_by_other_arms_of_the_experiment(new_folder, others):
+    write_experiment_file(TINY, {"a": "", "b": ""}, stacking={"a": others})
+    with pytest.raises(ValueError, match=r"stacking\.a must be one or more other arms, each once, got"):
+        read_cells(TINY)

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from diveparse.configs import HeadConfig, HeadKind
+from diveparse.configs import DataConfig, HeadConfig, HeadKind
 from diveparse.engine.evidence.comparison import compare_runs
 from diveparse.engine.evidence.pairs import pair_arms
 from diveparse.engine.evidence.trainings import trainings_needed, two_way_bootstrap
@@ -38,8 +38,9 @@ def test_arms_that_share_no_seed_cannot_be_paired(a_run):
 
 
 def test_dives_held_out_are_a_group_of_their_own(a_run):
-    arms = {arm: {0: a_run(arm)} for arm in ("flat", "joint")}
-    groups = [effect.group for effect in pair_arms(arms, "flat", "joint", held_out=["203C"]).effects]
+    data = DataConfig(root="data", unseen_dives=["203C"])
+    arms = {arm: {0: a_run(arm, trained={"data": data})} for arm in ("flat", "joint")}
+    groups = [effect.group for effect in pair_arms(arms, "flat", "joint").effects]
     assert groups == ["all", "many", "medium", "few", "held out"] * 2
 
 

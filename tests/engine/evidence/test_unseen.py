@@ -1,20 +1,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from diveparse.datasets.dives import ATTRIBUTES, DiveSet
 from diveparse.engine.evaluation.predictions import Predictions
+from diveparse.engine.evaluation.stacking import penalty_that_keeps, stacked_answers
 from diveparse.engine.evidence.statistics import Estimate
 from diveparse.engine.evidence.unseen import (
     Generalised,
+    area_under_curve,
     choose_kept_share,
     generalised,
     harmonic_mean,
-    penalty_that_keeps,
-    stacked_answers,
 )
 
 DIVES = DiveSet.from_numbers(["101B", "103B", "105B", "201B", "203B", "205B"])
@@ -151,3 +152,30 @@ def test_a_model_that_cannot_name_unseen_dives_has_no_harmonic_mean():
     scores = generalised([replace(predictions, dive_log_probs=log_probs)], DIVES, UNSEEN, [0.0])
     assert (scores.unseen.value, scores.harmonic.value, scores.harmonic.high) == (0.0, 0.0, 0.0)
     assert scores.seen.value > 0.5
+
+
+def test_the_area_under_the_curve_is_that_of_a_sweep_over_penalties():
+    predictions = biased_predictions(num_clips=60)
+    noise = np.random.default_rng(3).normal(scale=3, size=predictions.dive_log_probs.shape).astype(np.float32)
+    predictions = replace(predictions, dive_log_probs=predictions.dive_log_probs + noise)
+    of_unseen = IS_UNSEEN[predictions.labels]
+    points = []
+    for penalty in np.linspace(-20, 20, 20001):
+        correct = stacked_answers(predictions.dive_log_probs, IS_UNSEEN, penalty) == predictions.labels
+        points.append((float(correct[of_unseen].mean()), float(correct[~of_unseen].mean())))
+    area = sum((right[0] - left[0]) * (left[1] + right[1]) / 2 for left, right in pairwise(points))
+    assert area_under_curve(predictions, DIVES, UNSEEN) == pytest.approx(area)
+    assert 0.2 < area < 0.9
+    same_for_all = predictions.dive_log_probs + np.where(IS_UNSEEN, 0.0, 7.0).astype(np.float32)
+    moved = replace(predictions, dive_log_probs=same_for_all)  # a penalty alone moves no point off the curve
+    assert area_under_curve(moved, DIVES, UNSEEN) == pytest.approx(area, abs=1e-6)
+
+
+def test_only_a_dive_of_the_right_kind_counts_under_the_curve():
+    labels = np.array([0, 1])  # 101B, which was seen, and 103B, which was not
+    log_probs = np.full((2, len(DIVES)), -9.0, np.float32)
+    log_probs[0, 3], log_probs[1, 1] = -0.1, -0.1  # 201B, which is wrong, and 103B
+    predictions = replace(biased_predictions(2), labels=labels, dive_log_probs=log_probs)
+    assert area_under_curve(predictions, DIVES, UNSEEN) == 0.0
+    log_probs[0, 0] = -0.05
+    assert area_under_curve(predictions, DIVES, UNSEEN) == 1.0

@@ -24,7 +24,7 @@ from diveparse.models.classifier import DiveClassifier, build_classifier
 def build_model(
     kind: HeadKind = HeadKind.JOINT, pooling: Pooling = Pooling.CLASS_TOKEN, stem: StemKind = StemKind.PATCH
 ) -> DiveClassifier:
-    """A small model whose answers differ from clip to clip, with a temperature."""
+    """A small model whose answers differ from clip to clip, with a temperature, and a penalty where heads have one."""
     cfg = Config(
         name="tiny",
         arm="x",
@@ -42,6 +42,8 @@ def with_random_weights(model: DiveClassifier) -> DiveClassifier:
         center = 1.0 if "norm" in name and name.endswith("weight") else 0.0
         nn.init.normal_(parameter, center, 0.3, generator=generator)
     model.temperature = 0.7
+    model.head.set_class_counts(torch.arange(len(DIVING48)) % 4)
+    model.unseen_penalty = 0.0 if model.config.head.kind in (HeadKind.FLAT, HeadKind.INDEPENDENT) else 0.9
     return model
 
 

@@ -6,25 +6,31 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from scipy.special import log_softmax
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from diveparse.configs import Config, HeadKind, Precision, load_config, run_folder, save_config
 from diveparse.datasets.cache import CacheKind, CacheSettings, build_cache
+from diveparse.datasets.dives import DiveSet
 from diveparse.datasets.diving48 import read_split
 from diveparse.datasets.splits import split_by_source, training_clips
 from diveparse.datasets.storage.disk import DiskFullError
 from diveparse.datasets.storage.lock import InUseError, locked
 from diveparse.engine.batches import evaluation_batches, training_batches
 from diveparse.engine.evaluation.calibration import split_validation
+from diveparse.engine.evaluation.predictions import Predictions, load_predictions
 from diveparse.engine.evaluation.testing import evaluate_run
 from diveparse.engine.run import RunFolder
+from diveparse.engine.training import loop
 from diveparse.engine.training.loop import (
     NonFiniteError,
     build_learner,
@@ -464,3 +470,66 @@ def test_a_run_that_another_process_trains_is_left_to_it(ended, resume):
     with locked(run, "training"), pytest.raises(InUseError, match=f"{run} is in use: training by process "):
         train(ended, resume=resume)
     assert contents(run) == before
+
+
+@pytest.fixture
+def penalised_on(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Predictions, DiveSet, list[str]]]:
+    """What a penalty is fitted on, each time that it is; it is 0.25."""
+    calls = []
+
+    def record(*arguments: Any) -> float:
+        calls.append(arguments)
+        return 0.25
+
+    monkeypatch.setattr(loop, "default_penalty", record)
+    return calls
+
+
+@pytest.fixture
+def four_dives(tiny_experiment: Path, tiny_root: Path) -> Path:
+    """The tiny experiment on a CSV in which each of the four dives is a product of values that others have."""
+    numbers = dict(zip((0, 5, 20, 41), ("101B", "103B", "201B", "203B"), strict=True))
+    rows = ["path,dive_number,split,source"] + [
+        f"{record.path},{numbers[record.label]},{split},{record.source}"
+        for split in ("train", "test")
+        for record in read_split(tiny_root, split)
+    ]
+    (path := tiny_experiment.parent / "four.csv").write_text("\n".join(rows) + "\n")
+    return path
+
+
+def test_a_model_has_a_penalty_that_was_fitted_without_it_and_tests_with_it(tiny_experiment, four_dives, penalised_on):
+    overrides = [f"data.root={four_dives}", "data.unseen_dives=[203B]", "head.kind=joint", "train.num_epochs=2"]
+    run = RunFolder(train(load_config(tiny_experiment, overrides)))
+    assert json.loads((run.model / "config.json").read_text())["unseen_penalty"] == 0.25
+    predictions, dive_set, unseen = penalised_on[-1]
+    assert set(dive_set.numbers) == {"101B", "103B", "201B", "203B"}
+    assert unseen == ["203B"]
+    assert {dive_set.numbers[label] for label in predictions.labels} == {"101B", "103B", "201B"}
+    metrics = evaluate_run(run.path, [], split="val")
+    assert metrics["unseen_penalty"] == 0.25
+    tested, tested_dives = load_predictions(run.evaluation("val").probabilities)
+    assert tested_dives == dive_set
+    taken = np.where([number == "203B" for number in dive_set.numbers], 0.0, 0.25)
+    rows = [tested.clips.index(clip) for clip in predictions.clips]
+    expected = log_softmax(predictions.dive_log_probs - taken, axis=1)
+    np.testing.assert_allclose(tested.dive_log_probs[rows], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("overrides", [["head.kind=flat"], ["head.kind=independent"]], ids=str)
+def test_a_head_that_has_no_use_for_a_penalty_gets_none(tiny_experiment, four_dives, penalised_on, overrides):
+    overrides += [f"data.root={four_dives}", "data.unseen_dives=[203B]", "train.num_epochs=1"]
+    run = train(load_config(tiny_experiment, overrides))
+    assert DiveClassifier.load(run).unseen_penalty == 0
+    assert not penalised_on
+
+
+@pytest.mark.parametrize("shown", ["all", "listed"])
+def test_there_is_no_penalty_where_every_dive_that_is_expected_has_clips(
+    tiny_experiment, four_dives, tiny_root, penalised_on, shown
+):
+    root = four_dives if shown == "all" else tiny_root  # whose list of 48 has 44 dives without any clip
+    cfg = load_config(tiny_experiment, [f"data.root={root}", "head.kind=joint", "train.num_epochs=1"])
+    assert open_training_data(cfg, None).unseen == []
+    assert DiveClassifier.load(train(cfg)).unseen_penalty == 0
+    assert not penalised_on
