@@ -58,7 +58,7 @@ class Source:
         name = "".join(NAME_ALPHABET[i] for i in rng.integers(0, len(NAME_ALPHABET), 11))
         springboard = bool(rng.random() < 0.6)
         board = float(
-            rng.choice(SPRINGBOARDS_M, p=(0.3, 0.7)) if springboard else rng.choice(PLATFORMS_M, p=(0.15, 0.15, 0.7))
+            rng.choice(SPRINGBOARDS_M, p=(0.1, 0.9)) if springboard else rng.choice(PLATFORMS_M, p=(0.05, 0.05, 0.9))
         )
         return cls(
             name=name,
@@ -102,8 +102,9 @@ class RenderedClip:
             springboard=source.springboard,
             rng=rng,
         )
-        self.start_s = -float(rng.uniform(0.2, 1.3))  # seconds from the takeoff
-        self.end_s = self.performance.flight_s + float(rng.uniform(0.1, 0.6))
+        # seconds from the takeoff: cut closely or loosely, from before the walk or within it to the entry or long after
+        self.start_s = -float(rng.triangular(0.2, 0.7, 2.2))
+        self.end_s = self.performance.flight_s + float(rng.triangular(-0.3, 0.2, 1.5))
 
     @property
     def duration_s(self) -> float:

@@ -17,9 +17,22 @@ from diveparse.datasets.rendered.camera import Camera, Windows
 from diveparse.datasets.rendered.motion import JOINT, Array, Moments
 from diveparse.datasets.rendered.venue import Backdrop, Color, shade
 
-SKINS: tuple[Color, ...] = ((241, 204, 177), (224, 172, 135), (198, 134, 96), (141, 85, 55), (92, 58, 42))
-HAIRS: tuple[Color, ...] = ((35, 26, 22), (78, 52, 34), (156, 116, 66), (196, 182, 160), (20, 20, 24))
-SUITS: tuple[Color, ...] = ((178, 24, 43), (20, 40, 120), (16, 16, 22), (10, 105, 80), (120, 30, 110), (228, 200, 40))
+SKINS: tuple[Color, ...] = (
+    (241, 204, 177),
+    (224, 172, 135),
+    (198, 134, 96),
+    (141, 85, 55),
+    (92, 58, 42),
+    (168, 112, 76),
+)
+HAIRS: tuple[Color, ...] = (
+    *((35, 26, 22), (78, 52, 34), (156, 116, 66), (196, 182, 160), (20, 20, 24)),
+    *((122, 58, 30), (70, 70, 74)),
+)
+SUITS: tuple[Color, ...] = (
+    *((178, 24, 43), (20, 40, 120), (16, 16, 22), (10, 105, 80), (120, 30, 110), (228, 200, 40)),
+    *((240, 240, 240), (30, 140, 190), (230, 110, 30)),
+)
 CAPSULE_ARC = np.linspace(-np.pi / 2, np.pi / 2, 5)
 
 
@@ -38,7 +51,7 @@ class Look:
         def pick(colors: tuple[Color, ...]) -> Color:
             return colors[rng.integers(len(colors))]
 
-        return cls(pick(SKINS), pick(HAIRS), pick(SUITS), bool(rng.integers(2)), float(rng.uniform(0.9, 1.12)))
+        return cls(pick(SKINS), pick(HAIRS), pick(SUITS), bool(rng.integers(2)), float(rng.uniform(0.85, 1.2)))
 
 
 @dataclass(frozen=True)
@@ -79,7 +92,8 @@ def _trunk_and_head(moments: Moments, look: Look) -> list[Stick]:
     trunk = at["neck"] - at["pelvis"]
     front = np.cross(left, trunk / np.linalg.norm(trunk, axis=-1, keepdims=True))
     head_axis = at["crown"] - at["neck"]
-    face = at["head"] + 0.055 * np.cross(left, head_axis / np.linalg.norm(head_axis, axis=-1, keepdims=True))
+    face_front = np.cross(left, head_axis / np.linalg.norm(head_axis, axis=-1, keepdims=True))
+    face, hair = at["head"] + 0.06 * face_front, at["head"] - 0.03 * face_front  # so from behind, hair covers the neck
     chest = look.suit if look.suit_on_chest else look.skin
 
     def along(share: float) -> Array:
@@ -91,8 +105,8 @@ def _trunk_and_head(moments: Moments, look: Look) -> list[Stick]:
         Stick(along(0.25) - 0.06 * front, along(0.85) - 0.06 * front, 0.08, 0.10, shade(chest, 0.72)),
         Stick(at["left_hip"], at["right_hip"], 0.105, 0.105, look.suit),
         Stick(at["left_shoulder"], at["right_shoulder"], 0.065, 0.065, shade(look.skin, 0.95)),
-        Stick(at["neck"] - 0.05 * trunk, at["head"], 0.06, 0.06, shade(look.skin, 0.9)),
-        Stick(at["head"], at["head"] + 0.35 * (at["crown"] - at["head"]), 0.11, 0.105, look.hair),
+        Stick(at["neck"] - 0.05 * trunk, at["neck"] + 0.4 * head_axis, 0.06, 0.055, shade(look.skin, 0.9)),
+        Stick(hair - 0.1 * head_axis, hair + 0.17 * head_axis, 0.1, 0.105, look.hair),
         Stick(face, face + 0.1 * head_axis, 0.078, 0.07, shade(look.skin, 1.08)),
     ]
 

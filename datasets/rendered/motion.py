@@ -23,6 +23,7 @@ Array = NDArray[np.float64]
 GRAVITY_M_S2 = 9.81
 BODY_HEIGHT_M = 1.7  # of the segment lengths below; a diver's own height scales them
 PHASES = ("approach", "flight", "water")
+LEAN_S = 0.3  # over which the body leans toward its turn before the takeoff
 
 JOINTS = (
     *("pelvis", "neck", "head", "crown"),
@@ -83,7 +84,7 @@ FLYING = Pose(left_arm=90, right_arm=90, left_spread=85, right_spread=85)
 SHAPES = {
     Position.STRAIGHT: Pose(left_arm=15, right_arm=15, left_spread=6, right_spread=6),
     Position.PIKE: Pose(hip=138, left_arm=62, right_arm=62, left_elbow=25, right_elbow=25),
-    Position.TUCK: Pose(hip=128, knee=138, pointed=0.8, left_arm=38, right_arm=38, left_elbow=48, right_elbow=48),
+    Position.TUCK: Pose(hip=145, knee=145, left_arm=14, right_arm=14, left_elbow=76, right_elbow=76),
     Position.FREE: Pose(hip=48, left_arm=75, right_arm=75, left_spread=45, right_spread=45),
 }
 # one arm overhead and one across the chest tilt the body; the arm overhead is the one that the twist turns away from
@@ -212,7 +213,8 @@ class Performance:
         )
         self.takeoff_com = centre_of_mass(self._stand_on(takeoff_joints, np.zeros(1), np.zeros(1)))[0]
         head_first = (dive.somersault_half_turns % 2 == 1) != dive.armstand
-        self.flight_s = self._flight_time(entry_com_m=(1.12 if head_first else 0.95) * self.scale)
+        # drawn alike for hands and feet first, so that the time in the air does not tell them apart
+        self.flight_s = self._flight_time(entry_com_m=rng.uniform(0.92, 1.14) * self.scale)
 
         flight_fractions, flight_poses = self._flight(rng, REACH if head_first else AT_SIDES)
         times = np.concatenate([approach_times, self.flight_s * np.array(flight_fractions)])
@@ -238,7 +240,7 @@ class Performance:
         return Moments(np.where((phase == 0)[:, None, None], on_board, in_air), rotations.as_matrix(), phase, dip)
 
     def _launch_speed(self, rng: np.random.Generator) -> float:
-        return rng.uniform(4.4, 5.6) if self.springboard else rng.uniform(2.4, 3.4)
+        return rng.uniform(4.2, 5.8) if self.springboard else rng.uniform(2.2, 3.6)
 
     def _flight_time(self, entry_com_m: float) -> float:
         drop = max(self.takeoff_com[2] - entry_com_m, 0.0)
@@ -248,7 +250,7 @@ class Performance:
 
     def _approach(self, rng: np.random.Generator) -> tuple[Array, list[Pose]]:
         """Key times (seconds, ending at the takeoff, 0) and poses on the board."""
-        pace = rng.uniform(0.9, 1.15)
+        pace = rng.uniform(0.8, 1.2)
         if self.dive.armstand:
             return np.array([-2.0, -0.3, 0.0]) * pace, [REACH, REACH, REACH]
         if self.dive.takeoff in (Takeoff.FORWARD, Takeoff.REVERSE):  # walk, hurdle on one leg, press, go
@@ -265,54 +267,43 @@ class Performance:
         return np.array([-2.0, -1.35, -0.85, -0.5, -0.22, 0.0]) * pace, poses
 
     def _flight(self, rng: np.random.Generator, entry: Pose) -> tuple[list[float], list[Pose]]:
-        """Key times as fractions of the flight, after the takeoff, and their poses."""
-        dive, shape = self.dive, SHAPES[self.dive.position]
+        """Key times as fractions of the flight, after the takeoff, and their poses.
 
-        def jitter(low: float, high: float) -> float:
-            return float(rng.uniform(low, high))
-
-        close = jitter(0.12, 0.18) if dive.somersault_half_turns > 1 else jitter(0.24, 0.30)
-        come_out = jitter(0.72, 0.82) if dive.somersault_half_turns > 2 else jitter(0.56, 0.66)
+        Nothing here looks at how often the body turns: a time that followed the count would tell it without the turns.
+        """
+        shape = SHAPES[self.dive.position]
         self.twist_window = (0.0, 0.0)
-        if dive.twist_half_turns:
-            free = dive.position in (Position.FREE, Position.STRAIGHT)
-            start = jitter(0.05, 0.10)
-            length = (
-                min(0.66, 0.30 + 0.07 * dive.twist_half_turns)
-                if free
-                else min(0.56, 0.22 + 0.065 * dive.twist_half_turns)
-            )
-            self.twist_window = (start, start + length * jitter(0.93, 1.07))
-            twist, opened = TWIST[self.twist_sign], self.twist_window[1]
-            shape_in = min(opened + 0.08, 0.84)
-            return [start, opened - 0.05, shape_in, max(0.86, shape_in + 0.02), 0.97, 1.0], [
-                twist,
-                twist,
-                shape,
-                shape,
-                entry,
-                entry,
-            ]
-        if dive.flying:
-            hold = jitter(0.34, 0.42)
-            return [0.10, hold, hold + 0.12, max(come_out, hold + 0.2), 0.96, 1.0], [
-                FLYING,
-                FLYING,
-                shape,
-                shape,
-                entry,
-                entry,
-            ]
-        return [close, come_out, min(come_out + jitter(0.12, 0.16), 0.96), 1.0], [shape, shape, entry, entry]
+        if self.dive.twist_half_turns:
+            return self._twisting_flight(rng, shape, entry)
+        if self.dive.flying:
+            held = rng.uniform(0.32, 0.42)
+            closed = held + rng.uniform(0.10, 0.14)
+            come_out = closed + rng.uniform(0.10, 0.30)
+            return [0.10, held, closed, come_out, 0.97, 1.0], [FLYING, FLYING, shape, shape, entry, entry]
+        closed = rng.uniform(0.13, 0.26)
+        come_out = closed + rng.uniform(0.46, 0.62)
+        opened = min(come_out + rng.uniform(0.10, 0.16), 0.99)
+        return [closed, come_out, opened, 1.0], [shape, shape, entry, entry]
+
+    def _twisting_flight(self, rng: np.random.Generator, shape: Pose, entry: Pose) -> tuple[list[float], list[Pose]]:
+        free = self.dive.position in (Position.FREE, Position.STRAIGHT)
+        start = rng.uniform(0.06, 0.12)
+        end = start + (rng.uniform(0.54, 0.70) if free else rng.uniform(0.42, 0.56))
+        self.twist_window = (start, end)
+        rest = 1 - end
+        closed, come_out = end + rest * rng.uniform(0.30, 0.40), end + rest * rng.uniform(0.50, 0.70)
+        opened = end + rest * rng.uniform(0.90, 0.98)
+        twist = TWIST[self.twist_sign]
+        times = [start, end - 0.05, closed, come_out, opened, 1.0]
+        return times, [twist, twist, shape, shape, entry, entry]
 
     def _solve_rotation(self) -> None:
         """Integrate the somersault at constant angular momentum, and lay the twist into its window."""
-        self._grid = np.arange(-self.approach_s, self.flight_s + 3.0, 0.004)
-        flying = (self._grid >= 0) & (self._grid <= self.flight_s)
-        joints = body_joints(self._angles(np.clip(self._grid, -self.approach_s, self.flight_s)))
-        turned = np.cumsum(flying / somersault_inertia(joints))
+        self._grid = np.linspace(-LEAN_S, self.flight_s, 500)  # before it and after it the body does not turn
+        joints = body_joints(self._angles(self._grid))
+        turned = np.cumsum((self._grid >= 0) / somersault_inertia(joints))
         turned /= turned[-1]
-        lean = self.lean * smooth_step((self._grid + 0.3) / 0.3)
+        lean = self.lean * smooth_step((self._grid + LEAN_S) / LEAN_S)
         total = np.pi * self.dive.somersault_half_turns + self.entry_error
         self._somersault = somersault_sense(self.dive) * (lean + (total - self.lean) * turned)
         start, end = (self.flight_s * fraction for fraction in self.twist_window)

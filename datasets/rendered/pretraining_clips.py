@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from diveparse.datasets.dives import DIVING48, WORLD_AQUATICS, Dive
+from diveparse.datasets.held_out import HELD_OUT
 from diveparse.datasets.rendered.clip import RenderedClip, Source, Split
 from diveparse.datasets.rendered.motion import JOINT, Array, Moments
 from diveparse.datasets.storage.seeding import stream
@@ -19,7 +20,8 @@ MARGIN = 1.17  # drawn larger than the clip by this much, and cropped at random
 
 
 class MotionClips(Dataset[dict[str, Tensor]]):
-    """Item `index` is always the same clip. Every item has another source, which no data set shares.
+    """Item `index` is always the same clip. Every item has another source, which no data set shares. None shows a
+    dive of HELD_OUT.
 
     The rendering's difficulty rises from 0 to 1 over the first `num_easy` items: a randomly initialised network learns
     to find bodies sooner in plain views.
@@ -37,15 +39,12 @@ class MotionClips(Dataset[dict[str, Tensor]]):
     ):
         self.num_frames, self.image_size, self.seed, self.num_easy = num_frames, image_size, seed, num_easy
         self.moments_per_frame, self.moments_per_clip_frame = moments_per_frame, moments_per_clip_frame
-        self.dives = sorted({*WORLD_AQUATICS, *DIVING48}, key=lambda dive: dive.number)
+        self.dives = sorted({*WORLD_AQUATICS, *DIVING48} - {*HELD_OUT}, key=lambda dive: dive.number)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """Returns: clip uint8 (time, channel, height, width), and a row of each tensor of `heads.kinematics.Motion`."""
-        rng = stream(self.seed, Split.PRETRAIN.value, index, 0, CHOICES)
-        difficulty = min(1.0, index / max(self.num_easy, 1))
-        source = Source.draw(self.seed, Split.PRETRAIN, index, difficulty)
-        source = replace(source, body_share=source.body_share * rng.uniform(0.8, 1.0))
-        clip = RenderedClip(source, self._dive(source, rng), 0, difficulty)
+        source, dive, rng = self.draw(index)
+        clip = RenderedClip(source, dive, 0, self.difficulty(index))
         step_s = clip.duration_s / self.num_frames
         times = (np.arange(self.num_frames, dtype=np.float64) + rng.uniform(0, 1)) * step_s  # evenly apart
         side = round(self.image_size * MARGIN)
@@ -70,11 +69,18 @@ class MotionClips(Dataset[dict[str, Tensor]]):
             "phase": torch.from_numpy(moments.phase),
         }
 
-    def _dive(self, source: Source, rng: np.random.Generator) -> Dive:
+    def difficulty(self, index: int) -> float:
+        return min(1.0, index / max(self.num_easy, 1))
+
+    def draw(self, index: int) -> tuple[Source, Dive, np.random.Generator]:
+        """The source of an item, a dive that it has a board for, and the random numbers for what else is chosen."""
+        rng = stream(self.seed, Split.PRETRAIN.value, index, 0, CHOICES)
+        source = Source.draw(self.seed, Split.PRETRAIN, index, self.difficulty(index))
+        source = replace(source, body_share=source.body_share * rng.uniform(0.8, 1.0))
         while True:
             dive = self.dives[rng.integers(len(self.dives))]
             if source.has_board_for(dive):
-                return dive
+                return source, dive, rng
 
 
 def body_axes(moments: Moments, frame: Array) -> Array:

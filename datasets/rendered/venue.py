@@ -21,10 +21,19 @@ WALLS: tuple[Color, ...] = (
     (176, 160, 138),
     (60, 70, 88),
     (120, 150, 140),
+    (232, 230, 226),
+    (40, 84, 128),
+    (148, 96, 78),
+    (34, 36, 42),
 )
-WATERS: tuple[Color, ...] = ((38, 120, 165), (30, 92, 140), (70, 160, 180), (24, 110, 120), (90, 150, 190))
-DECKS: tuple[Color, ...] = ((190, 186, 176), (150, 140, 128), (120, 128, 136), (205, 196, 170))
-BOARDS: tuple[Color, ...] = ((120, 190, 215), (220, 220, 215), (90, 110, 130), (200, 170, 120))
+WATERS: tuple[Color, ...] = (
+    *((38, 120, 165), (30, 92, 140), (70, 160, 180), (24, 110, 120), (90, 150, 190)),
+    *((16, 60, 96), (64, 130, 110)),
+)
+DECKS: tuple[Color, ...] = ((190, 186, 176), (150, 140, 128), (120, 128, 136), (205, 196, 170), (88, 108, 130))
+BOARDS: tuple[Color, ...] = ((120, 190, 215), (220, 220, 215), (90, 110, 130), (200, 170, 120), (60, 60, 66))
+BANNERS: tuple[Color, ...] = ((200, 40, 50), (240, 200, 60), (30, 60, 150), (245, 245, 245), (20, 130, 90))
+NEAREST_M = 0.5  # what is nearer to the camera's plane is not drawn
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,9 @@ class Backdrop:
         )
         return self.image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box)
 
+    def _pixels(self, points: Array, camera: Camera) -> Array:
+        return np.clip((camera.project(points)[0] - self.origin) * self.scale, -20000, 20000)
+
     def _paint(
         self, venue: Venue, camera: Camera, size: tuple[int, int], board_height_m: float, springboard: bool
     ) -> Image.Image:
@@ -97,13 +109,30 @@ class Backdrop:
         quads = venue_quads(
             venue, np.random.default_rng(venue.seed), float(camera.position[1]), board_height_m, springboard
         )
-        plane, _ = camera.project(np.array([corners for corners, _ in quads]))  # (num, 4, 2)
-        pixels = np.clip((plane - self.origin) * self.scale, -20000, 20000)
+        corners = np.array([corners for corners, _ in quads])  # (num, 4, 3)
+        ahead = camera.project(corners)[1] > NEAREST_M
+        pixels = self._pixels(corners, camera)
         on_picture = (pixels.max(1) > 0).all(-1) & (pixels.min(1) < size).all(-1)
-        for index in np.flatnonzero(on_picture):
-            draw.polygon(pixels[index].ravel().tolist(), aggdraw.Brush(shade(quads[index][1], venue.brightness)))
+        whole = np.asarray(ahead.all(1))
+        for index in np.flatnonzero(on_picture & whole | ahead.any(1) & ~whole):
+            outline = pixels[index] if whole[index] else self._pixels(in_front(corners[index], camera), camera)
+            draw.polygon(outline.ravel().tolist(), aggdraw.Brush(shade(quads[index][1], venue.brightness)))
         draw.flush()
         return image.filter(ImageFilter.BoxBlur(0.6))
+
+
+def in_front(corners: Array, camera: Camera) -> Array:
+    """What of a polygon (num_corners, 3) is before the camera, cut at NEAREST_M: behind it, points have no picture."""
+    ahead_m = (corners - camera.position) @ camera.forward - NEAREST_M
+    cut = []
+    for here, there, here_m, there_m in zip(
+        corners, np.roll(corners, -1, 0), ahead_m, np.roll(ahead_m, -1), strict=True
+    ):
+        if here_m > 0:
+            cut.append(here)
+        if (here_m > 0) != (there_m > 0):
+            cut.append(here + here_m / (here_m - there_m) * (there - here))
+    return np.array(cut)
 
 
 def venue_quads(
@@ -131,6 +160,9 @@ def venue_quads(
             wall(x, z, 0.35, 0.5, tuple(color))
     for _ in range(int(rng.integers(0, 6))):  # lamps or windows
         wall(rng.uniform(-25, 25), rng.uniform(5, 13), rng.uniform(0.5, 3), rng.uniform(0.5, 1.5), (250, 250, 240))
+    for _ in range(int(rng.integers(0, 3))):  # banners along the wall
+        color = BANNERS[rng.integers(len(BANNERS))]
+        wall(rng.uniform(-30, 5), rng.uniform(0.8, 6), rng.uniform(4, 40), rng.uniform(0.3, 1.2), color)
     floor(-60, 60, far, edge, 0.3, venue.deck)
     floor(-60, 60, edge, near, 0, venue.water)
     for x, depth, length, light in zip(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from diveparse.datasets.dives import DIVING48, HEIGHTS_M, WORLD_AQUATICS, Dive
+from diveparse.datasets.held_out import HELD_OUT
 from diveparse.datasets.rendered.clip import RenderedClip, Source, Split
 from diveparse.datasets.rendered.motion import JOINT
 from diveparse.datasets.rendered.pretraining_clips import MotionClips
@@ -123,3 +124,10 @@ def test_motion_clips_carry_kinematics_and_no_label() -> None:
     assert item["pose"][:, JOINT["pelvis"]].abs().max() < 1e-6
     assert (clips[5]["clip"] == item["clip"]).all()
     assert (clips[6]["clip"] != item["clip"]).any()
+
+
+def test_motion_clips_show_no_dive_that_is_held_out() -> None:
+    clips = MotionClips(num_frames=4, image_size=32, seed=0, num_easy=0, moments_per_frame=3, moments_per_clip_frame=2)
+    drawn = {clips.draw(index)[1] for index in range(2000)}
+    assert len(drawn) > 0.9 * len(EVERY_DIVE)
+    assert drawn.isdisjoint(HELD_OUT)
