@@ -388,8 +388,8 @@ def test_clips_may_show_every_dive_of_a_csv_but_of_a_list_those_that_they_show_o
     meet.write_text(meet.read_text() + "new.mp4,5152B,test,day 9\n")
     (tmp_path / "new.mp4").touch()
     assert expected_dives(DataConfig(root=str(meet))) == {*MEET_DIVES, "5152B"}
-    of_a_list = DataConfig(root=str(meet), dives=Dives.DIVING48)
+    of_a_list = DataConfig(root=str(meet), dives=Dives.WORLD_AQUATICS)
     assert expected_dives(of_a_list) == set(MEET_DIVES)  # the test split alone shows the other
-    named = DataConfig(root=str(meet), dives=Dives.DIVING48, unseen_dives=["5152B"])
+    named = DataConfig(root=str(meet), dives=Dives.WORLD_AQUATICS, unseen_dives=["5152B"])
     assert expected_dives(named) == {*MEET_DIVES, "5152B"}
     assert len(expected_dives(DataConfig(root=str(tiny_root)))) == 4
