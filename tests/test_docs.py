@@ -13,7 +13,6 @@ import yaml
 from omegaconf import OmegaConf
 
 from diveparse.configs import BackboneKind, Config, PretrainConfig, load_config
-from diveparse.engine.evidence.results_page import results_page
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -185,18 +184,3 @@ def test_no_sentence_has_more_numbers_than_one_can_read(page: Path) -> None:
         if len(numbers := numbers_in(sentence)) > MAX_NUMBERS
     ]
     assert not crowded, "\n".join([page.name, *crowded])
-
-
-def test_every_number_of_the_results_is_that_of_its_table() -> None:
-    template = (ROOT / "docs/results/RESULTS.template.md").read_text(encoding="utf-8")
-    assert "{{ladder joint-flat points}}" in template
-    page = (ROOT / "docs/RESULTS.md").read_text(encoding="utf-8")
-    assert results_page(template, ROOT / "docs/results") == page, "`diveparse results` writes it again"
-
-
-def test_the_rows_of_the_readme_are_rows_of_the_results() -> None:
-    readme, results = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/RESULTS.md"))
-    rows = [line for line in readme.splitlines() if line.startswith("|") and "](docs/results/" in line]
-    assert len(rows) >= 3
-    for row in rows:
-        assert row.replace("](docs/results/", "](results/") in results.splitlines()
