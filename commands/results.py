@@ -8,7 +8,7 @@ from pathlib import Path
 EXAMPLES = """\
 examples:
   %(prog)s
-  %(prog)s my_template.md --tables results --out my_results.md
+  %(prog)s --template my_template.md --tables results --out my_results.md
 
 In the template, {{ladder joint-flat points}} is the difference in top-1 between the arms joint and flat of ladder.csv.
 """
@@ -16,7 +16,7 @@ In the template, {{ladder joint-flat points}} is the difference in top-1 between
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "template", nargs="?", type=Path, default=Path("docs/results/RESULTS.template.md"), help="(%(default)s)"
+        "--template", type=Path, metavar="FILE", default=Path("docs/results/RESULTS.template.md"), help="(%(default)s)"
     )
     parser.add_argument("--tables", type=Path, metavar="DIR", default=Path("docs/results"), help="(%(default)s)")
     parser.add_argument("--out", type=Path, metavar="FILE", default=Path("docs/RESULTS.md"), help="(%(default)s)")

@@ -40,6 +40,7 @@ PICKLED_FILE = "pytorch_model.bin"
 PREPROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json")  # the first that is there counts
 BACKBONE_PREFIX, CLASSIFIER_PREFIX = "timesformer.", "classifier."  # of names in a classifier's file
 MODEL_TYPE = "model_type"
+WRITER, OURS = "written_by", "diveparse"  # in config.json, which may hold more than `transformers` reads
 PIXEL_SCALE = 1 / 255
 
 # what this backbone is, in the words of TimesformerConfig; these are its defaults too, for words that are missing
@@ -92,9 +93,12 @@ def is_huggingface(folder: Path) -> bool:
 def is_published(path: Path) -> bool:
     """Whether a path is the folder of a model of `transformers`, or is none but could be OWNER/NAME on the hub.
 
+    A folder that `save_huggingface` wrote is none: this project's own frames suit it better than its processor's.
     Raises: ValueError if it is a folder whose config.json cannot be read.
     """
-    return is_huggingface(path) if path.exists() else HUB_ID.fullmatch(path.as_posix()) is not None
+    if not path.exists():
+        return HUB_ID.fullmatch(path.as_posix()) is not None
+    return is_huggingface(path) and read_json_object(path / CONFIG_FILE).get(WRITER) != OURS
 
 
 def read_huggingface(folder: Path, origin: str | None = None) -> SavedBackbone:
@@ -190,7 +194,7 @@ def save_huggingface(folder: Path | str, backbone: SizedBackbone, classifier: Sa
         state |= {f"{CLASSIFIER_PREFIX}weight": classifier.weight, f"{CLASSIFIER_PREFIX}bias": classifier.bias}
         about = {"architectures": ["TimesformerForVideoClassification"], **_label_names(classifier.labels)}
     sizes = _sizes(cfg, num_frames=backbone.num_frames, image_size=backbone.image_size)
-    write_json(folder / CONFIG_FILE, FIXED | {"qkv_bias": True} | about | sizes)
+    write_json(folder / CONFIG_FILE, FIXED | {"qkv_bias": True, WRITER: OURS} | about | sizes)
     for name, processor in zip(PREPROCESSOR_FILES, _processors(backbone), strict=True):
         write_json(folder / name, processor)
     # the weights last: a folder counts as a model once they are there

@@ -352,7 +352,9 @@ def test_a_file_comes_before_a_name_and_a_folder_does_not(tmp_path, monkeypatch)
 @pytest.mark.parametrize("path", ["ladder", "demo.yaml", "configs/demo.yaml", "../configs/demo", ""])
 def test_what_is_neither_a_file_nor_a_name_is_refused_with_the_names(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"no such config file; expected the path of one, or a name: .*demo, .*study$"):
+    with pytest.raises(
+        ValueError, match=r"no such config file; expected the path of one, or a name: .*demo, .*study, .*$"
+    ):
         load_config(Path(path), [])
 
 

@@ -24,7 +24,7 @@ def test_every_config_file_loads_with_its_schema(path):
     schema: Any = PretrainConfig if path == KINEMATICS else Config
     cfg = load_config(path, [], schema)
     # an experiment with a file for each arm has a name that its files share
-    assert cfg.name == path.stem or cfg.name in ("diving48_original", "diving48_modern")
+    assert cfg.name == path.stem or cfg.name in ("diving48_original", "diving48_modern", "vjepa2")
 
 
 @pytest.mark.parametrize(

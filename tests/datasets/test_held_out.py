@@ -35,10 +35,13 @@ def test_the_rule_gives_the_same_dives_again() -> None:
     assert choose_held_out() == HELD_OUT
 
 
-@pytest.mark.parametrize("name", ["unseen", "unseen_development"])
+@pytest.mark.parametrize("name", ["unseen", "few_shot"])
 def test_experiments_call_only_such_dives_unseen(name: str) -> None:
     experiment = load_config(EXPERIMENTS / f"{name}.yaml", [], ExperimentConfig)
-    (unseen,) = [part for part in experiment.common.split() if part.startswith("data.unseen_dives=")]
-    numbers = unseen.partition("=")[2].strip("[]").split(",")
-    assert {dive.number for dive in HELD_OUT}.issuperset(numbers)
-    assert len(without_dives(DIVING48, numbers)) == len(DIVING48) - len(numbers)
+    options = " ".join([experiment.common, *experiment.arms.values()]).split()
+    draws = {option.partition("=")[2] for option in options if option.startswith("data.unseen_dives=")}
+    assert draws
+    for draw in draws:
+        numbers = draw.strip("[]").split(",")
+        assert {dive.number for dive in HELD_OUT}.issuperset(numbers)
+        assert len(without_dives(DIVING48, numbers)) == len(DIVING48) - len(numbers)
