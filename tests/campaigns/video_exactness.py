@@ -266,10 +266,11 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=1000, help="of files")
     parser.add_argument("--time-limit", type=float, default=600, help="seconds")
     parser.add_argument("--requests", type=int, default=6, help="of each file")
+    parser.add_argument("--only", default="", help="the encoders whose names begin so, such as huffyuv")
     args = parser.parse_args()
     av.logging.set_level(None)
     torch.set_num_threads(1)  # children are forks of this process, and threads do not survive that
-    kinds = [(how, suffix) for how in every_kind() for suffix in CONTAINERS]
+    kinds = [(how, suffix) for how in every_kind() if how.encoder.startswith(args.only) for suffix in CONTAINERS]
     tally = run(kinds, args.seed, args.count, args.time_limit, args.requests)
     print(tally)
     return 1 if tally.failures else 0
