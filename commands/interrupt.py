@@ -10,6 +10,7 @@ from types import FrameType
 INTERRUPTED = 130  # the exit code of shells for a command that Ctrl-C ended
 
 if_stopped = ""  # how to go on, once the command is known
+_is_stopping = False
 
 
 def install() -> None:
@@ -38,6 +39,8 @@ def _stop(_: int, frame: FrameType | None) -> None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             _leave()
         frame = frame.f_back
+    global _is_stopping
+    _is_stopping = True
     raise KeyboardInterrupt
 
 
@@ -47,7 +50,11 @@ def _leave() -> None:
 
 
 def _leave_if_swallowed(unraisable: sys.UnraisableHookArgs) -> None:
-    """A KeyboardInterrupt within a destructor would only be printed."""
+    """A KeyboardInterrupt within a destructor would only be printed.
+
+    After one, destructors of what was half built, such as torch's loader, complain of attributes that are missing.
+    """
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
         _leave()
-    sys.__unraisablehook__(unraisable)
+    if not (_is_stopping and issubclass(unraisable.exc_type, AttributeError)):
+        sys.__unraisablehook__(unraisable)
