@@ -5,7 +5,7 @@ the folder of results. The second is an arm, or two arms as `ARM-VERSUS`. What f
 
 - of an arm: a score (`top1`, `nll`, …), the mean over its trainings, and `top1 sd`, the standard deviation;
 - of two arms: `points` (the difference in top-1), `interval` (its 95 % interval), `ahead` (in how many trainings),
-  `verdict`, `equivalent`, and the same after the name of a group of dives, as in `few points`.
+  `verdict`, and the same after the name of a group of dives, as in `few points`.
 
 `{{ladder pooled points}}` and the like read the row in which all settings of an experiment are pooled.
 """
@@ -77,10 +77,7 @@ def _of_difference(row: pd.Series, what: str) -> str:
         "points": lambda: _points(row["value"]),
         "interval": lambda: f"{_points(row['low'])} to {_points(row['high'])}",
         "ahead": lambda: f"{int(row['higher'])} of {int(row['trainings'])}",
-        "spread": lambda: f"{100 * row['spread']:.1f}",
-        "source-error": lambda: f"{100 * row['source_error']:.1f}",
         "verdict": lambda: str(row["verdict"]),
-        "p": lambda: "< 0.0001" if row["p_holm"] < 1e-4 else f"{row['p_holm']:.2g}",
     }
     return shown[what]()
 

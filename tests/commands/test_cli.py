@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from diveparse.commands import __main__, compare
+from diveparse.commands import __main__, compare, interrupt
 from diveparse.commands.cli import COMMANDS, WITH_SUBCOMMANDS, main, parse
 from diveparse.datasets.clips import BadRowsError
 from diveparse.datasets.storage.disk import DiskFullError
@@ -140,6 +140,23 @@ def test_ctrl_c_ends_with_exit_code_130_and_how_to_go_on(
     raising(monkeypatch, KeyboardInterrupt())
     assert main(["compare", "run"]) == 130
     assert capsys.readouterr().err == "stopped: the same command starts again from the beginning\n"
+
+
+def test_after_ctrl_c_destructors_of_what_is_half_built_are_not_heard(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class HalfBuilt:
+        def __del__(self) -> None:
+            raise AttributeError("as of torch's loader")
+
+    monkeypatch.setattr(sys, "unraisablehook", interrupt._leave_if_swallowed)
+    monkeypatch.setattr(interrupt, "_is_stopping", False)
+    HalfBuilt()
+    assert "as of torch's loader" in capsys.readouterr().err
+    with pytest.raises(KeyboardInterrupt):
+        interrupt._stop(signal.SIGINT, None)
+    HalfBuilt()
+    assert capsys.readouterr().err == ""
 
 
 INTERRUPTED_IMPORT = """
