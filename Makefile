@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint tensorboard clean
+.PHONY: setup demo test lint backbone tensorboard clean
 
 setup: $(VENV)/installed
 
@@ -25,6 +25,14 @@ lint: setup
 	$(BIN)/ruff format --check .
 	mkdir -p build/types && ln -sfn ../.. build/types/diveparse  # mypy cannot follow the editable install's own hook
 	MYPYPATH=build/types $(BIN)/mypy $(addprefix build/types/diveparse/,configs datasets models heads engine commands) tools tests
+
+PRETRAIN := $(BIN)/torchrun --standalone --nproc-per-node 2 tools/pretrain.py configs/kinematics.yaml --resume
+LATER := num_easy_clips=0 train.learning_rate=1e-3 train.head_learning_rate_factor=2
+backbone: setup  # the four runs that made the shipped weights; the same command goes on after a kill
+	$(PRETRAIN)
+	$(PRETRAIN) name=kinematics-2 seed=1 $(LATER) backbone.weights=runs/kinematics/backbone.safetensors train.num_epochs=20
+	$(PRETRAIN) name=kinematics-3 seed=2 $(LATER) backbone.weights=runs/kinematics-2/backbone.safetensors train.num_epochs=13
+	$(PRETRAIN) name=kinematics-4 seed=3 $(LATER) backbone.weights=runs/kinematics-3/backbone.safetensors train.num_epochs=28
 
 tensorboard: setup
 	$(BIN)/tensorboard --logdir runs

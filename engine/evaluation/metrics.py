@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diveparse.datasets.dives import ATTRIBUTES, DiveSet
+from diveparse.datasets.dives import ATTRIBUTES, HEIGHTS_M, DiveSet
 from diveparse.engine.evaluation.calibration import mean_nll, tempered
 from diveparse.engine.evaluation.predictions import Predictions
 from diveparse.heads.recombine import INVALID
@@ -38,6 +38,9 @@ def compute_metrics(
         nll: mean of -log p(true dive), in nats.
         brier: mean squared distance of the distribution over dives from the truth, between 0 and 2.
         ece: expected calibration error of the most probable dive, see `calibration_error`.
+        aurc: area under the risk-coverage curve, see `area_under_risk_coverage`.
+        somersault_error, twist_error: mean distance of the most probable count from the true one, in half turns.
+        difficulty_error: see `difficulty_error`.
         groups: for each of GROUPS the accuracy on clips of its dives (None where it has no clips), and the numbers of
             clips and dives. Empty without `num_train_clips`.
         by_training: the same of the dives that had a training clip, and of those that had none.
@@ -62,6 +65,9 @@ def compute_metrics(
         "nll": mean_nll(log_probs, labels),
         "brier": brier_score(log_probs, labels),
         "ece": calibration_error(np.exp(log_probs.max(axis=1)), most_probable[:, 0] == labels),
+        "aurc": area_under_risk_coverage(np.exp(log_probs.max(axis=1)), correct),
+        **count_errors(predictions, dive_set),
+        "difficulty_error": difficulty_error(predictions, dive_set),
         "groups": {} if num_train_clips is None else group_accuracy(labels, correct, num_train_clips),
         "by_training": {} if num_train_clips is None else accuracy_by_training(labels, correct, num_train_clips),
         "wrong_attributes": wrong_attributes(predictions, dive_set),
@@ -114,6 +120,38 @@ def brier_score(log_probs: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np
     errors = np.exp(log_probs.astype(np.float64))
     errors[np.arange(len(labels)), labels] -= 1
     return float(np.square(errors).sum(axis=1).mean())
+
+
+def area_under_risk_coverage(confidence: npt.NDArray[np.floating[Any]], correct: npt.NDArray[np.bool_]) -> float:
+    """Mean share of wrong answers among the k surest clips, over all k: 0 is best. Ties keep the order of the clips.
+
+    Source: Geifman, Uziel and El-Yaniv 2019, "Bias-reduced uncertainty estimation for deep neural classifiers", AURC.
+    """
+    wrong = ~correct[np.argsort(-confidence, kind="stable")]
+    return float((wrong.cumsum() / np.arange(1, len(wrong) + 1)).mean())
+
+
+def count_errors(predictions: Predictions, dive_set: DiveSet) -> dict[str, float]:
+    """The `somersault_error` and `twist_error` of `compute_metrics`."""
+    answers = attribute_answers(predictions, dive_set)
+    errors = {}
+    for attribute in ("somersault", "twist"):
+        truth, answer = (np.array(dive_set.values[attribute])[slots] for slots in answers[attribute])
+        errors[f"{attribute}_error"] = float(np.abs(answer - truth).mean())
+    return errors
+
+
+def difficulty_error(predictions: Predictions, dive_set: DiveSet) -> float | None:
+    """Mean distance of the named dive's degree of difficulty from the true dive's, over the heights that give both.
+
+    Clips whose answer is no dive, or has no height in common with the true one, are left out; None where all are.
+    """
+    given = [[dive.difficulty(height_m) for height_m in HEIGHTS_M] for dive in dive_set]
+    degrees = np.array(given, dtype=np.float64)  # (num_dives, num_heights), nan where the tables have none
+    rows = predictions.decoded_labels != INVALID
+    distances = np.abs(degrees[predictions.decoded_labels[rows]] - degrees[predictions.labels[rows]])
+    known = distances[~np.isnan(distances).all(axis=1)]
+    return float(np.nanmean(known, axis=1).mean()) if len(known) else None
 
 
 def wrong_attributes(predictions: Predictions, dive_set: DiveSet) -> dict[str, float | None]:

@@ -35,7 +35,7 @@ class Report:
         return ((arm, seed, run) for arm, by_seed in self.arms.items() for seed, run in by_seed.items())
 
     def scores_of(self, arm: str, score: str) -> list[float]:
-        """One score of an arm, seed by seed. score: one of SCORES."""
+        """One score of an arm, seed by seed. score: one of ALL_SCORES."""
         return [run.scores[score] for run in self.arms[arm].values()]
 
 

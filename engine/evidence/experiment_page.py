@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from diveparse.configs import CurveConfig, ExperimentConfig
@@ -16,13 +17,11 @@ from diveparse.engine.evidence.comparison import Report, compare_groups
 from diveparse.engine.evidence.experiment import Cell
 from diveparse.engine.evidence.figures import curve_figure, figure_image, write_png
 from diveparse.engine.evidence.report import NOTES, report_text
-from diveparse.engine.evidence.report_figures import figures
+from diveparse.engine.evidence.report_figures import page_figures
 from diveparse.engine.evidence.runs import Run, load_run
 from diveparse.engine.evidence.statistics import accuracy_over_sources
 from diveparse.engine.evidence.tidy import class_table, tidy_table
-from diveparse.engine.evidence.unseen_table import unseen_table
-
-SHOWN = ("top1", "reliability")  # of the figures of a comparison
+from diveparse.engine.evidence.unseen_table import stack_arms, unseen_rows, unseen_table
 
 
 def write_experiment(path: Path, experiment: ExperimentConfig, cells: list[Cell], out: Path) -> Path:
@@ -34,7 +33,8 @@ def write_experiment(path: Path, experiment: ExperimentConfig, cells: list[Cell]
     for cell in cells:
         arms.setdefault(cell.arm, {})[cell.config.seed] = load_run(cell.run.path, cell.split)
     report = compare_groups(arms, [(first, second) for first, second in experiment.pairs])
-    plots = {name: figure for name, figure in figures(report) if name in SHOWN}
+    stacked = stack_arms(experiment, arms)
+    plots = dict(page_figures(report))
     if experiment.curve is not None:
         held_out = sorted({number for cell in cells for number in cell.config.data.unseen_dives})
         plots["curve"] = draw_curve(experiment.curve, report, held_out)
@@ -42,13 +42,14 @@ def write_experiment(path: Path, experiment: ExperimentConfig, cells: list[Cell]
     page = [
         *_introduction(path, experiment),
         report_text(report).strip(),
-        *([unseen_table(experiment, arms)] if experiment.stacking else []),
+        *([unseen_table(stacked, arms)] if stacked else []),
         NOTES,
         *(f"![{name}]({path.stem}/{name}.png)" for name in plots),
     ]
     write_text(out / f"{path.stem}.md", "\n\n".join(page) + "\n")
     form: dict[str, Any] = {"index": False, "lineterminator": "\n", "float_format": "%.7g"}
-    write_text(out / f"{path.stem}.csv", tidy_table(report).to_csv(**form))
+    table = pd.concat([tidy_table(report), pd.DataFrame(unseen_rows(stacked, arms))])
+    write_text(out / f"{path.stem}.csv", table.to_csv(**form))
     if report.pairs:
         write_text(out / f"{path.stem}-classes.csv", class_table(report).to_csv(**form))
     return out / f"{path.stem}.md"

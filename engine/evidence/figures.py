@@ -64,6 +64,23 @@ def accuracy_figure(
     return figure
 
 
+def forest_figure(differences: Mapping[str, Estimate], pooled: Mapping[str, Estimate], caption: str) -> Figure:
+    """Draw the differences of several settings against zero, and below them those that pool settings.
+
+    differences: by the name of the pair; pooled: by what it pools. An interval of nan is not drawn.
+    """
+    figure = Figure(figsize=(7.0, 0.9 + 0.36 * (len(differences) + len(pooled))), dpi=130, layout="constrained")
+    axes = figure.add_subplot()
+    for row, (estimates, color) in enumerate([(differences, "black"), (pooled, INK)]):
+        for place, estimate in enumerate(estimates.values(), start=row * len(differences)):
+            _draw_interval(axes, place, estimate, color=color, text=f"{estimate.value:+.3f}")
+    axes.axvline(0, color="0.6", linewidth=1, linestyle="--")
+    axes.set(xlabel="difference in top-1, paired (bar: 95 % over trainings and sources)")
+    axes.set_title(caption, fontsize=9, loc="left", color="0.3")
+    _list_rows(axes, [*differences, *pooled])
+    return figure
+
+
 def attribute_figure(accuracies: Mapping[str, Mapping[str, float]], caption: str) -> Figure:
     """Draw the accuracy of each attribute as a group of bars, one an arm. accuracies: arm -> attribute -> share."""
     attributes = list(next(iter(accuracies.values())))

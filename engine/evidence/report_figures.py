@@ -14,18 +14,24 @@ from diveparse.engine.evaluation.metrics import confusion_matrix, reliability
 from diveparse.engine.evaluation.pictures import confusion_figure
 from diveparse.engine.evaluation.predictions import load_predictions
 from diveparse.engine.evidence.comparison import Report
-from diveparse.engine.evidence.figures import accuracy_figure, attribute_figure, effect_figure, reliability_figure
+from diveparse.engine.evidence.figures import (
+    accuracy_figure,
+    attribute_figure,
+    effect_figure,
+    forest_figure,
+    reliability_figure,
+)
 from diveparse.engine.evidence.runs import Run
+from diveparse.engine.evidence.statistics import Estimate
 from diveparse.engine.evidence.verdicts import TOP1
 from diveparse.heads.recombine import INVALID
+
+MAX_ARMS_DRAWN = 10  # side by side, in one figure
 
 
 def figures(report: Report) -> Iterator[tuple[str, Figure]]:
     """Yield each figure under the name of its file."""
-    top1 = {arm: report.scores_of(arm, "top1") for arm in report.arms}
-    overall = {pair.name: pair.overall(TOP1) for pair in report.pairs}
-    differences = {name: effect.judged.difference.interval() for name, effect in overall.items() if effect}
-    yield "top1", accuracy_figure(report.accuracies, top1, differences, report.caption)
+    yield "top1", top1_of(report)
     attributes = {arm: {a: float(np.mean(report.scores_of(arm, a))) for a in ATTRIBUTES} for arm in report.arms}
     yield "attributes", attribute_figure(attributes, report.caption)
     for pair in report.pairs:
@@ -35,8 +41,37 @@ def figures(report: Report) -> Iterator[tuple[str, Figure]]:
             name = file_name(f"classes-{pair.second}-{pair.first}")
             yield name, effect_figure(training_clips, gains, pair.name, report.caption)
     yield from _confusions(report)
+    yield "reliability", reliability_of(report)
+
+
+def page_figures(report: Report) -> Iterator[tuple[str, Figure]]:
+    """Those for the page of an experiment, of which many arms would not fit in all."""
+    if len(report.arms) <= MAX_ARMS_DRAWN:
+        yield "top1", top1_of(report)
+        yield "reliability", reliability_of(report)
+    if report.pools:
+        pooled = {
+            f"pooled: {pool.options}": pool.judged.difference.interval()
+            for pool in report.pools
+            if pool.judged.quantity == TOP1
+        }
+        yield "forest", forest_figure(_differences(report), pooled, report.caption)
+
+
+def top1_of(report: Report) -> Figure:
+    top1 = {arm: report.scores_of(arm, "top1") for arm in report.arms}
+    return accuracy_figure(report.accuracies, top1, _differences(report), report.caption)
+
+
+def reliability_of(report: Report) -> Figure:
     bins = {arm: [_bins(run) for run in runs.values()] for arm, runs in report.arms.items()}
-    yield "reliability", reliability_figure(bins, report.caption)
+    return reliability_figure(bins, report.caption)
+
+
+def _differences(report: Report) -> dict[str, Estimate]:
+    """In top-1 on all clips, by the name of the pair."""
+    overall = {pair.name: pair.overall(TOP1) for pair in report.pairs}
+    return {name: effect.judged.difference.interval() for name, effect in overall.items() if effect}
 
 
 def file_name(title: str) -> str:

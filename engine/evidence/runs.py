@@ -29,7 +29,14 @@ SCORES = (
     "brier",
     "ece",
     "ece_calibrated",
+    "aurc",
+    "somersault_error",
+    "twist_error",
 )
+BY_TRAINING = ("trained", "untrained")  # top-1 on the dives that had a training clip, and on those that had none
+CLIPPED_SHARE = "clipped_share"  # of all updates
+DIFFICULTY_ERROR = "difficulty_error"
+ALL_SCORES = (*SCORES, DIFFICULTY_ERROR, *BY_TRAINING, CLIPPED_SHARE)
 TESTED_ON = ("data_root", "rendered", "from_cache", "trained_from_cache")
 
 
@@ -46,7 +53,7 @@ class Run:
     from_cache: bool  # whether the clips of the test were read from the cache, not from their videos
     trained_from_cache: bool | None  # None of a published model, which was not trained here
     num_classes_scored: int
-    scores: dict[str, float]  # one for each of SCORES
+    scores: dict[str, float]  # one for each of ALL_SCORES; nan where it is not known
     num_train_clips: dict[str, int]  # by dive number
     predictions: pd.DataFrame  # sorted by clip, so that runs pair row by row
     clipped_share: tuple[float, ...] = ()  # of the updates of each epoch; none of a run of an earlier version
@@ -93,7 +100,7 @@ def load_run(path: Path, split: str = "test") -> Run:
         from_cache=bool(metrics["from_cache"]),
         trained_from_cache=None if (cached := metrics["trained_from_cache"]) is None else bool(cached),
         num_classes_scored=int(metrics["num_classes_scored"]),
-        scores={name: _number((metrics | metrics["attribute_accuracy"])[name]) for name in SCORES},
+        scores=_read_scores(metrics),
         num_train_clips=metrics["num_train_clips"],
         predictions=read_predictions(files.predictions).sort_values("clip", ignore_index=True),
         clipped_share=tuple(metrics.get("clipped_share", ())),
@@ -118,12 +125,31 @@ def _read_metrics(path: Path) -> dict[str, Any]:
     attributes = metrics.get("attribute_accuracy")
     if not isinstance(attributes, dict):
         raise ValueError(f"{path}: has no attribute_accuracy; `diveparse test` writes it")
-    expected = ("split", "num_views", *TESTED_ON, "num_classes_scored", "num_train_clips", *SCORES)
+    expected = (
+        "split",
+        "num_views",
+        *TESTED_ON,
+        "num_classes_scored",
+        "num_train_clips",
+        "by_training",
+        DIFFICULTY_ERROR,
+        *SCORES,
+    )
     missing = [name for name in expected if name not in metrics | attributes]
     if missing:
         again = f"diveparse test {path.parent} --again"
         raise ValueError(f"{path}: lacks {', '.join(missing)}; test again: {again}")
     return metrics
+
+
+def _read_scores(metrics: dict[str, Any]) -> dict[str, float]:
+    scores = {name: _number((metrics | metrics["attribute_accuracy"])[name]) for name in SCORES}
+    for name in BY_TRAINING:
+        accuracy = metrics["by_training"].get(name, {}).get("accuracy")
+        scores[name] = math.nan if accuracy is None else float(accuracy)
+    clipped, distance = metrics.get(CLIPPED_SHARE, ()), metrics[DIFFICULTY_ERROR]
+    scores[DIFFICULTY_ERROR] = math.nan if distance is None else float(distance)
+    return scores | {CLIPPED_SHARE: float(np.mean(clipped)) if clipped else math.nan}
 
 
 def _number(score: float | None) -> float:

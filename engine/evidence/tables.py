@@ -10,6 +10,7 @@ from tabulate import tabulate
 
 from diveparse.datasets.dives import ATTRIBUTES
 from diveparse.engine.evidence.pairs import EVERY_CLIP
+from diveparse.engine.evidence.runs import BY_TRAINING, CLIPPED_SHARE
 from diveparse.engine.evidence.statistics import Estimate, spread_over_seeds
 from diveparse.engine.evidence.tidy import ALL_SEEDS, POOLED, QUANTITIES
 from diveparse.engine.evidence.trainings import MIN_TRAININGS, THESE_WEIGHTS
@@ -21,6 +22,8 @@ SCORE_ROWS = (  # one table each where arms are rows: no more than five beside t
     (SEEDS, "top1", INTERVAL, "top5", "mean_class_accuracy"),
     (*ATTRIBUTES, "invalid_rate"),
     ("nll", "nll_calibrated", "brier", "ece", "ece_calibrated"),
+    ("aurc", "somersault_error", "twist_error", "difficulty_error"),
+    (*BY_TRAINING, CLIPPED_SHARE),
 )
 ROW_NAMES = {
     "top1": "top-1",
@@ -32,6 +35,13 @@ ROW_NAMES = {
     "brier": "Brier score",
     "ece": "calibration error",
     "ece_calibrated": "calibration error, calibrated",
+    "aurc": "area under risk-coverage",
+    "somersault_error": "error in half somersaults",
+    "twist_error": "error in half twists",
+    "difficulty_error": "error in difficulty",
+    "trained": "top-1, dives with a training clip",
+    "untrained": "top-1, dives without one",
+    CLIPPED_SHARE: "share of updates clipped",
 }
 NUM_ARM_COLUMNS = 5  # beside the names of the scores; more arms are rows
 
@@ -205,7 +215,10 @@ def interval_text(estimate: Estimate, sign: str) -> str:
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
-    """The mean over seeds, and ± their standard deviation where there are several."""
+    """The mean over seeds, and ± their standard deviation where there are several; nothing of those that are nan."""
+    values = [value for value in values if not np.isnan(value)]
+    if not values:
+        return ""
     spread = spread_over_seeds(values)
     return f"{np.mean(values):.3f}" + (f" ± {spread:.3f}" if spread is not None else "")
 

@@ -14,7 +14,7 @@ from diveparse.engine.events import open_events
 from diveparse.engine.evidence.arms import INDIFFERENT
 from diveparse.engine.evidence.comparison import Report
 from diveparse.engine.evidence.report_figures import file_name
-from diveparse.engine.evidence.runs import SCORES, Run
+from diveparse.engine.evidence.runs import ALL_SCORES, Run
 
 CURVES = {"val/top1": "validation top-1", "val/nll": "validation NLL", "train/loss": "training loss"}
 
@@ -44,7 +44,7 @@ def log_comparison(folder: Path, report: Report, text: str, images: Mapping[str,
 def _log_run(folder: Path, run: Run, shown: dict[str, str | int]) -> None:
     """Copy a run's curves into a folder of its own, which gives it a colour, with its scores and some options."""
     with open_events(folder) as writer:
-        scores = {f"{run.split}/{name}": run.scores[name] for name in SCORES if np.isfinite(run.scores[name])}
+        scores = {f"{run.split}/{name}": run.scores[name] for name in ALL_SCORES if np.isfinite(run.scores[name])}
         writer.add_hparams(shown, scores, run_name=".")
         events = EventAccumulator(str(run.folder)).Reload()
         for tag in sorted(CURVES.keys() & set(events.Tags()["scalars"])):

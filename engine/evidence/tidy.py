@@ -9,7 +9,7 @@ import pandas as pd
 
 from diveparse.engine.evidence.comparison import Report
 from diveparse.engine.evidence.pairs import EVERY_CLIP, ArmPair
-from diveparse.engine.evidence.runs import SCORES
+from diveparse.engine.evidence.runs import ALL_SCORES
 from diveparse.engine.evidence.settings import Pool
 from diveparse.engine.evidence.trainings import MARGINS
 from diveparse.engine.evidence.verdicts import NLL, TOP1, Judged
@@ -22,7 +22,7 @@ COLUMNS = (
     "arm",
     "versus",  # the other arm, of a difference
     "seed",  # or ALL_SEEDS
-    "quantity",  # one of SCORES, of QUANTITIES or of POOLED
+    "quantity",  # one of ALL_SCORES, of QUANTITIES or of POOLED
     "group",  # of dives, of a difference; the options that differ, where settings are pooled
     "num_clips",  # of the group
     "num_dives",
@@ -58,7 +58,7 @@ def tidy_table(report: Report) -> pd.DataFrame:
     rows: list[dict[str, object]] = [
         {"arm": arm, "seed": seed, "quantity": score, "value": run.scores[score]}
         for arm, seed, run in report.runs
-        for score in SCORES
+        for score in ALL_SCORES
     ]
     for arm, estimate in report.accuracies.items():
         rows.append({"arm": arm, "seed": ALL_SEEDS, "quantity": "top1", **vars(estimate)})

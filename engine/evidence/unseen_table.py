@@ -56,12 +56,43 @@ class Stacked:
     areas: list[float]  # one a seed
 
 
-def unseen_table(experiment: ExperimentConfig, arms: Mapping[str, Mapping[int, Run]]) -> str:
-    """The accuracy of the arms of `experiment.stacking` on dives that they saw and did not see, in Markdown."""
-    stacked = {
+def stack_arms(experiment: ExperimentConfig, arms: Mapping[str, Mapping[int, Run]]) -> dict[str, Stacked]:
+    """The arms of `experiment.stacking`, each with penalties that the arms named for it choose."""
+    return {
         arm: stack(arms[arm], [run for other in others for run in arms[other].values()])
         for arm, others in experiment.stacking.items()
     }
+
+
+def unseen_rows(stacked: Mapping[str, Stacked], arms: Mapping[str, Mapping[int, Run]]) -> list[dict[str, object]]:
+    """Rows for the table of `tidy.tidy_table`: what a draw reaches, under the name of its family.
+
+    Its seed is the draw's arm, and so a mean over seeds is one over draws.
+    """
+    return [
+        {"arm": name, "seed": arm, "quantity": quantity, "value": value}
+        for name, members in families({arm: arms[arm] for arm in stacked}).items()
+        for arm in members
+        for quantity, value in _scores_of(stacked[arm]).items()
+    ]
+
+
+def _scores_of(draw: Stacked) -> dict[str, float]:
+    return {
+        "seen": draw.with_penalty.seen.value,
+        "unseen": draw.with_penalty.unseen.value,
+        "harmonic_mean": draw.with_penalty.harmonic.value,
+        "seen_without_penalty": draw.without.seen.value,
+        "unseen_without_penalty": draw.without.unseen.value,
+        "harmonic_mean_without_penalty": draw.without.harmonic.value,
+        "unseen_alone": draw.without.unseen_alone,
+        "area": float(np.mean(draw.areas)),
+        "kept_share": draw.share,
+    }
+
+
+def unseen_table(stacked: Mapping[str, Stacked], arms: Mapping[str, Mapping[int, Run]]) -> str:
+    """The accuracy of arms on dives that they saw and did not see, in Markdown."""
     accuracies, curves = [], []
     for arm, each in stacked.items():
         for penalties, scores in (([0.0], each.without), (each.penalties, each.with_penalty)):

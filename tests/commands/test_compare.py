@@ -20,7 +20,7 @@ from diveparse.datasets.storage.lock import LOCK_FILE, locked
 from diveparse.engine.evaluation.metrics import calibrated_metrics, compute_metrics
 from diveparse.engine.evaluation.predictions import Predictions, save_predictions, write_predictions
 from diveparse.engine.evidence import report
-from diveparse.engine.evidence.runs import SCORES
+from diveparse.engine.evidence.runs import ALL_SCORES
 from diveparse.heads.recombine import INVALID
 
 NUM_CLIPS = 40
@@ -143,7 +143,7 @@ def test_the_tidy_table_holds_every_score_with_its_caption(compared):
     folder, _ = compared
     table = pd.read_csv(folder / "comparison.csv")
     assert table["clips"].str.contains("rendered dives, not Diving48").all()
-    assert set(table["quantity"]) == {*SCORES, "top1_difference", "nll_difference"}
+    assert set(table["quantity"]) == {*ALL_SCORES, "top1_difference", "nll_difference"}
     rows = (table["quantity"] == "top1_difference") & (table["seed"] == "all") & (table["group"] == "all")
     overall = table[rows].iloc[0]
     arms = ("flat", "structured")

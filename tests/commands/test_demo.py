@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from diveparse.commands.cli import main
-from diveparse.commands.demo import ARMS, run_side_by_side
+from diveparse.commands.demo import ARMS, reading_of, run_side_by_side
 from diveparse.configs import HeadKind, flat_options, load_config
 
 
@@ -34,3 +34,11 @@ def test_commands_run_side_by_side_and_one_that_fails_ends_the_others(capfd):
     with pytest.raises(subprocess.CalledProcessError):
         run_side_by_side({"flat": ("train", "nothing"), "structured": ("demo", "--help")})
     assert capfd.readouterr().err.startswith("error: nothing: no such config file")
+
+
+def test_the_last_line_names_both_dives_where_the_clip_was_read_wrongly():
+    path = Path("data/demo/rgb/clip.mp4")
+    assert reading_of("105B", "105B", path) == "data/demo/rgb/clip.mp4 was read rightly: it shows 105B."
+    wrongly = "data/demo/rgb/clip.mp4 was read wrongly: it shows 105B, and the answer is "
+    assert reading_of("107B", "105B", path) == f"{wrongly}107B."
+    assert reading_of(None, "105B", path) == f"{wrongly}no dive."

@@ -4,12 +4,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from diveparse.datasets.dives import ATTRIBUTES, DIVING48, DiveSet
+from diveparse.datasets.dives import ATTRIBUTES, DIVING48, HEIGHTS_M, Dive, DiveSet
 from diveparse.engine.evaluation.metrics import (
+    area_under_risk_coverage,
     calibrated_metrics,
     calibration_error,
     compute_metrics,
     confusion_matrix,
+    count_errors,
+    difficulty_error,
     reliability,
 )
 from diveparse.engine.evaluation.predictions import Predictions
@@ -220,3 +223,49 @@ def test_metrics_refuse_attributes_of_another_set():
     wrong = {**p.attribute_log_probs, "twist": p.attribute_log_probs["twist"][:, :-1]}
     with pytest.raises(ValueError, match="twist has 3 values in seven dives, got 2"):
         compute_metrics(Predictions(**{**vars(p), "attribute_log_probs": wrong}), DIVES)
+
+
+def test_area_under_risk_coverage_by_hand():
+    confidence, correct = np.array([0.2, 0.9, 0.5, 0.7]), np.array([False, True, True, False])
+    # surest first: right, wrong, right, wrong
+    assert area_under_risk_coverage(confidence, correct) == pytest.approx((0 + 1 / 2 + 1 / 3 + 2 / 4) / 4)
+    assert area_under_risk_coverage(confidence, np.ones(4, bool)) == 0
+    assert area_under_risk_coverage(np.full(2, 0.5), np.array([False, True])) == pytest.approx((1 + 1 / 2) / 2)
+
+
+def answered(numbers, truths):
+    """Predictions that name `numbers`, None for an answer that spells no dive, with values as of those numbers."""
+    labels = np.array([DIVING48.label_of(number) for number in truths])
+    named = [DIVING48.label_of(number or truth) for number, truth in zip(numbers, truths, strict=True)]
+    slots = DIVING48.slots()
+    return Predictions(
+        clips=[f"clip{k}" for k in range(len(labels))],
+        sources=["source"] * len(labels),
+        labels=labels,
+        dive_log_probs=np.log(np.full((len(labels), len(DIVING48)), 1 / len(DIVING48), np.float32)),
+        attribute_log_probs={
+            name: np.log(np.eye(len(values))[np.array(slots[name])[named]].clip(1e-6))
+            for name, values in DIVING48.values.items()
+        },
+        spelt_labels=np.array(named),
+        decoded_labels=np.where([number is None for number in numbers], INVALID, named),
+    )
+
+
+def test_count_errors_are_in_half_turns():
+    predictions = answered(["105B", "5231D", "203C"], ["107B", "5235D", "203C"])
+    assert count_errors(predictions, DIVING48) == pytest.approx({"somersault_error": 2 / 3, "twist_error": 4 / 3})
+
+
+def test_difficulty_error_is_over_the_heights_that_give_both():
+    def degrees(number):
+        return {height_m: Dive.from_number(number).difficulty(height_m) for height_m in HEIGHTS_M}
+
+    expected = []
+    for named, true in (("105B", "107B"), ("203C", "203C")):
+        both = zip(degrees(named).values(), degrees(true).values(), strict=True)
+        expected.append(np.mean([abs(one - other) for one, other in both if one is not None and other is not None]))
+    predictions = answered(["105B", "203C", None], ["107B", "203C", "101B"])
+    assert expected[0] > 0.3
+    assert difficulty_error(predictions, DIVING48) == pytest.approx(np.mean(expected))
+    assert difficulty_error(answered([None], ["101B"]), DIVING48) is None

@@ -9,7 +9,7 @@ from diveparse.configs import Config, DataConfig, save_config
 from diveparse.datasets.dives import ATTRIBUTES, DIVING48
 from diveparse.engine.evaluation.metrics import calibrated_metrics, compute_metrics
 from diveparse.engine.evaluation.predictions import Predictions, save_predictions, write_predictions
-from diveparse.engine.evidence.runs import SCORES, Run
+from diveparse.engine.evidence.runs import ALL_SCORES, Run
 from diveparse.engine.run import RunFolder
 
 NUM_CLIPS = 24
@@ -29,7 +29,7 @@ def make_run(arm, seed=0, *, accuracy=0.5, name="demo", trained=None, tested=Non
     table["predicted_number"] = table["true_number"].where(hit, "407C")
     table["log_prob_true"] = np.where(hit, -0.1, -2.0)
     config = Config(name=name, arm=arm, seed=seed, **{"data": DataConfig(root="data")} | (trained or {}))
-    scores = dict.fromkeys(SCORES, 0.5) | {"top1": float(hit.mean())}
+    scores = dict.fromkeys(ALL_SCORES, 0.5) | {"top1": float(hit.mean())}
     how = (
         {"split": "test", "num_views": 1, "data_root": "data", "rendered": True}
         | {"from_cache": False, "trained_from_cache": True}

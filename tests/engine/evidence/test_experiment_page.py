@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from diveparse.configs import CurveConfig
-from diveparse.engine.evidence import report
+from diveparse.configs import CurveConfig, save_config
+from diveparse.engine.evidence import report, report_figures
 from diveparse.engine.evidence.comparison import compare_groups
 from diveparse.engine.evidence.experiment import read_cells
 from diveparse.engine.evidence.experiment_page import draw_curve, write_experiment
-from diveparse.engine.evidence.runs import SCORES
+from diveparse.engine.evidence.runs import ALL_SCORES
 
 ARMS = {"flat": "head.kind=flat", "joint": "head.kind=joint"}
 TINY = Path("experiments/tiny.yaml")
@@ -70,7 +70,7 @@ def test_the_page_holds_every_pair_and_its_verdicts(quick_report_figures):
 def test_the_csv_file_holds_every_score_and_every_difference_with_its_caption(quick_report_figures):
     write_page()
     table = pd.read_csv("results/tiny.csv")
-    assert set(table["quantity"]) == {*SCORES, "top1_difference", "nll_difference"}
+    assert set(table["quantity"]) == {*ALL_SCORES, "top1_difference", "nll_difference"}
     assert set(table["clips"]) == {CAPTION}
     assert set(table["versus"].dropna()) == {"flat"}
     for arm in ARMS:
@@ -98,6 +98,19 @@ def test_a_page_leaves_no_plot_of_an_earlier_one(quick_report_figures):
 def test_an_experiment_with_a_curve_shows_it(quick_report_figures):
     write_experiment_file(curve={"axis": "clips, %", "values": [10, 100], "series": {"both": ["flat", "joint"]}})
     assert "(tiny/curve.png)" in write_page()
+
+
+def test_settings_that_are_pooled_are_drawn_in_one_forest_and_many_arms_in_nothing_else(write_run, monkeypatch):
+    kinds = {"flat": "flat", "joint": "joint", "flat-smooth": "flat", "joint-smooth": "joint"}
+    smooth = " head.label_smoothing=0.1"
+    arms = {arm: f"head.kind={kind}" + smooth * arm.endswith("smooth") for arm, kind in kinds.items()}
+    write_experiment_file(arms=arms, seeds=[0, 1], pairs=[["flat", "joint"], ["flat-smooth", "joint-smooth"]])
+    shutil.rmtree("runs")
+    for cell in read_cells(TINY)[1]:
+        save_config(cell.config, write_run(Path("runs/tiny"), cell.arm, cell.config.seed).config)
+    monkeypatch.setattr(report_figures, "MAX_ARMS_DRAWN", 3)
+    assert "![forest](tiny/forest.png)" in write_page()
+    assert [path.name for path in Path("results/tiny").iterdir()] == ["forest.png"]
 
 
 @pytest.mark.parametrize("unseen_alone", [False, True])

@@ -2,7 +2,7 @@ import numpy as np
 
 from diveparse.datasets.dives import ATTRIBUTES
 from diveparse.engine.evaluation.pictures import class_count_figure
-from diveparse.engine.evidence.figures import accuracy_figure, attribute_figure, figure_image
+from diveparse.engine.evidence.figures import accuracy_figure, attribute_figure, figure_image, forest_figure
 from diveparse.engine.evidence.statistics import Estimate
 
 
@@ -31,3 +31,11 @@ def test_figure_image_has_the_size_of_the_figure_and_something_in_it():
     image = figure_image(figure)
     assert (image.shape, image.dtype) == ((height, width, 3), np.uint8)
     assert image.min() < 100 < image.max()
+
+
+def test_forest_figure_has_the_pooled_rows_below_those_of_the_settings():
+    settings = {"all": Estimate(0.02, 0.01, 0.03), "half": Estimate(0.03, 0.01, 0.05)}
+    (axes,) = forest_figure(settings, {"pooled": Estimate(0.025, 0.02, 0.03)}, "rendered dives").axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["all", "half", "pooled"]
+    points = [(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines if line.get_marker() == "o"]
+    assert points == [(0.02, 0), (0.03, 1), (0.025, 2)]

@@ -6,7 +6,7 @@ import pytest
 
 from diveparse.datasets.dives import DIVING48
 from diveparse.datasets.storage.lock import InUseError, locked
-from diveparse.engine.evidence.runs import SCORES, load_run
+from diveparse.engine.evidence.runs import ALL_SCORES, load_run
 
 
 def change_metrics(run, change):
@@ -20,7 +20,7 @@ def test_a_run_is_read_with_its_scores_and_its_predictions_sorted_by_clip(tested
     run = load_run(tested.path)
     metrics = json.loads(tested.evaluation().metrics.read_text())
     assert (run.folder, run.split, run.config.arm) == (tested, "test", "flat")
-    assert set(run.scores) == set(SCORES)
+    assert set(run.scores) == set(ALL_SCORES)
     assert (run.scores["nll"], run.scores["twist"]) == (metrics["nll"], metrics["attribute_accuracy"]["twist"])
     assert run.num_train_clips["101B"] == 10 * DIVING48.label_of("101B")
     assert run.predictions["clip"].is_monotonic_increasing

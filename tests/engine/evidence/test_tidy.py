@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from diveparse.engine.evidence.comparison import compare_runs
-from diveparse.engine.evidence.runs import SCORES
+from diveparse.engine.evidence.runs import ALL_SCORES
 from diveparse.engine.evidence.tidy import COLUMNS, class_table, tidy_table
 
 
@@ -18,7 +18,7 @@ def test_the_tidy_table_holds_every_score_of_every_run(report):
     scores = table[table["versus"].isna() & (table["seed"] != "all")]
     for _, row in scores.iterrows():
         assert row["value"] == report.arms[row["arm"]][row["seed"]].scores[row["quantity"]]
-    assert len(scores) == 20 * len(SCORES)
+    assert len(scores) == 20 * len(ALL_SCORES)
 
 
 def test_the_tidy_table_holds_every_effect_over_all_seeds_and_by_seed(report):

@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from diveparse.engine.evaluation.predictions import Predictions, load_prediction
 from diveparse.engine.evaluation.stacking import penalty_that_keeps
 from diveparse.engine.evidence.runs import Run
 from diveparse.engine.evidence.unseen import area_under_curve, choose_kept_share, generalised
-from diveparse.engine.evidence.unseen_table import families, unseen_table
+from diveparse.engine.evidence.unseen_table import families, stack_arms, unseen_rows, unseen_table
 from diveparse.engine.run import RunFolder
 
 DIVES = DiveSet.from_numbers(["101B", "103B", "105B", "201B", "203B", "205B"])
@@ -68,12 +69,16 @@ def rows_of(page: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("|")]
 
 
+def table_of(experiment: ExperimentConfig, arms: Any) -> str:
+    return unseen_table(stack_arms(experiment, arms), arms)
+
+
 def answers(run: Run, split: str) -> Predictions:
     return load_predictions(run.folder.evaluation(split).probabilities)[0]
 
 
 def test_the_share_is_chosen_by_other_arms_on_dives_that_the_arm_saw(arms):
-    page = unseen_table(experiment_of({"joint-a": ["joint-b", "joint-c"]}), arms)
+    page = table_of(experiment_of({"joint-a": ["joint-b", "joint-c"]}), arms)
     beyond = {"joint-b": ["201B"], "joint-c": ["105B"]}
     share = np.mean(
         [
@@ -104,7 +109,7 @@ def test_the_share_is_chosen_by_other_arms_on_dives_that_the_arm_saw(arms):
 
 def test_clips_of_an_arms_unseen_dives_take_no_part_in_its_share(arms):
     experiment = experiment_of({"joint-a": ["joint-b", "joint-c"]})
-    before = unseen_table(experiment, arms)
+    before = table_of(experiment, arms)
     unseen = np.array([number in DRAWS["joint-a"] for number in DIVES.numbers])
     for other in ("joint-b", "joint-c"):
         for run in arms[other].values():
@@ -113,19 +118,19 @@ def test_clips_of_an_arms_unseen_dives_take_no_part_in_its_share(arms):
             log_probs[unseen[found.labels]] = -50
             path = run.folder.evaluation("val").probabilities
             save_predictions(path, replace(found, dive_log_probs=log_probs), DIVES)
-    assert unseen_table(experiment, arms) == before
+    assert table_of(experiment, arms) == before
 
 
 def test_the_penalty_that_models_take_by_themselves_is_added_back(arms):
     experiment = experiment_of({arm: [other for other in DRAWS if other != arm] for arm in DRAWS})
-    before = unseen_table(experiment, arms)
+    before = table_of(experiment, arms)
     save_all_predictions(arms, own_penalty=1.25)
-    assert unseen_table(experiment, arms) == before
+    assert table_of(experiment, arms) == before
 
 
 def test_a_family_has_the_mean_and_deviation_over_its_draws(arms):
     others = {arm: [other for other in DRAWS if other != arm] for arm in DRAWS}
-    rows = rows_of(unseen_table(experiment_of(others), arms))
+    rows = rows_of(table_of(experiment_of(others), arms))
     family = [row for row in rows if row[0] == "**joint**, 3 draws"]
     assert len(family) == 3
     of_arms = [row for row in rows if row[0] in DRAWS]
@@ -133,6 +138,11 @@ def test_a_family_has_the_mean_and_deviation_over_its_draws(arms):
     mean, deviation = (float(each) for each in family[1][4].split(" ± "))
     assert mean == pytest.approx(np.mean(with_penalty), abs=1e-3)
     assert deviation == pytest.approx(np.std(with_penalty, ddof=1), abs=1e-3)
+    found = [
+        row for row in unseen_rows(stack_arms(experiment_of(others), arms), arms) if row["quantity"] == "harmonic_mean"
+    ]
+    assert [(row["arm"], row["seed"]) for row in found] == [("joint", arm) for arm in DRAWS]
+    assert [row["value"] for row in found] == pytest.approx(with_penalty, abs=1e-3)
 
 
 def test_arms_that_differ_in_more_than_their_draw_are_no_family(arms, a_run):
@@ -147,4 +157,4 @@ def test_a_run_whose_clips_choose_nothing_is_named(arms):
     seen = found.at(np.isin(found.labels, [DIVES.label_of(number) for number in ("101B", "203B")]))
     save_predictions(run.folder.evaluation("val").probabilities, seen, DIVES)
     with pytest.raises(ValueError, match=r"joint-b/seed-1: a share to keep is chosen on clips of both"):
-        unseen_table(experiment_of({"joint-a": ["joint-b"]}), arms)
+        table_of(experiment_of({"joint-a": ["joint-b"]}), arms)
