@@ -5,7 +5,7 @@ the folder of results. The second is an arm, or two arms as `ARM-VERSUS`. What f
 
 - of an arm: a score (`top1`, `nll`, …), the mean over its trainings, and `top1 sd`, the standard deviation;
 - of two arms: `points` (the difference in top-1), `interval` (its 95 % interval), `ahead` (in how many trainings),
-  `verdict`, and the same after the name of a group of dives, as in `few points`.
+  `verdict`, and the same after the name of a group of dives, as in `held out points`.
 
 `{{ladder pooled points}}` and the like read the row in which all settings of an experiment are pooled.
 """
@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from diveparse.engine.evidence.pairs import EVERY_CLIP
@@ -55,11 +56,13 @@ def _number(table: pd.DataFrame, words: list[str]) -> str:
         values = scores[scores["seed"] != ALL_SEEDS]["value"]
         if values.empty:
             raise ValueError(f"no {which[0]} of {arms}")
-        return f"{values.std() if which[1:] == ['sd'] else values.mean():.3f}"
+        number = values.std() if which[1:] == ["sd"] else values.mean()
+        return "" if np.isnan(number) else f"{number:.3f}"
     for cut in (place.start() for place in re.finditer("-", arms)):
         arm, versus = arms[:cut], arms[cut + 1 :]
         if {arm, versus} <= known:
-            group, what = which if len(which) == 2 else (EVERY_CLIP, which[0])
+            *words, what = which
+            group = " ".join(words) or EVERY_CLIP
             rows = table[(table["arm"] == arm) & (table["versus"] == versus) & (table["group"] == group)]
             rows = rows[(rows["quantity"] == QUANTITIES[TOP1]) & (rows["seed"] == ALL_SEEDS)]
             return _of_difference(_the(rows, f"{arms} on {group}"), what)

@@ -15,6 +15,8 @@ ROWS = [
     {**DIFFERENCE, "seed": "0", "value": 0.5},
     {**DIFFERENCE, **OVER_TRAININGS, "verdict": "higher"},
     {**DIFFERENCE, "group": "few", **OVER_TRAININGS, "value": -0.0306},
+    {**DIFFERENCE, "group": "held out", **OVER_TRAININGS, "value": 0.0512},
+    {"arm": "joint-adjusted", "seed": "0", "quantity": "untrained"},
     {"quantity": "top1_difference_pooled", "arm": "a, b", "versus": "c, d", **OVER_TRAININGS, "value": 0.0149},
 ]
 
@@ -35,6 +37,8 @@ def tables(tmp_path: Path) -> Path:
         ("tail joint-adjusted-flat-adjusted ahead", "17 of 20"),
         ("tail joint-adjusted-flat-adjusted verdict", "higher"),
         ("tail joint-adjusted-flat-adjusted few points", "−3.1"),
+        ("tail joint-adjusted-flat-adjusted held out points", "+5.1"),
+        ("tail joint-adjusted untrained", ""),
         ("tail pooled points", "+1.5"),
     ],
 )
