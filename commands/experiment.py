@@ -55,8 +55,8 @@ def run_experiment(path: Path, num_jobs: int, out: Path, *, from_answers: bool =
     """Raises: ValueError if a cell failed, or the experiment cannot be run."""
     from diveparse.engine.evidence.answers import answers_path, restore_runs, write_answers
     from diveparse.engine.evidence.experiment import (
-        fill_feature_caches,
         missing_cells,
+        missing_origins,
         prospects,
         read_cells,
         require_stackable,
@@ -72,10 +72,11 @@ def run_experiment(path: Path, num_jobs: int, out: Path, *, from_answers: bool =
     print(f"{path}: {len(cells) - len(missing)} of {len(cells)} cells are done")
     if missing and experiment.pairs:
         print(f"{path}: {prospects(experiment, cells)}", flush=True)
-    fill_feature_caches(missing)
-    failed = run_all(missing, num_jobs)
-    if failed:
-        raise ValueError(f"{path}: {len(failed)} of {len(missing)} cells failed; read their logs, named above")
+    if origins := missing_origins(missing):
+        print(f"{path}: {len(origins)} models of other experiments are trained first", flush=True)
+        run_all(path, origins, num_jobs)
+        missing = missing_cells(cells)
+    run_all(path, missing, num_jobs)
     if missing:
         print(f"{path}: {len(missing)} cells took {(time.monotonic() - start_s) / 60:.0f} minutes")
     if experiment.grid:
@@ -90,12 +91,13 @@ def run_experiment(path: Path, num_jobs: int, out: Path, *, from_answers: bool =
         print(f"written: {write_experiment(path, experiment, cells, out)}")
 
 
-def run_all(cells: list[Cell], num_jobs: int) -> list[Cell]:
-    """Run cells under a progress bar. Returns: those that failed."""
+def run_all(path: Path, cells: list[Cell], num_jobs: int) -> None:
+    """Run cells of an experiment under a progress bar. Raises: ValueError if one failed."""
     from tqdm import tqdm
 
-    from diveparse.engine.evidence.experiment import run_cells
+    from diveparse.engine.evidence.experiment import fill_feature_caches, run_cells
 
+    fill_feature_caches(cells)
     failed = []
     for cell, well in tqdm(
         run_cells(cells, num_jobs), total=len(cells), unit="cell", mininterval=0.1, disable=not cells
@@ -103,4 +105,5 @@ def run_all(cells: list[Cell], num_jobs: int) -> list[Cell]:
         if not well:
             failed.append(cell)
             tqdm.write(f"failed: {cell.run}, see {cell.log}")
-    return failed
+    if failed:
+        raise ValueError(f"{path}: {len(failed)} of {len(cells)} cells failed; read their logs, named above")

@@ -34,7 +34,14 @@ from diveparse.datasets.dives import DIVE_SETS, DIVING48_TEST_COUNTS, DIVING48_T
 from diveparse.datasets.inspection import REPORT_FILE, check_files, read_splits, report
 from diveparse.datasets.records import ClipRecord
 from diveparse.datasets.rendered.clip import RenderedClip, Source, Split
-from diveparse.datasets.rendered.sets import ClassCounts, RenderSettings, Sources, render_data_set, write_clip
+from diveparse.datasets.rendered.sets import (
+    TRAIN_COUNTS,
+    ClassCounts,
+    RenderSettings,
+    Sources,
+    render_data_set,
+    write_clip,
+)
 from diveparse.datasets.shards import Shard, find_shards, splits_of_shards, unpack_shards
 from diveparse.datasets.storage.atomic import write_json
 from diveparse.datasets.storage.disk import free_bytes, in_bytes, naming_full_disk, require_space
@@ -50,6 +57,7 @@ examples:
   %(prog)s diving48 data/diving48
   %(prog)s clips my_clips.csv --column dive_number=action_type --cache training
   %(prog)s synthetic --out data/demo --train-clips 1500 --test-clips 300 --height 120
+  %(prog)s synthetic --out data/finediving --dives finediving --test-counts balanced --train-clips 150 --test-clips 104
   %(prog)s rehearsal --out data/rehearsal --scale 0.04
   %(prog)s dive 626C --out 626C.mp4
   %(prog)s sheet 101B 5253B 626C --out sheet.png
@@ -70,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
 def add_data_sets(commands: Subparsers) -> None:
     """The commands that render a data set."""
     synthetic = add_command(commands, "synthetic", "render labelled dives as H.264 clips in Diving48's layout")
-    synthetic.add_argument("--train-clips", type=int, required=True, help="long-tailed like the V2 training split")
+    synthetic.add_argument("--train-clips", type=int, required=True, help="long-tailed like the real training split")
     synthetic.add_argument("--test-clips", type=int, required=True)
     synthetic.add_argument(
         "--test-counts",
@@ -79,6 +87,12 @@ def add_data_sets(commands: Subparsers) -> None:
         help="test clips in proportion to the V2 test split, or the same number of every class with training clips",
     )
     synthetic.add_argument("--clips-per-source", type=int, default=12, help="(12)")
+    synthetic.add_argument(
+        "--dives",
+        choices=[dives.value for dives in TRAIN_COUNTS],
+        default=Dives.DIVING48.value,
+        help="whose dives; those of another set than Diving48 are listed in DIR/clips.csv, with balanced test counts",
+    )
     rehearsal = add_command(commands, "rehearsal", "render clips in the shape of the real Diving48, to rehearse on")
     rehearsal.add_argument("--scale", type=float, default=0.04, help="share of the real 16,997 clips (0.04)")
     for command, action in ((synthetic, render_set), (rehearsal, render_rehearsal)):
@@ -263,6 +277,7 @@ def render_set(args: argparse.Namespace) -> int:
         clips_per_source=args.clips_per_source,
         test_counts=args.test_counts,
         seed=args.seed,
+        dives=args.dives,
     )
     return render(args, settings)
 

@@ -16,9 +16,10 @@ examples:
   %(prog)s facebook/vjepa2-vitl-fpc32-256-diving48 data.root=data/diving48
 
 The test split is for the end. Make choices on validation: --split val writes validation_metrics.json and
-validation_predictions.csv. data.root, data.num_workers, data.cache, data.damaged, test.* and clip.order can be
-overridden; all other options are those of the run. clip.order=shuffled is the control that destroys the order of the
-frames; it writes files whose names begin with shuffled_.
+validation_predictions.csv. data.root, data.dives, data.num_workers, data.cache, data.damaged, test.* and clip.order can
+be overridden; all other options are those of the run. With data.dives the clips of a CSV may show dives that the model
+was not trained on, and it answers among the dives of that list. clip.order=shuffled is the control that destroys the
+order of the frames; it writes files whose names begin with shuffled_.
 
 A published model is tested into runs/NAME/flat/seed-0, which `diveparse compare` takes as an arm; name, arm, seed and
 runs_dir choose another folder.

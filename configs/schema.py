@@ -59,6 +59,7 @@ class Precision(Enum):
 class Dives(Enum):
     DIVING48 = "diving48"
     WORLD_AQUATICS = "world-aquatics"
+    FINEDIVING = "finediving"
 
 
 class DamagedClips(Enum):
@@ -328,7 +329,8 @@ class ExperimentConfig:
     question: str = MISSING
     config: str = MISSING  # the file of options that all arms share
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    # arm -> the options that differ, `key=value` separated by spaces, or EXPERIMENT/ARM for one that is trained there
+    # arm -> the options that differ, `key=value` separated by spaces, or EXPERIMENT/ARM for one that is trained there;
+    # options behind EXPERIMENT/ARM are those of a test, such as data.root: its models are then tested on other data
     arms: dict[str, str] = MISSING
     pairs: list[list[str]] = field(default_factory=list)  # [first, second], whose difference is second - first
     common: str = ""  # options that all arms have beside those of `config`

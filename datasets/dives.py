@@ -344,4 +344,9 @@ DIVING48_V1_TRAIN_COUNTS = tuple(int(row["diving48_v1_train"]) for row in _DIVIN
 WORLD_AQUATICS = DiveSet.from_numbers(
     (row["number"] for row in _ROWS if "1" in (row["fina_2017_2021"], row["usa_2026"])), "World Aquatics"
 )
-DIVE_SETS = {Dives.DIVING48: DIVING48, Dives.WORLD_AQUATICS: WORLD_AQUATICS}  # what a config or a command can name
+# in the order of their numbers, as the labels of a CSV file that holds all of them
+_FINEDIVING_ROWS = sorted((row for row in _ROWS if row["finediving_train"]), key=lambda row: row["number"])
+FINEDIVING = DiveSet.from_numbers((row["number"] for row in _FINEDIVING_ROWS), "FineDiving")
+FINEDIVING_TRAIN_COUNTS = tuple(int(row["finediving_train"]) for row in _FINEDIVING_ROWS)
+# what a config or a command can name
+DIVE_SETS = {Dives.DIVING48: DIVING48, Dives.WORLD_AQUATICS: WORLD_AQUATICS, Dives.FINEDIVING: FINEDIVING}

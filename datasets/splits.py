@@ -117,7 +117,13 @@ def without_dives(dive_set: DiveSet, numbers: Sequence[str]) -> DiveSet:
 
 
 def scored_dives(data: DataConfig, dive_set: DiveSet) -> DiveSet:
-    """The dives that a model of `dive_set` is tested on: its own, then the unseen ones; or the data set's, if fixed."""
+    """The dives that a model of `dive_set` is tested on.
+
+    Those of `data.dives` where it names a list, whatever the model was trained on; else the model's own, then the
+    unseen ones, or those of a data set whose dives are fixed.
+    """
+    if data.dives:
+        return DIVE_SETS[data.dives]
     if not data.unseen_dives:
         return dive_set
     missing = [number for number in data.unseen_dives if number not in dive_set.numbers]

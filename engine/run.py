@@ -98,6 +98,11 @@ class RunFolder:
         return self.path / "published.json"
 
     @property
+    def readout(self) -> Path:
+        """Only of the test of another run's model on other data: which run's. Such a run has no `model` of its own."""
+        return self.path / "readout.json"
+
+    @property
     def backbone(self) -> Path:
         """What a pretraining run ends with."""
         return self.path / "backbone.safetensors"

@@ -1,16 +1,32 @@
-"""Rendered data sets on disk: H.264 files and annotations in Diving48's layout, read like the real one."""
+"""Rendered data sets on disk: H.264 files and their annotations.
+
+A set of Diving48's dives has Diving48's layout and is read like the real one. Its vocabulary cannot spell the dives of
+another set, whose clips are listed in a CSV file, as anybody's own clips are (see datasets/clips.py).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import csv
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from fractions import Fraction
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
-from diveparse.datasets.dives import DIVING48, DIVING48_TEST_COUNTS, DIVING48_TRAIN_COUNTS, Dive
+from diveparse.configs import Dives
+from diveparse.datasets.dives import (
+    DIVE_SETS,
+    DIVING48,
+    DIVING48_TEST_COUNTS,
+    DIVING48_TRAIN_COUNTS,
+    FINEDIVING_TRAIN_COUNTS,
+    Dive,
+    DiveSet,
+)
+from diveparse.datasets.diving48 import annotation_file, vocabulary_file
 from diveparse.datasets.records import RENDERED_FILE
 from diveparse.datasets.rendered.clip import RenderedClip, Source, Split
 from diveparse.datasets.rendered.motion import JOINTS
@@ -25,6 +41,10 @@ from diveparse.datasets.video.writer import Picture, write_h264, x264_options
 
 X264 = x264_options(21)
 NUM_SAMPLE_CLIPS = 24  # once so many are rendered, the size of the others can be estimated
+Plans: TypeAlias = Mapping[Split, Sequence[tuple[Source, int, int]]]  # what `plan_clips` gives for each split
+CLIPS_FILE = "clips.csv"  # of a set of other dives than Diving48's
+# what a set may be of: the real training clips of each dive
+TRAIN_COUNTS = {Dives.DIVING48: DIVING48_TRAIN_COUNTS, Dives.FINEDIVING: FINEDIVING_TRAIN_COUNTS}
 
 
 class ClassCounts(Enum):
@@ -54,6 +74,11 @@ class RenderSettings:
     test_counts: str = ClassCounts.DIVING48.value
     seed: int = 0
     sources: str = Sources.DRAWN.value
+    dives: str = Dives.DIVING48.value  # one of TRAIN_COUNTS
+
+    @property
+    def dive_set(self) -> DiveSet:
+        return DIVE_SETS[Dives(self.dives)]
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -65,6 +90,10 @@ class RenderSettings:
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        own = (ClassCounts.DIVING48.value, Sources.DIVING48.value)
+        for name, value in (("test_counts", self.test_counts), ("sources", self.sources)):
+            if value in own and self.dive_set != DIVING48:
+                raise ValueError(f"{name} must be another than {value} with dives={self.dives}, got {value}")
         if not 0 <= self.difficulty <= 1:  # refuses NaN too
             raise ValueError(f"difficulty must be from 0 to 1, got {self.difficulty}")
         if self.height % 6:
@@ -122,14 +151,15 @@ def class_counts(weights: Sequence[int], total: int) -> list[int]:
 def plan_clips(settings: RenderSettings, split: Split) -> list[tuple[Source, int, int]]:
     """(source, label, number of the clip within the source) of each clip, in an order that the seed fixes."""
     total = settings.num_train_clips if split is Split.TRAIN else settings.num_test_clips
+    dive_set, train_counts = settings.dive_set, TRAIN_COUNTS[Dives(settings.dives)]
     if split is Split.TRAIN:
-        weights = list(DIVING48_TRAIN_COUNTS)
+        weights = list(train_counts)
     elif ClassCounts(settings.test_counts) is ClassCounts.BALANCED:
-        weights = [int(count > 0) for count in DIVING48_TRAIN_COUNTS]
+        weights = [int(count > 0) for count in train_counts]
     else:
         weights = list(DIVING48_TEST_COUNTS)
     rng = stream(settings.seed, split.value)
-    labels = rng.permutation(np.repeat(np.arange(len(DIVING48)), class_counts(weights, total)))
+    labels = rng.permutation(np.repeat(np.arange(len(dive_set)), class_counts(weights, total)))
     if Sources(settings.sources) is Sources.DIVING48:
         return assign(labels.tolist(), real_sources(settings.seed, split, settings.difficulty))
     num_sources = max(4, -(-len(labels) // settings.clips_per_source))
@@ -138,7 +168,7 @@ def plan_clips(settings: RenderSettings, split: Split) -> list[tuple[Source, int
     while len(sources) < num_sources or not all(able.values()):  # add sources until each dive has a suitable board
         source = Source.draw(settings.seed, split, len(sources), settings.difficulty)
         for label in able:
-            if source.has_board_for(DIVING48[label]):
+            if source.has_board_for(dive_set[label]):
                 able[label].append(len(sources))
         sources.append(source)
     used = [0] * len(sources)
@@ -164,7 +194,7 @@ def render_data_set(root: Path, settings: RenderSettings, num_workers: int) -> I
     for name in ("rgb", "truth"):
         make_folder(root / name)
     clips = [(source, label, number) for plan in plans.values() for source, label, number in plan]
-    jobs = [(source, DIVING48[label].number, number, settings, root) for source, label, number in clips]
+    jobs = [(source, settings.dive_set[label].number, number, settings, root) for source, label, number in clips]
     num_frames = {}
     with worker_pool(num_workers, __name__) as pool:
         for done, (name, frames) in enumerate(pool.map(_render_job, jobs, chunksize=4), start=1):
@@ -172,13 +202,30 @@ def render_data_set(root: Path, settings: RenderSettings, num_workers: int) -> I
             if done == NUM_SAMPLE_CLIPS:
                 _require_space_for_rest(root, list(num_frames), clips[done:])
             yield done, len(jobs)
+    if settings.dive_set == DIVING48:
+        _write_diving48(root, plans, num_frames)
+    else:
+        _write_clip_table(root / CLIPS_FILE, plans, settings.dive_set)
+
+
+def _write_diving48(root: Path, plans: Plans, num_frames: Mapping[str, int]) -> None:
     for split, plan in plans.items():
         names = [(source.clip_name(number), label) for source, label, number in plan]
         rows = [
             {"vid_name": name, "label": label, "start_frame": 0, "end_frame": num_frames[name]} for name, label in names
         ]
-        write_json(root / f"Diving48_V2_{split.name.lower()}.json", rows)
-    write_json(root / "Diving48_vocab.json", [list(dive.vocab) for dive in DIVING48])
+        write_json(annotation_file(root, split.name.lower()), rows)
+    write_json(vocabulary_file(root), [list(dive.vocab) for dive in DIVING48])
+
+
+def _write_clip_table(path: Path, plans: Plans, dive_set: DiveSet) -> None:
+    with written_atomically(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(("path", "dive_number", "split", "source"))
+        for split, plan in plans.items():
+            for source, label, number in plan:
+                video = f"rgb/{source.clip_name(number)}.mp4"
+                table.writerow((video, dive_set[label].number, split.name.lower(), source.name))
 
 
 def _require_space_for_rest(root: Path, done: Sequence[str], rest: Sequence[tuple[Source, int, int]]) -> None:

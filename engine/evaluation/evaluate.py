@@ -37,7 +37,7 @@ def evaluate(
     into `records`. The features of a clip's views are averaged before the head reads them. Each clip counts once, in
     the order of `batches`, whatever the size of the last batch.
     dive_set: what the labels count in and the answers range over, by default the model's own; a dive of it that the
-    model cannot express has probability 0.
+    model cannot express has probability 0, and so has an attribute value that only such dives have.
     Raises: ValueError if there are no batches, or a clip's answer is not a number.
     """
     dive_set = dive_set or model.dive_set
@@ -65,7 +65,10 @@ def evaluate(
         sources=[record.source for record in clips_seen],
         labels=np.array([record.label for record in clips_seen]),
         dive_log_probs=dive_log_probs,
-        attribute_log_probs={name: _joined(each.marginals[name] for each in answers) for name in ATTRIBUTES},
+        attribute_log_probs={
+            name: _over_values(_joined(each.marginals[name] for each in answers), known, dive_set, name)
+            for name in ATTRIBUTES
+        },
         spelt_labels=np.where(spelt == INVALID, INVALID, columns[spelt]),
         decoded_labels=np.where(decoded == INVALID, INVALID, columns[decoded]),
     )
@@ -96,6 +99,19 @@ def _scores(model: DiveClassifier, inputs: Tensor, precision: Precision) -> Dive
 def _joined(batches: Iterable[Tensor]) -> npt.NDArray[Any]:
     """One array of a row a clip."""
     return torch.cat(list(batches)).cpu().numpy()
+
+
+def _over_values(
+    marginals: npt.NDArray[np.float32], known: DiveSet, dive_set: DiveSet, attribute: str
+) -> npt.NDArray[np.float32]:
+    """Marginals over the values of the whole set; a value that no known dive has gets probability 0.
+
+    marginals: (num_clips, values of `known`). Returns: (num_clips, values of `dive_set`).
+    """
+    values = dive_set.values[attribute]
+    whole = np.full((len(marginals), len(values)), -np.inf, np.float32)
+    whole[:, [values.index(value) for value in known.values[attribute]]] = marginals
+    return whole
 
 
 def _require_finite(dive_log_probs: npt.NDArray[np.float32], clips: list[ClipRecord]) -> None:

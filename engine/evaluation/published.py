@@ -70,10 +70,6 @@ def evaluate_published(
         head=model.config.head,
     )
     dive_set = open_data_set(cfg.data, model.dive_set).dive_set
-    known = model.head.expressible(dive_set)
-    if len(known) < len(dive_set):
-        missing = ", ".join(dive.number for dive in dive_set if dive not in known)
-        logger.warning("%s has no label for %s: it cannot name these", cfg.backbone.weights, missing)
     records = evaluation_clips(cfg.data, split, cfg.seed, dive_set)
     about_training = about_no_training(count_train_clips(cfg, dive_set))
     with locked(run.path, "testing"):
@@ -134,6 +130,7 @@ def about_no_training(num_train_clips: dict[str, int]) -> dict[str, Any]:
         "clipped_share": [],
         "median_grad_norm": [],
         "num_train_clips": num_train_clips,
+        "model_of": None,
     }
 
 

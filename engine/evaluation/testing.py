@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from diveparse.configs import Config, load_config
+from diveparse.configs import Config, load_config, save_config
 from diveparse.datasets.dives import DiveSet
 from diveparse.datasets.records import ClipRecord, is_rendered
 from diveparse.datasets.splits import evaluation_clips, scored_dives
@@ -21,6 +23,7 @@ from diveparse.datasets.storage.json_file import read_json_object
 from diveparse.datasets.storage.lock import locked, require_unlocked
 from diveparse.engine.batches import build_clips, cached_or_read, evaluation_batches
 from diveparse.engine.device import choose_device
+from diveparse.engine.environment import describe_environment
 from diveparse.engine.evaluation.evaluate import evaluate
 from diveparse.engine.evaluation.metrics import calibrated_metrics, compute_metrics, confusion_matrix
 from diveparse.engine.evaluation.predictions import Predictions, save_predictions, write_predictions
@@ -48,8 +51,13 @@ DESCRIPTION = (
     "num_train_clips",
     "temperature",
     "unseen_penalty",
+    "model_of",  # the run whose model was tested, where it is another run's
+    "not_expressible",  # dives of the test that the model cannot name, whatever the clip
 )
-TEST_OPTIONS = ("data.root", "data.num_workers", "data.cache", "data.damaged", "test.", "clip.order")  # in a test
+# in a test; with data.dives, a CSV's clips may show other dives than those of the training
+TEST_OPTIONS = ("data.root", "data.dives", "data.num_workers", "data.cache", "data.damaged", "test.", "clip.order")
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate_run(folder: Path, overrides: list[str], *, split: str, again: bool = False) -> dict[str, Any]:
@@ -66,14 +74,43 @@ def evaluate_run(folder: Path, overrides: list[str], *, split: str, again: bool 
     cfg, files = read_test_config(run, overrides, split)
     with locked(folder, "testing"):
         require_first(files, again=again)
-        model = DiveClassifier.load(run.model).to(choose_device())
-        dive_set = scored_dives(cfg.data, model.dive_set)
-        about_training = {
-            "trained_from_cache": "train" in (run.splits_from_cache() or ()),
-            **describe_training(run, dive_set),
-        }
-        records = evaluation_clips(cfg.data, split, cfg.seed, dive_set)
-        return score_split(run, cfg, files, model, records, dive_set, about_training, split=split)
+        return _score(run, cfg, files, run, split=split)
+
+
+def read_out(trained: RunFolder, cfg: Config, overrides: list[str], *, split: str) -> dict[str, Any]:
+    """Evaluate a trained run's best model on other data, into a run of its own that holds no model.
+
+    cfg: the options of the training, with the name and arm of the run that the files go to; overrides: those of the
+    test, as for `evaluate_run`.
+    Raises: ValueError as `evaluate_run` does, or if the folder holds another run; InUseError while a process trains or
+    tests one of the two.
+    """
+    run = RunFolder.of(cfg)
+    require_unlocked(trained.path)
+    require_unlocked(run.path)
+    tested, _ = read_test_config(trained, overrides, split)
+    if run.config.is_file() and not run.readout.is_file():
+        raise ValueError(f"{run} holds another run; remove it to test the model of {trained} there")
+    with locked(run.path, "testing"):
+        write_json(run.readout, {"model_of": str(trained)})
+        with written_atomically(run.config) as temporary:
+            save_config(cfg, temporary)
+        write_json(run.environment, describe_environment(cfg.seed))
+        named = replace(tested, name=cfg.name, arm=cfg.arm)
+        return _score(run, named, run.evaluation(split), trained, split=split)
+
+
+def _score(run: RunFolder, cfg: Config, files: EvaluationFiles, trained: RunFolder, *, split: str) -> dict[str, Any]:
+    """Evaluate the model of a run, `trained`, and write the files into a run, which may be another."""
+    model = DiveClassifier.load(trained.model).to(choose_device())
+    dive_set = scored_dives(cfg.data, model.dive_set)
+    about_training = {
+        "trained_from_cache": "train" in (trained.splits_from_cache() or ()),
+        **describe_training(trained, dive_set),
+        "model_of": None if trained == run else str(trained),
+    }
+    records = evaluation_clips(cfg.data, split, cfg.seed, dive_set)
+    return score_split(run, cfg, files, model, records, dive_set, about_training, split=split)
 
 
 def require_first(files: EvaluationFiles, *, again: bool) -> None:
@@ -106,6 +143,7 @@ def score_split(
         **about_training,
         "temperature": model.temperature,
         "unseen_penalty": model.unseen_penalty,
+        "not_expressible": unnameable(model, dive_set),
     }
     about = {name: about[name] for name in DESCRIPTION}
     scores = scores_of(predictions, dive_set, about["num_train_clips"], model.temperature)
@@ -117,6 +155,16 @@ def score_split(
     metrics = {**about, **scores}
     write_json(files.metrics, metrics)  # the last file, so that a split without it counts as not tested
     return metrics
+
+
+def unnameable(model: DiveClassifier, dive_set: DiveSet) -> list[str]:
+    """The numbers of the dives that the model cannot name; logged where there are any."""
+    known = model.head.expressible(dive_set)
+    missing = [dive.number for dive in dive_set if dive not in known]
+    if missing:
+        listed = ", ".join(missing)
+        logger.warning("the model can name %d of %d dives, and not %s", len(known), len(dive_set), listed)
+    return missing
 
 
 def describe_test(

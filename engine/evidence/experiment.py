@@ -6,9 +6,9 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -16,14 +16,24 @@ from pathlib import Path
 
 import torch
 
-from diveparse.configs import Config, ExperimentConfig, HeadKind, differing_options, load_config
+from diveparse.configs import (
+    Config,
+    ExperimentConfig,
+    HeadKind,
+    build_config,
+    differing_options,
+    load_config,
+    plain_values,
+)
 from diveparse.datasets.data_set import open_data_set
+from diveparse.datasets.records import ClipRecord
 from diveparse.datasets.splits import evaluation_clips, scored_dives, training_clips
 from diveparse.datasets.storage.disk import space_problem
+from diveparse.datasets.storage.json_file import read_json_object
 from diveparse.datasets.storage.workers import end_with_main_process, worker_context
 from diveparse.engine.batches import build_clips, cached_or_read
 from diveparse.engine.device import seed_everything
-from diveparse.engine.evaluation.testing import evaluate_run
+from diveparse.engine.evaluation.testing import TEST_OPTIONS, evaluate_run, read_out
 from diveparse.engine.evidence.simulation import NUM_SOURCES, SOURCE_ERROR, SPREAD
 from diveparse.engine.evidence.trainings import ALPHA, DECISIVE, MIN_SOURCES, MIN_TRAININGS, limit_of, power_of
 from diveparse.engine.run import RunFolder
@@ -36,15 +46,28 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Cell:
-    """One arm with one seed."""
+    """One arm with one seed.
+
+    A readout trains nothing: it tests the model of another cell on other data, and its run holds no model. Its config
+    is that of the other cell's training, under its own name and arm.
+    """
 
     arm: str
     config: Config
     split: str
+    origin: Cell | None = None  # of a readout, the cell whose model is tested
+    test_options: tuple[str, ...] = ()  # of a readout, `key=value` each
 
     @property
     def run(self) -> RunFolder:
         return RunFolder.of(self.config)
+
+    @property
+    def test_config(self) -> Config:
+        """The config with the options of the test, which name other data than those of the training."""
+        if not self.test_options:
+            return self.config
+        return build_config(plain_values(asdict(self.config)), list(self.test_options), self.run.config)
 
     @property
     def log(self) -> Path:
@@ -59,7 +82,7 @@ class Cell:
         A model that sees no clip of some dives is evaluated on validation too, where its penalty is chosen.
         """
         data = self.config.data
-        needs_penalty = data.unseen_dives and not data.num_shots
+        needs_penalty = data.unseen_dives and not data.num_shots and self.origin is None
         return list(dict.fromkeys((["val"] if needs_penalty else []) + [self.split]))
 
     @property
@@ -126,10 +149,30 @@ def cell_elsewhere(path: Path, name: str, seed: int) -> Cell:
 
 def _cell(path: Path, experiment: ExperimentConfig, arm: str, seed: int) -> Cell:
     options = experiment.arms[arm].split()
-    if len(options) == 1 and "=" not in options[0]:  # the arm is trained in another experiment
-        return replace(cell_elsewhere(path, options[0], seed), arm=arm, split=experiment.split)
+    if options and "=" not in options[0]:  # the arm is trained in another experiment
+        elsewhere = cell_elsewhere(path, options[0], seed)
+        if len(options) > 1:
+            return _readout(path, experiment, arm, elsewhere, options[1:])
+        return replace(elsewhere, arm=arm, split=experiment.split)
     overrides = [*experiment.common.split(), *options, f"name={path.stem}", f"arm={arm}", f"seed={seed}"]
     return Cell(arm, load_config(Path(experiment.config), overrides), experiment.split)
+
+
+def _readout(path: Path, experiment: ExperimentConfig, arm: str, elsewhere: Cell, options: list[str]) -> Cell:
+    """The test of a model of another experiment with other options of the test.
+
+    Raises: ValueError naming an option that is none of a test, or if the model is itself read out there.
+    """
+    for option in options:
+        if not option.startswith(TEST_OPTIONS):
+            raise ValueError(f"{path}: arms.{arm}: a test can change {', '.join(TEST_OPTIONS)} only, got {option!r}")
+    if elsewhere.origin is not None:
+        raise ValueError(
+            f"{path}: arms.{arm}: {elsewhere.run} is not trained but read out; name the arm that is trained"
+        )
+    cell = Cell(arm, replace(elsewhere.config, name=path.stem, arm=arm), experiment.split, elsewhere, tuple(options))
+    _ = cell.test_config  # raises for values that an option cannot take
+    return cell
 
 
 def require_stackable(path: Path, experiment: ExperimentConfig, cells: list[Cell]) -> None:
@@ -151,7 +194,7 @@ def prospects(experiment: ExperimentConfig, cells: list[Cell]) -> str:
 
     Raises: ValueError if the clips of the first cell cannot be read.
     """
-    data, num_trainings = cells[0].config.data, len(experiment.seeds)
+    data, num_trainings = cells[0].test_config.data, len(experiment.seeds)
     clips = evaluation_clips(data, experiment.split, cells[0].config.seed, open_data_set(data).dive_set)
     num_sources = len({clip.source for clip in clips})
     size = f"trainings of each arm: {num_trainings}; sources in the {experiment.split} split: {num_sources}"
@@ -167,18 +210,42 @@ def prospects(experiment: ExperimentConfig, cells: list[Cell]) -> str:
 
 
 def missing_cells(cells: list[Cell]) -> list[Cell]:
-    """The cells that have not been tested. Raises: ValueError if one was trained with other options than it has now."""
+    """The cells that have not been tested.
+
+    Raises: ValueError if one was trained or read out with other options than it has now, or if the model that is to be
+    read out is gone.
+    """
     missing = []
     for cell in cells:
-        if cell.run.config.is_file():
-            differing = differing_options(load_config(cell.run.config, []), cell.config)
-            if differing:
-                raise ValueError(
-                    f"{cell.run} was trained with other options: {'; '.join(differing)}; remove it to train it anew"
-                )
+        _require_same_options(cell)
         if not cell.metrics.is_file():
+            if cell.origin is not None:
+                _require_same_options(cell.origin)
+                _require_model(cell, cell.origin)
             missing.append(cell)
+        elif cell.origin is not None and read_json_object(cell.metrics)["data_root"] != cell.test_config.data.root:
+            raise ValueError(f"{cell.run} was tested on other data than {cell.test_config.data.root}; remove it")
     return missing
+
+
+def _require_same_options(cell: Cell) -> None:
+    if cell.run.config.is_file():
+        differing = differing_options(load_config(cell.run.config, []), cell.config)
+        if differing:
+            raise ValueError(
+                f"{cell.run} was trained with other options: {'; '.join(differing)}; remove it to train it anew"
+            )
+
+
+def missing_origins(missing: Sequence[Cell]) -> list[Cell]:
+    """The cells whose models these cells read out, each once, as far as they have not been trained and tested."""
+    origins = {str(cell.origin.run): cell.origin for cell in missing if cell.origin is not None}
+    return missing_cells(list(origins.values()))
+
+
+def _require_model(cell: Cell, origin: Cell) -> None:
+    if origin.metrics.is_file() and not (origin.run.trained.is_file() and origin.run.model.is_dir()):
+        raise ValueError(f"arm {cell.arm} needs the model of {origin.run}, which is gone; remove it to train it anew")
 
 
 def fill_feature_caches(cells: list[Cell]) -> None:
@@ -188,13 +255,17 @@ def fill_feature_caches(cells: list[Cell]) -> None:
     """
     filled = []
     for cell in cells:
-        cfg = with_own_sizes(cell.config)
-        about = (cfg.seed, cfg.data, cfg.clip, cfg.backbone, cfg.head.pooling, cfg.train.num_cached_views, cell.splits)
-        if cfg.train.num_cached_views and about not in filled:
+        cfg = with_own_sizes(cell.test_config)
+        trains, num_views = cell.origin is None, cfg.train.num_cached_views
+        about = (cfg.seed, cfg.data, cfg.clip, cfg.backbone, cfg.head.pooling, num_views, cell.splits, trains)
+        if num_views and about not in filled:
             filled.append(about)
             seed_everything(cfg.seed, torch.device("cpu"))
-            train_records, val_records, dive_set = training_clips(cfg.data, cfg.seed)
-            splits = [(train_records, True), (val_records, False)]
+            splits: list[tuple[list[ClipRecord], bool]] = []  # and whether they are for training
+            dive_set = open_data_set(cfg.data).dive_set
+            if trains:
+                train_records, val_records, dive_set = training_clips(cfg.data, cfg.seed)
+                splits = [(train_records, True), (val_records, False)]
             scored = scored_dives(cfg.data, dive_set)
             splits += [(evaluation_clips(cfg.data, split, cfg.seed, scored), False) for split in cell.splits]
             model = build_classifier(cfg, dive_set)
@@ -239,6 +310,9 @@ def _run_cell(cell: Cell, num_threads: int) -> None:
         logging.basicConfig(stream=file, format="%(message)s")
         logging.getLogger("diveparse").setLevel(logging.INFO)
         try:
+            if cell.origin is not None:
+                read_out(cell.origin.run, cell.config, list(cell.test_options), split=cell.split)
+                return
             run = train(cell.config, resume=True)
             for split in cell.splits:
                 evaluate_run(run, [], split=split, again=split != cell.split)

@@ -16,6 +16,7 @@ from diveparse.datasets.storage.foreign import own_paths
 from diveparse.engine.evidence.comparison import Report, compare_groups
 from diveparse.engine.evidence.experiment import Cell
 from diveparse.engine.evidence.figures import curve_figure, figure_image, write_png
+from diveparse.engine.evidence.readout_table import is_read_out, readout_table
 from diveparse.engine.evidence.report import NOTES, report_text
 from diveparse.engine.evidence.report_figures import page_figures
 from diveparse.engine.evidence.runs import Run, load_run
@@ -43,6 +44,7 @@ def write_experiment(path: Path, experiment: ExperimentConfig, cells: list[Cell]
         *_introduction(path, experiment),
         report_text(report).strip(),
         *([unseen_table(stacked, arms)] if stacked else []),
+        *([readout_table(arms)] if any(is_read_out(run) for _, _, run in report.runs) else []),
         NOTES,
         *(f"![{name}]({path.stem}/{name}.png)" for name in plots),
     ]

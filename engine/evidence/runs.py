@@ -58,6 +58,8 @@ class Run:
     predictions: pd.DataFrame  # sorted by clip, so that runs pair row by row
     clipped_share: tuple[float, ...] = ()  # of the updates of each epoch; none of a run of an earlier version
     median_grad_norm: tuple[float, ...] = ()  # of the updates of each epoch, before clipping
+    model_of: str | None = None  # the run whose model was tested, where it is another's
+    not_expressible: tuple[str, ...] = ()  # numbers of the dives of the test that the model cannot name
 
     @property
     def files(self) -> EvaluationFiles:
@@ -105,6 +107,8 @@ def load_run(path: Path, split: str = "test") -> Run:
         predictions=read_predictions(files.predictions).sort_values("clip", ignore_index=True),
         clipped_share=tuple(metrics.get("clipped_share", ())),
         median_grad_norm=tuple(metrics.get("median_grad_norm", ())),
+        model_of=metrics.get("model_of"),
+        not_expressible=tuple(metrics.get("not_expressible", ())),
     )
     _require_one_test(run)
     return run

@@ -160,3 +160,16 @@ def test_an_experiment_that_ships_with_the_package_is_read_by_its_name(name):
     assert len(cells) == num_settings * len(settings.seeds)
     assert all(cell.run.path.is_relative_to("runs") for cell in cells)
     experiment.require_stackable(Path(name), settings, cells)
+
+
+def test_models_of_another_experiment_are_trained_before_they_are_tested_on_other_data(capsys):
+    rows = Path("clips.csv").read_text().splitlines()
+    Path("other.csv").write_text("\n".join(row for row in rows if ",train," not in row) + "\n")
+    other = "data.root=other.csv data.dives=diving48"
+    write_arms({"plain": f"tiny/flat {other}", "structured": f"tiny/joint {other}"}, "experiments/again.yaml")
+    assert main(["experiment", "experiments/again.yaml", "--jobs", "2", "--out", "results"]) == 0
+    assert "experiments/again.yaml: 2 models of other experiments are trained first" in capsys.readouterr().out
+    page = Path("results/again.md").read_text(encoding="utf-8")
+    assert "**Models of other dives**" in page
+    assert "- plain cannot name: " in page
+    assert Path("runs/tiny/flat/seed-0/metrics.json").is_file()

@@ -274,3 +274,11 @@ def test_rendering_onto_a_full_disk_is_one_line(small_disk: Path) -> None:
     assert re.match(rf"error: {small_disk}/set/\S+: no space left on the disk \(.* free\); nothing ", line)
     assert line.endswith("that was there before is lost; free some space (the same command goes on where it was)")
     assert "Traceback" not in done.stderr
+
+
+def test_dives_of_another_set_need_balanced_test_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clips = ("--train-clips", "60", "--test-clips", "60")
+    assert main(["prepare", "synthetic", "--out", str(tmp_path / "set"), "--dives", "finediving", *clips]) == 1
+    refusal = "test_counts must be another than diving48 with dives=finediving, got diving48"
+    assert refusal in capsys.readouterr().err
+    assert not (tmp_path / "set").exists()

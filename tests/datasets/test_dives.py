@@ -13,6 +13,8 @@ from diveparse.datasets.dives import (
     DIVING48,
     DIVING48_TEST_COUNTS,
     DIVING48_TRAIN_COUNTS,
+    FINEDIVING,
+    FINEDIVING_TRAIN_COUNTS,
     WORLD_AQUATICS,
     Dive,
     DiveSet,
@@ -228,6 +230,21 @@ def test_the_table_agrees_with_the_published_lists(shared_data: Path) -> None:
     assert DIVING48.numbers == tuple(row["dive_number"] for row in classes)
     assert tuple(int(row["v2_train"]) for row in classes) == DIVING48_TRAIN_COUNTS
     assert tuple(int(row["v2_test"]) for row in classes) == DIVING48_TEST_COUNTS
+
+
+def test_the_dives_of_finediving_are_those_of_its_annotation(shared_data: Path) -> None:
+    with (shared_data / "annotations" / "finediving_dives.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert FINEDIVING.numbers == tuple(sorted({row["action_type"] for row in rows}))
+    train = [row["action_type"] for row in rows if row["split"] == "train"]
+    assert tuple(train.count(number) for number in FINEDIVING.numbers) == FINEDIVING_TRAIN_COUNTS
+
+
+def test_the_dives_of_finediving_are_known() -> None:
+    assert (len(FINEDIVING), sum(FINEDIVING_TRAIN_COUNTS)) == (52, 2_251)
+    assert sum(dive.armstand for dive in FINEDIVING) == 9
+    assert sum(dive in DIVING48 for dive in FINEDIVING) == 34
+    assert len(FINEDIVING.expressible(DIVING48.values)) == 52 - 9
 
 
 def test_the_sets_have_the_known_contents() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diveparse.configs import DataConfig, Dives, LabelNoise
-from diveparse.datasets.dives import DIVING48, WORLD_AQUATICS, DiveSet
+from diveparse.datasets.dives import DIVING48, FINEDIVING, WORLD_AQUATICS, DiveSet
 from diveparse.datasets.records import ClipRecord, is_rendered
 from diveparse.datasets.splits import (
     evaluation_clips,
@@ -327,6 +327,13 @@ def test_without_unseen_dives_a_model_is_scored_on_its_own() -> None:
     dive_set = DiveSet.from_numbers(MEET_DIVES)
     assert scored_dives(DataConfig(root="somewhere"), dive_set) is dive_set
     assert scored_dives(DataConfig(root="clips.csv"), dive_set) is dive_set
+
+
+def test_a_model_is_scored_on_the_dives_of_a_named_list_whatever_it_was_trained_on() -> None:
+    dive_set = DiveSet.from_numbers(MEET_DIVES)
+    assert scored_dives(DataConfig(root="clips.csv", dives=Dives.FINEDIVING), dive_set) == FINEDIVING
+    of_unseen = DataConfig(root="clips.csv", dives=Dives.FINEDIVING, unseen_dives=["203B"])
+    assert scored_dives(of_unseen, dive_set) == FINEDIVING
 
 
 def test_validation_clips_of_a_scored_model_are_of_no_training_source(meet: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,13 +10,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from diveparse.datasets.dives import DIVING48, DIVING48_TRAIN_COUNTS
+from diveparse.configs import DataConfig
+from diveparse.datasets.data_set import open_data_set
+from diveparse.datasets.dives import DIVING48, DIVING48_TRAIN_COUNTS, FINEDIVING, FINEDIVING_TRAIN_COUNTS
 from diveparse.datasets.diving48 import read_split
-from diveparse.datasets.rendered.clip import Split
+from diveparse.datasets.records import is_rendered
+from diveparse.datasets.rendered import sets
+from diveparse.datasets.rendered.clip import RenderedClip, Split
 from diveparse.datasets.rendered.motion import JOINT, JOINTS
 from diveparse.datasets.rendered.sets import (
     ClassCounts,
     RenderSettings,
+    Sources,
     claim_folder,
     class_counts,
     plan_clips,
@@ -137,3 +143,64 @@ def test_a_set_that_does_not_fit_on_the_disk_is_refused_after_a_sample(
     with pytest.raises(DiskFullError, match=rf"^{root}: rendering 1 more clips needs about \S+ kB and 1 kB are free; "):
         list(render_data_set(root, SMALL, num_workers=1))
     assert len(list((root / "rgb").iterdir())) == 93
+
+
+# no clip is drawn here: what a clip looks like does not depend on the set that it belongs to
+OF_FINEDIVING = replace(SMALL, num_train_clips=400, num_test_clips=104, clips_per_source=6, dives="finediving")
+
+
+def test_a_set_of_finediving_follows_its_long_tail_and_has_a_balanced_test_split() -> None:
+    plans = {split: plan_clips(OF_FINEDIVING, split) for split in (Split.TRAIN, Split.TEST)}
+    train, test = (
+        np.bincount([label for _, label, _ in plan], minlength=len(FINEDIVING)).tolist() for plan in plans.values()
+    )
+    assert train == class_counts(FINEDIVING_TRAIN_COUNTS, 400)
+    assert min(train) == 1
+    assert test == [2] * len(FINEDIVING)
+    for plan in plans.values():
+        for source, label, _ in plan:
+            assert source.has_board_for(FINEDIVING[label])
+
+
+def test_every_dive_of_finediving_can_be_drawn() -> None:
+    plan = {label: (source, number) for source, label, number in plan_clips(OF_FINEDIVING, Split.TEST)}
+    assert len(plan) == len(FINEDIVING)
+    for label, (source, number) in plan.items():
+        clip = RenderedClip(source, FINEDIVING[label], number)
+        frames, joints_px, _ = clip.draw(np.array([clip.duration_s / 2]), (24, 32))
+        assert frames.std() > 0
+        assert np.isfinite(joints_px).all()
+
+
+def test_a_set_of_other_dives_than_diving48s_is_read_back_as_a_csv(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_nothing(clip: RenderedClip, size: tuple[int, int], video: Path, truth: Path) -> None:
+        video.touch()
+        truth.touch()
+
+    monkeypatch.setattr(sets, "write_clip", write_nothing)
+    monkeypatch.setattr(sets, "worker_pool", lambda *_: ThreadPoolExecutor(1))  # which sees what was replaced
+    for _ in render_data_set(tmp_path, OF_FINEDIVING, num_workers=1):
+        pass
+    data_set = open_data_set(DataConfig(root=str(tmp_path / "clips.csv")))
+    assert data_set.dive_set == FINEDIVING
+    assert {path.name for path in tmp_path.iterdir()} == {"rgb", "truth", "rendered.json", "clips.csv"}
+    sources = []
+    for split, plan in (("train", Split.TRAIN), ("test", Split.TEST)):
+        records = data_set.records(split)
+        planned = plan_clips(OF_FINEDIVING, plan)
+        assert [(record.source, record.label) for record in records] == [(s.name, label) for s, label, _ in planned]
+        assert is_rendered(record.path for record in records)
+        sources.append({record.source for record in records})
+    assert not sources[0] & sources[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("test_counts", ClassCounts.DIVING48.value), ("sources", Sources.DIVING48.value)]
+)
+def test_what_is_known_of_diving48_alone_is_refused_for_other_dives(name: str, value: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"^{name} must be another than diving48 with dives=finediving, got diving48$"
+    ):
+        replace(OF_FINEDIVING, **{name: value})

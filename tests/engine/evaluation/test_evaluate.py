@@ -10,6 +10,7 @@ from diveparse.configs import BackboneConfig, ClipConfig, Config, HeadConfig, He
 from diveparse.datasets.dives import ATTRIBUTES, DIVING48, WORLD_AQUATICS, DiveSet
 from diveparse.datasets.records import ClipRecord
 from diveparse.engine.evaluation.evaluate import evaluate
+from diveparse.engine.evaluation.metrics import compute_metrics
 from diveparse.heads.recombine import INVALID
 from diveparse.models.classifier import DiveClassifier, build_classifier
 
@@ -171,6 +172,21 @@ def test_answers_over_a_bigger_set_are_labels_of_that_set(kind):
             assert BIGGER[int(now)] == KNOWN[int(before)]
         else:  # now there may be such a dive, but only the one that KNOWN lacks
             assert now in (INVALID, BIGGER.label_of(COMBINED))
+
+
+@pytest.mark.parametrize("kind", list(HeadKind))
+def test_a_value_that_only_strange_dives_have_has_no_probability_and_the_others_keep_theirs(kind):
+    model = tiny_model(kind, KNOWN)
+    known = model.head.expressible(BIGGER)
+    within, got = (evaluate(model, batches(3), RECORDS, dive_set=dives) for dives in (known, BIGGER))
+    for name in ATTRIBUTES:
+        values = got.attribute_log_probs[name]
+        assert values.shape == (NUM_CLIPS, len(BIGGER.values[name]))
+        places = [BIGGER.values[name].index(value) for value in known.values[name]]
+        np.testing.assert_allclose(values[:, places], within.attribute_log_probs[name], rtol=1e-5, atol=1e-5)
+    strange = BIGGER.values["somersault"].index(7)
+    assert np.isneginf(got.attribute_log_probs["somersault"][:, strange]).all()
+    assert compute_metrics(got, BIGGER)["num_clips"] == NUM_CLIPS
 
 
 def test_four_values_that_spell_a_dive_of_the_bigger_set_alone_name_it():

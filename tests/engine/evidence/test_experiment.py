@@ -15,6 +15,7 @@ from diveparse.engine.evidence.experiment import (
     Cell,
     fill_feature_caches,
     missing_cells,
+    missing_origins,
     prospects,
     read_cells,
     require_stackable,
@@ -240,9 +241,63 @@ def test_an_arm_of_another_experiment_is_scored_on_the_split_of_the_one_that_ask
     assert missing_cells([cell]) == [cell]
 
 
+READOUT = "tiny/joint data.root=other.csv data.dives=world-aquatics"
+
+
+def write_readout(arms: dict[str, str]) -> list[Cell]:
+    """Cells of an experiment of two arms, which tests models of the tiny one on a CSV without its training clips."""
+    rows = Path("clips.csv").read_text().splitlines()
+    Path("other.csv").write_text("\n".join(row.replace("5253B", "626C") for row in rows if ",train," not in row) + "\n")
+    return cells_of(write_experiment_file(TINY.with_name("again.yaml"), arms))
+
+
+def test_an_arm_of_another_experiment_is_tested_on_other_data_into_a_run_of_its_own(folder):
+    before = contents(Path("runs/tiny"))
+    (cell,) = cells = write_readout({"of-others": READOUT})
+    assert missing_cells(cells) == cells
+    assert (cell.arm, str(cell.run), cell.splits) == ("of-others", "runs/again/of-others/seed-0", ["test"])
+    assert (cell.config.data.root, cell.test_config.data.root) == ("clips.csv", "other.csv")
+    assert [well for _, well in run_cells(cells, 1)] == [True]
+    metrics = json.loads(cell.metrics.read_text())
+    assert (metrics["model_of"], metrics["data_root"], metrics["num_clips"]) == (
+        "runs/tiny/joint/seed-0",
+        "other.csv",
+        12,
+    )
+    assert contents(Path("runs/tiny")) == before
+    assert missing_cells(cells) == []
+    moved = cells_of(write_experiment_file(TINY.with_name("again.yaml"), {"of-others": "tiny/joint data.root=x.csv"}))
+    with pytest.raises(ValueError, match=r"^runs/again/of-others/seed-0 was tested on other data than x\.csv"):
+        missing_cells(moved)
+
+
+def test_a_model_that_is_gone_is_not_tested_elsewhere(folder):
+    cells = write_readout({"of-others": READOUT})
+    shutil.rmtree("runs/tiny/joint/seed-0/model")
+    reason = "arm of-others needs the model of runs/tiny/joint/seed-0, which is gone; remove it to train it anew"
+    with pytest.raises(ValueError, match=f"^{reason}$"):
+        missing_cells(cells)
+
+
+def test_a_model_that_was_never_trained_is_missing_once_for_all_that_test_it(folder):
+    cells = write_readout({"of-others": READOUT, "again": READOUT, "flat": READOUT.replace("joint", "flat")})
+    assert missing_origins(cells) == []
+    shutil.rmtree("runs/tiny/joint/seed-0")
+    (origin,) = missing_origins(missing_cells(cells))
+    assert str(origin.run) == "runs/tiny/joint/seed-0"
+
+
+def test_features_of_the_test_alone_are_cached_for_a_model_that_is_tested_elsewhere(new_folder):
+    write_frozen_experiment(new_folder, split="test")
+    fill_feature_caches(write_readout({"of-others": READOUT}))
+    assert [len(list(folder.iterdir())) for folder in Path("other.cache").iterdir()] == [12]
+
+
 @pytest.mark.parametrize(
     ("arms", "options", "reason"),
     [
+        ({"plain": "tiny/flat train.num_epochs=2"}, {}, "arms.plain: a test can change data.root, data.dives"),
+        ({"plain": "tiny/flat data.dives=all"}, {}, "data.dives"),
         ({"plain": "tiny/residual"}, {}, "has no arm 'residual' of seed 0"),
         ({"plain": "tiny/flat"}, {"seeds": [0, 3]}, "has no arm 'flat' of seed 3"),
         ({"plain": "tiny"}, {}, "has no arm '' of seed 0"),
