@@ -132,10 +132,16 @@ def tiny_encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[P
     return {family: (root / family, write_tiny_encoder(family, root / family)) for family in TINY_ENCODERS}
 
 
+@pytest.fixture(scope="session")
+def make_tiny_encoder() -> Callable[..., Any]:
+    """Writes a small random video classifier of a family into a folder, with options of its configuration."""
+    return write_tiny_encoder
+
+
 def write_tiny_encoder(family: str, folder: Path, labels: Sequence[str] = ("a", "b", "c"), **more: Any) -> Any:
     sizes = ("frames_per_clip", "crop_size") if family == "vjepa2" else ("num_frames", "image_size")
     options = {**dict(zip(sizes, (4, 48), strict=True)), **TINY_ENCODERS[family]}
-    config = transformers.AutoConfig.for_model(family, id2label=dict(enumerate(labels)), **options, **more)
+    config = transformers.AutoConfig.for_model(family, id2label=dict(enumerate(labels)), **options | more)
     torch.manual_seed(0)
     model = transformers.AutoModelForVideoClassification.from_config(config).eval()
     with torch.no_grad():

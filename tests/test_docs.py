@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
-import yaml
 from omegaconf import OmegaConf
 
-from diveparse.configs import BackboneKind, Config, PretrainConfig, load_config
+from diveparse.configs import Config, PretrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -133,23 +132,6 @@ def test_the_training_page_lists_every_option() -> None:
     for section in ("data", "clip", "backbone", "head", "train", "test"):
         for field in fields(section_of(Config, section)):
             assert f"`{section}.{field.name}" in text, f"docs/training.md lacks {section}.{field.name}"
-
-
-def test_every_config_of_the_backbones_page_is_one(tmp_path: Path) -> None:
-    text = (ROOT / "docs" / "backbones.md").read_text(encoding="utf-8")
-    probe, *examples = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    assert len(examples) == 5
-    path = tmp_path / "probe.yaml"
-    for example in (probe, *examples):
-        whole = yaml.safe_load(probe)
-        for section, options in yaml.safe_load(example).items():  # a backbone is named as a whole, the rest is added
-            whole[section] = options if section == "backbone" else merged(whole.get(section), options)
-        path.write_text(yaml.safe_dump(whole))
-        assert load_config(path, []).backbone.kind is BackboneKind.TRANSFORMERS
-
-
-def merged(before: Any, options: Any) -> Any:
-    return before | options if isinstance(before, dict) else options
 
 
 def test_the_readme_draws_the_folders_as_they_are() -> None:

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch import nn
 from transformers import TimesformerForVideoClassification
 
 from diveparse.commands import export
 from diveparse.commands.cli import main
-from diveparse.configs import HeadKind, load_config
+from diveparse.configs import Config, HeadKind, StemKind, find_config, load_config
 from diveparse.datasets.dives import DIVING48
 from diveparse.datasets.records import RENDERED_FILE
 from diveparse.engine.export import push
@@ -91,6 +92,22 @@ def test_onnx_is_read_by_predict(run, video, tmp_path, capsys):
     assert main(["predict", str(path), video, "--dives", "world-aquatics"]) == 1
     line = f"error: {path}: has the dives that it was exported with; export its run again with --dives\n"
     assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize("kind", [HeadKind.JOINT, HeadKind.FLAT], ids=lambda kind: kind.value)
+def test_a_model_of_the_demos_shape_is_read_by_predict(kind, tiny_root, video, tmp_path, capsys):
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(name, reason="the extra `onnx` is not installed")
+    cfg = load_config(find_config(Path("demo"), Config), [f"data.root={tiny_root}", f"head.kind={kind.value}"])
+    assert (cfg.clip.num_frames, cfg.clip.image_size, cfg.backbone.depth) == (24, 64, 4)
+    assert cfg.backbone.stem is StemKind.CONV
+    model = build_classifier(cfg, DIVING48)
+    for parameter in model.head.parameters():  # away from a start at which all dives are alike
+        nn.init.normal_(parameter, 0, 0.1, generator=torch.Generator().manual_seed(0))
+    model.save(tmp_path / "model")
+    assert main(["export", str(tmp_path / "model"), str(tmp_path / "demo.onnx"), "--format", "onnx"]) == 0
+    capsys.readouterr()
+    assert_same_answer(answers(capsys, tmp_path / "demo.onnx", video), answers(capsys, tmp_path / "model", video))
 
 
 def test_a_missing_onnx_file_is_one_line(video, tmp_path, capsys):
