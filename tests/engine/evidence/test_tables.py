@@ -24,7 +24,7 @@ def rows_of(table):
 def test_no_table_has_more_than_six_columns(a_run, num_arms):
     tables = page_tables(tidy_table(report_of(a_run, num_arms)))
     assert max(len(row) for table in tables for row in rows_of(table)) <= 6
-    assert len(tables) == (1 if num_arms < 6 else 3) + (4 if num_arms > 1 else 0)
+    assert len(tables) == (1 if num_arms < 6 else 5) + (4 if num_arms > 1 else 0)
 
 
 @pytest.mark.parametrize("num_arms", [2, 6])
