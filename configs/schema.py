@@ -124,6 +124,7 @@ class ClipConfig:
 class HeadConfig:
     kind: HeadKind = HeadKind.JOINT
     pooling: Pooling = Pooling.CLASS_TOKEN
+    cumulative_counts: bool = False  # of JOINT, PAIRWISE and RESIDUAL: scores of counts are sums of increments
     auxiliary_weight: float = non_negative(
         0.0, 1e6
     )  # of four cross-entropies beside the likelihood of JOINT, PAIRWISE and RESIDUAL
@@ -147,6 +148,7 @@ class HeadConfig:
         )
         has_corrections = self.kind in (HeadKind.PAIRWISE, HeadKind.RESIDUAL)
         where = f"head.kind={self.kind.value}"
+        refuse_unused(self, "head", "cumulative_counts", has_likelihood, f"with {where}")
         refuse_unused(self, "head", "auxiliary_weight", has_likelihood, f"with {where}")
         refuse_unused(self, "head", "correction_penalty", has_corrections, f"with {where}")
         where += " and head.auxiliary_weight=0" if has_likelihood else ""

@@ -13,6 +13,7 @@ from diveparse.configs import HeadConfig
 from diveparse.datasets.dives import ATTRIBUTES, COUNTS, DiveSet
 from diveparse.heads.head import Head, Readout, detached
 from diveparse.heads.losses import UncertaintyWeighting, attribute_targets, earth_mover_distance
+from diveparse.heads.ordinal import CumulativeReadout
 from diveparse.heads.recombine import marginals
 from diveparse.heads.scores import DiveScores, IndependentScores
 
@@ -91,6 +92,11 @@ class JointHeads(ConstrainedHeads):
     heads' own softmaxes mean little; the marginals are the answer about an attribute. With `auxiliary_weight`, four
     cross-entropies beside the likelihood tie the heads' own answers down. docs/RESULTS.md compares both.
     """
+
+    def __init__(self, embed_dim: int, dive_set: DiveSet, cfg: HeadConfig) -> None:
+        super().__init__(embed_dim, dive_set, cfg)
+        if cfg.cumulative_counts:
+            self.linears.update({name: CumulativeReadout(embed_dim, len(dive_set.values[name])) for name in COUNTS})
 
     def normalised(self, logits: Tensor) -> Tensor:
         """The same; without cross-entropies of the attributes no gradient goes through the normaliser.
