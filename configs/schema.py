@@ -131,6 +131,7 @@ class HeadConfig:
     correction_penalty: float = non_negative(
         0.01, 1e6
     )  # on the mean square of what PAIRWISE and RESIDUAL add to the scores
+    pair_rank: int = within(0, "[0, 1024]")  # factors of a value in the pairs of PAIRWISE and RESIDUAL; 0: full tables
     uncertainty_weighting: bool = False  # of the four cross-entropies; else they are summed
     ordinal_weight: float = non_negative(
         0.0, 1e6
@@ -151,6 +152,7 @@ class HeadConfig:
         refuse_unused(self, "head", "cumulative_counts", has_likelihood, f"with {where}")
         refuse_unused(self, "head", "auxiliary_weight", has_likelihood, f"with {where}")
         refuse_unused(self, "head", "correction_penalty", has_corrections, f"with {where}")
+        refuse_unused(self, "head", "pair_rank", has_corrections, f"with {where}")
         where += " and head.auxiliary_weight=0" if has_likelihood else ""
         refuse_unused(self, "head", "uncertainty_weighting", has_cross_entropies, f"with {where}")
         refuse_unused(self, "head", "ordinal_weight", has_cross_entropies, f"with {where}")
