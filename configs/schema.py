@@ -140,6 +140,9 @@ class HeadConfig:
     logit_adjustment: float = non_negative(
         0.0, 100
     )  # power of the training clips' class prior that logits are adjusted by in training
+    value_adjustment: float = non_negative(
+        0.0, 100
+    )  # the same with the priors of a dive's four values, in JOINT, PAIRWISE and RESIDUAL
 
     def __post_init__(self) -> None:
         check_numbers(self, "head.")
@@ -153,6 +156,7 @@ class HeadConfig:
         refuse_unused(self, "head", "auxiliary_weight", has_likelihood, f"with {where}")
         refuse_unused(self, "head", "correction_penalty", has_corrections, f"with {where}")
         refuse_unused(self, "head", "pair_rank", has_corrections, f"with {where}")
+        refuse_unused(self, "head", "value_adjustment", has_likelihood, f"with {where}")
         where += " and head.auxiliary_weight=0" if has_likelihood else ""
         refuse_unused(self, "head", "uncertainty_weighting", has_cross_entropies, f"with {where}")
         refuse_unused(self, "head", "ordinal_weight", has_cross_entropies, f"with {where}")

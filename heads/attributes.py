@@ -14,7 +14,7 @@ from diveparse.datasets.dives import ATTRIBUTES, COUNTS, DiveSet
 from diveparse.heads.head import Head, Readout, detached
 from diveparse.heads.losses import UncertaintyWeighting, attribute_targets, earth_mover_distance
 from diveparse.heads.ordinal import CumulativeReadout
-from diveparse.heads.recombine import marginals
+from diveparse.heads.recombine import marginals, score
 from diveparse.heads.scores import DiveScores, IndependentScores
 
 
@@ -54,9 +54,9 @@ class AttributeHeads(Head):
         """
         own_targets = attribute_targets(targets, self.slots)
         logits = dict(scores.values)
-        if self.cfg.logit_adjustment:  # as `Head.adjusted`, with the prior of each attribute
-            priors = marginals(self.log_prior.unsqueeze(0), self.slots, self.dive_set.values)
-            logits = {name: each + self.cfg.logit_adjustment * priors[name] for name, each in logits.items()}
+        if adjustment := self.cfg.logit_adjustment + self.cfg.value_adjustment:  # the prior of an attribute is its own
+            priors = self.value_log_priors()
+            logits = {name: each + adjustment * priors[name] for name, each in logits.items()}
         entropies = {
             name: F.cross_entropy(logits[name], own_targets[name], label_smoothing=self.cfg.label_smoothing)
             for name in ATTRIBUTES
@@ -67,6 +67,10 @@ class AttributeHeads(Head):
         distances = self.count_distances(scores, own_targets)
         total = total + self.cfg.ordinal_weight * torch.stack(list(distances.values())).sum()
         return total, detached(entropies | distances)
+
+    def value_log_priors(self) -> dict[str, Tensor]:
+        """log p(value) from the training clips. Returns: {attribute: (1, num_values)}."""
+        return marginals(self.log_prior.unsqueeze(0), self.slots, self.dive_set.values)
 
     def count_distances(self, scores: DiveScores, own_targets: dict[str, Tensor]) -> dict[str, Tensor]:
         """The earth mover's distance of somersault and twist from the truth, by the name of the term."""
@@ -107,6 +111,17 @@ class JointHeads(ConstrainedHeads):
         if self.cfg.auxiliary_weight:
             return super().normalised(logits)
         return logits - logits.detach().logsumexp(-1, keepdim=True)
+
+    def adjusted(self, scores: Tensor) -> Tensor:
+        """Also by the priors of a dive's four values, as if attributes were independent of each other.
+
+        They are sums of the same four terms as the scores, so that four biases can take them up exactly; those of whole
+        dives are not.
+        """
+        adjusted = super().adjusted(scores)
+        if not self.cfg.value_adjustment:
+            return adjusted
+        return adjusted + self.cfg.value_adjustment * score(self.value_log_priors(), self.slots)
 
     def loss(self, scores: DiveScores, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """-log p(dive | clip) over the dives with training clips, plus `auxiliary_weight` times what the independent
