@@ -136,6 +136,7 @@ class HeadConfig:
     ordinal_weight: float = non_negative(
         0.0, 1e6
     )  # of the earth mover's distance of the two counts beside the cross-entropies
+    factor_dropout: float = within(0.0, "[0, 1)")  # of JOINT: share of clips that one attribute's score is left out for
     label_smoothing: float = within(0.0, "[0, 1)")  # of every cross-entropy
     logit_adjustment: float = non_negative(
         0.0, 100
@@ -156,6 +157,7 @@ class HeadConfig:
         refuse_unused(self, "head", "auxiliary_weight", has_likelihood, f"with {where}")
         refuse_unused(self, "head", "correction_penalty", has_corrections, f"with {where}")
         refuse_unused(self, "head", "pair_rank", has_corrections, f"with {where}")
+        refuse_unused(self, "head", "factor_dropout", self.kind is HeadKind.JOINT, f"with {where}")
         refuse_unused(self, "head", "value_adjustment", has_likelihood, f"with {where}")
         where += " and head.auxiliary_weight=0" if has_likelihood else ""
         refuse_unused(self, "head", "uncertainty_weighting", has_cross_entropies, f"with {where}")

@@ -5,6 +5,8 @@ Each class is the one before it with one thing changed: what is decoded, then wh
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ from diveparse.datasets.dives import ATTRIBUTES, COUNTS, DiveSet
 from diveparse.heads.head import Head, Readout, detached
 from diveparse.heads.losses import UncertaintyWeighting, attribute_targets, earth_mover_distance
 from diveparse.heads.ordinal import CumulativeReadout
-from diveparse.heads.recombine import marginals, score
+from diveparse.heads.recombine import INVALID, marginals, score
 from diveparse.heads.scores import DiveScores, IndependentScores
 
 
@@ -112,6 +114,22 @@ class JointHeads(ConstrainedHeads):
             return super().normalised(logits)
         return logits - logits.detach().logsumexp(-1, keepdim=True)
 
+    def without_some_factors(self, scores: DiveScores) -> DiveScores:
+        """In training, scores of dives without the term of one attribute, any of the four, for a share of the clips.
+
+        The other three are to carry what they know of the dive. Nothing is scaled up in return: a test adds all four.
+        Source: the dropping of whole channels in Neverova et al., "ModDrop", TPAMI 2016, on factors of a score.
+        """
+        share = self.cfg.factor_dropout
+        if not (self.training and share):
+            return scores
+        example = scores.values[ATTRIBUTES[0]]  # (batch, num_values)
+        is_dropped = torch.rand(len(example), device=example.device) < share
+        which = torch.randint(len(ATTRIBUTES), is_dropped.shape, device=example.device)
+        places = torch.where(is_dropped, which, INVALID)[:, None]  # (batch, 1)
+        kept = {name: each.masked_fill(places == k, 0) for k, (name, each) in enumerate(scores.values.items())}
+        return replace(scores, values=kept)
+
     def adjusted(self, scores: Tensor) -> Tensor:
         """Also by the priors of a dive's four values, as if attributes were independent of each other.
 
@@ -126,7 +144,7 @@ class JointHeads(ConstrainedHeads):
     def loss(self, scores: DiveScores, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """-log p(dive | clip) over the dives with training clips, plus `auxiliary_weight` times what the independent
         heads are trained on."""
-        joint = self.likelihood_loss(scores, targets)
+        joint = self.likelihood_loss(self.without_some_factors(scores), targets)
         if not self.cfg.auxiliary_weight:
             return joint, detached({"joint": joint})
         auxiliary, terms = self.attribute_loss(scores, targets)
