@@ -12,6 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from diveparse.configs import Config, PretrainConfig
+from diveparse.engine.evidence.results_page import results_page
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -38,6 +39,7 @@ NO_NUMBERS = re.compile(
     """,
     re.VERBOSE,
 )
+RESULT = re.compile(r"[+−]?\d+\.\d+|\d+ of \d+")  # such as 0.571, +2.1 and 18 of 20
 SIZE = re.compile(r"(\d+) ?[×x] ?\d+")  # 640 × 480 is one quantity
 
 
@@ -143,6 +145,24 @@ def test_the_readme_draws_the_folders_as_they_are() -> None:
             assert (ROOT / folder / name).is_file(), f"README.md draws {folder}{name}"
     tops = {path.parent.name for path in ROOT.glob("*/__init__.py")}
     assert tops <= {folder.strip("/") for folder, _ in drawn}
+
+
+def test_the_page_of_results_is_its_template_filled_in_from_the_tables() -> None:
+    tables = ROOT / "docs" / "results"
+    template = (tables / "RESULTS.template.md").read_text(encoding="utf-8")
+    assert (ROOT / "docs" / "RESULTS.md").read_text(encoding="utf-8") == results_page(template, tables)
+
+
+def test_every_result_in_the_readme_is_in_a_row_of_the_page_of_results() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Results")[2].partition("\n## ")[0]
+    rows = [line for line in readme.splitlines() if line.startswith("|") and "](docs/results/" in line]
+    assert len(rows) >= 4
+    page = (ROOT / "docs" / "RESULTS.md").read_text(encoding="utf-8")
+    known = [set(RESULT.findall(line)) for line in page.splitlines() if line.startswith("|")]
+    for row in rows:
+        found = set(RESULT.findall(row))
+        assert found, row
+        assert any(found <= each for each in known), f"no row of RESULTS.md has {found}"
 
 
 @every_page

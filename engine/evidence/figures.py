@@ -69,14 +69,14 @@ def forest_figure(differences: Mapping[str, Estimate], pooled: Mapping[str, Esti
 
     differences: by the name of the pair; pooled: by what it pools. An interval of nan is not drawn.
     """
-    figure = Figure(figsize=(7.0, 0.9 + 0.36 * (len(differences) + len(pooled))), dpi=130, layout="constrained")
+    figure = Figure(figsize=(8.0, 1.0 + 0.36 * (len(differences) + len(pooled))), dpi=130, layout="constrained")
     axes = figure.add_subplot()
     for row, (estimates, color) in enumerate([(differences, "black"), (pooled, INK)]):
         for place, estimate in enumerate(estimates.values(), start=row * len(differences)):
             _draw_interval(axes, place, estimate, color=color, text=f"{estimate.value:+.3f}")
     axes.axvline(0, color="0.6", linewidth=1, linestyle="--")
-    axes.set(xlabel="difference in top-1, paired (bar: 95 % over trainings and sources)")
-    axes.set_title(caption, fontsize=9, loc="left", color="0.3")
+    figure.supxlabel("difference in top-1, paired (bar: 95 % over trainings and sources)", fontsize=10)
+    figure.suptitle(caption, fontsize=9, color="0.3")
     _list_rows(axes, [*differences, *pooled])
     return figure
 

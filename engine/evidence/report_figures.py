@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -27,6 +28,7 @@ from diveparse.engine.evidence.verdicts import TOP1
 from diveparse.heads.recombine import INVALID
 
 MAX_ARMS_DRAWN = 10  # side by side, in one figure
+VALUES_OF_OPTION = re.compile(r" \([^)]*\)")  # as in "head.kind (joint, flat)"
 
 
 def figures(report: Report) -> Iterator[tuple[str, Figure]]:
@@ -51,7 +53,7 @@ def page_figures(report: Report) -> Iterator[tuple[str, Figure]]:
         yield "reliability", reliability_of(report)
     if report.pools:
         pooled = {
-            f"pooled: {pool.options}": pool.judged.difference.interval()
+            f"pooled: {VALUES_OF_OPTION.sub('', pool.options)}": pool.judged.difference.interval()
             for pool in report.pools
             if pool.judged.quantity == TOP1
         }
