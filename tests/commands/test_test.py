@@ -113,7 +113,7 @@ def test_the_final_metrics_lie_in_the_runs_own_tensorboard_log_beside_the_option
     [
         (
             ["train.batch_size=2"],
-            "testing can change data.root, data.num_workers, data.cache, data.damaged, test., clip.or",
+            "testing can change data.root, data.dives, data.num_workers, data.cache, data.damaged, test., clip.or",
         ),
         (["clip.num_frames=2"], "testing can change"),
         (["test.num_spatial_views=2"], "test.num_spatial_views must be 1 or 3"),

@@ -132,7 +132,8 @@ def test_every_arm_draws_its_curves_under_the_same_tags(tiny_experiment, kind):
         *(f"{split}/damaged_clips" for split in ("train", "train_epoch")),
         *(f"train_epoch/{name}" for name in ("loss", "accuracy")),
         *(f"val/{name}" for name in ("top1", "top5", "mean_class_accuracy", "nll", "brier", "ece", "invalid_rate")),
-        *(f"val/{name}" for name in ("num_clips", "num_classes_scored")),
+        *(f"val/{name}" for name in ("num_clips", "num_classes_scored", "aurc", "difficulty_error")),
+        *(f"val/{name}" for name in ("somersault_error", "twist_error")),
         *(f"val/accuracy_{attribute}" for attribute in attributes),
         "val/accuracy_few",  # the group of all dives with so few clips
         "val/accuracy_trained",
