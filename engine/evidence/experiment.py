@@ -20,12 +20,14 @@ from diveparse.configs import (
     Config,
     ExperimentConfig,
     HeadKind,
+    LabelNoise,
     build_config,
     differing_options,
     load_config,
     plain_values,
 )
 from diveparse.datasets.data_set import open_data_set
+from diveparse.datasets.dives import DiveSet
 from diveparse.datasets.records import ClipRecord
 from diveparse.datasets.splits import evaluation_clips, scored_dives, training_clips
 from diveparse.datasets.storage.disk import space_problem
@@ -251,25 +253,40 @@ def _require_model(cell: Cell, origin: Cell) -> None:
 def fill_feature_caches(cells: list[Cell]) -> None:
     """Fill the feature caches of all cells before they run side by side, since two cells must not write one file.
 
-    Cells that differ in what the features do not depend on, such as their head or rate, fill it once.
+    Cells that differ in what the features do not depend on, such as their head, rate or labels, ask for the same ones;
+    all seeds and shares of one setting are filled at once.
     """
-    filled = []
+    read: list[object] = []
+    settings: list[tuple[object, Config, DiveSet, dict[bool, dict[str, ClipRecord]]]] = []
     for cell in cells:
         cfg = with_own_sizes(cell.test_config)
         trains, num_views = cell.origin is None, cfg.train.num_cached_views
-        about = (cfg.seed, cfg.data, cfg.clip, cfg.backbone, cfg.head.pooling, num_views, cell.splits, trains)
-        if num_views and about not in filled:
-            filled.append(about)
-            seed_everything(cfg.seed, torch.device("cpu"))
-            splits: list[tuple[list[ClipRecord], bool]] = []  # and whether they are for training
-            dive_set = open_data_set(cfg.data).dive_set
-            if trains:
-                train_records, val_records, dive_set = training_clips(cfg.data, cfg.seed)
-                splits = [(train_records, True), (val_records, False)]
-            scored = scored_dives(cfg.data, dive_set)
-            splits += [(evaluation_clips(cfg.data, split, cfg.seed, scored), False) for split in cell.splits]
-            model = build_classifier(cfg, dive_set)
-            for records, training in splits:
+        data = replace(cfg.data, label_noise=0.0, label_noise_kind=LabelNoise.NEIGHBOUR)
+        every_clip = replace(data, train_fraction=1.0, unseen_dives=[], num_shots=0)
+        about = (cfg.clip, cfg.backbone, cfg.head.pooling, num_views, every_clip)
+        clips = (cfg.seed, data, cell.splits, trains)
+        if not num_views or (about, clips) in read:
+            continue
+        read.append((about, clips))
+        dive_set = open_data_set(data).dive_set
+        splits: list[tuple[list[ClipRecord], bool]] = []  # and whether they are for training
+        if trains:
+            train_records, val_records, dive_set = training_clips(data, cfg.seed)
+            splits = [(train_records, True), (val_records, False)]
+        scored = scored_dives(data, dive_set)
+        splits += [(evaluation_clips(data, split, cfg.seed, scored), False) for split in cell.splits]
+        wanted = next((each[-1] for each in settings if each[0] == about), None)
+        if wanted is None:
+            wanted = {True: {}, False: {}}
+            settings.append((about, cfg, dive_set, wanted))
+        for records, training in splits:
+            wanted[training].update({record.name: record for record in records})
+    for _, cfg, dive_set, wanted in settings:
+        seed_everything(cfg.seed, torch.device("cpu"))
+        model = build_classifier(cfg, dive_set)
+        for training, records_by_name in wanted.items():
+            if records_by_name:
+                records = list(records_by_name.values())
                 cached_or_read(build_clips(cfg, records, training=training), model, cfg)
 
 
