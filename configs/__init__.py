@@ -84,6 +84,13 @@ RENAMED = {
     "backbone.num_recomputed_blocks": "backbone.num_checkpointed_blocks",
     "train.num_stored_views": "train.num_cached_views",
 }
+# options that earlier versions had -> the value that switched them off
+REMOVED = {
+    "head.cumulative_counts": False,
+    "head.pair_rank": 0,
+    "head.factor_dropout": 0.0,
+    "head.value_adjustment": 0.0,
+}
 
 
 def load_config(
@@ -140,7 +147,8 @@ def build_config(
 def convert_older_options(tree: dict[str, Any], origin: Path) -> dict[str, Any]:
     """The sections of a config under today's names, where an earlier version wrote them; logged.
 
-    That version wrote every option, also weights that a kind of head does not use; these are left out.
+    That version wrote every option, also weights that a kind of head does not use; these are left out, and so are
+    options that are gone, where they were off. Raises: ValueError naming one that was on.
     """
     found = []
     for old, new in RENAMED.items():
@@ -154,6 +162,13 @@ def convert_older_options(tree: dict[str, Any], origin: Path) -> dict[str, Any]:
             found.append(f"{old} is now {new}")
     if found:
         logger.warning("%s is of an earlier version: %s", origin, "; ".join(found))
+    for old, off in REMOVED.items():
+        section, name = old.split(".")
+        values = tree.get(section)
+        if isinstance(values, dict) and name in values:
+            if values[name] != off:
+                raise ValueError(f"{old}={values[name]}: this version has no such option, an earlier one had")
+            tree = tree | {section: {key: value for key, value in values.items() if key != name}}
     return tree
 
 

@@ -125,26 +125,20 @@ class ClipConfig:
 class HeadConfig:
     kind: HeadKind = HeadKind.JOINT
     pooling: Pooling = Pooling.CLASS_TOKEN
-    cumulative_counts: bool = False  # of JOINT, PAIRWISE and RESIDUAL: scores of counts are sums of increments
     auxiliary_weight: float = non_negative(
         0.0, 1e6
     )  # of four cross-entropies beside the likelihood of JOINT, PAIRWISE and RESIDUAL
     correction_penalty: float = non_negative(
         0.01, 1e6
     )  # on the mean square of what PAIRWISE and RESIDUAL add to the scores
-    pair_rank: int = within(0, "[0, 1024]")  # factors of a value in the pairs of PAIRWISE and RESIDUAL; 0: full tables
     uncertainty_weighting: bool = False  # of the four cross-entropies; else they are summed
     ordinal_weight: float = non_negative(
         0.0, 1e6
     )  # of the earth mover's distance of the two counts beside the cross-entropies
-    factor_dropout: float = within(0.0, "[0, 1)")  # of JOINT: share of clips that one attribute's score is left out for
     label_smoothing: float = within(0.0, "[0, 1)")  # of every cross-entropy
     logit_adjustment: float = non_negative(
         0.0, 100
     )  # power of the training clips' class prior that logits are adjusted by in training
-    value_adjustment: float = non_negative(
-        0.0, 100
-    )  # the same with the priors of a dive's four values, in JOINT, PAIRWISE and RESIDUAL
 
     def __post_init__(self) -> None:
         check_numbers(self, "head.")
@@ -154,12 +148,8 @@ class HeadConfig:
         )
         has_corrections = self.kind in (HeadKind.PAIRWISE, HeadKind.RESIDUAL)
         where = f"head.kind={self.kind.value}"
-        refuse_unused(self, "head", "cumulative_counts", has_likelihood, f"with {where}")
         refuse_unused(self, "head", "auxiliary_weight", has_likelihood, f"with {where}")
         refuse_unused(self, "head", "correction_penalty", has_corrections, f"with {where}")
-        refuse_unused(self, "head", "pair_rank", has_corrections, f"with {where}")
-        refuse_unused(self, "head", "factor_dropout", self.kind is HeadKind.JOINT, f"with {where}")
-        refuse_unused(self, "head", "value_adjustment", has_likelihood, f"with {where}")
         where += " and head.auxiliary_weight=0" if has_likelihood else ""
         refuse_unused(self, "head", "uncertainty_weighting", has_cross_entropies, f"with {where}")
         refuse_unused(self, "head", "ordinal_weight", has_cross_entropies, f"with {where}")

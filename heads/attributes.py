@@ -5,8 +5,6 @@ Each class is the one before it with one thing changed: what is decoded, then wh
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,8 +13,7 @@ from diveparse.configs import HeadConfig
 from diveparse.datasets.dives import ATTRIBUTES, COUNTS, DiveSet
 from diveparse.heads.head import Head, Readout, detached
 from diveparse.heads.losses import UncertaintyWeighting, attribute_targets, earth_mover_distance
-from diveparse.heads.ordinal import CumulativeReadout
-from diveparse.heads.recombine import INVALID, marginals, score
+from diveparse.heads.recombine import marginals
 from diveparse.heads.scores import DiveScores, IndependentScores
 
 
@@ -56,7 +53,7 @@ class AttributeHeads(Head):
         """
         own_targets = attribute_targets(targets, self.slots)
         logits = dict(scores.values)
-        if adjustment := self.cfg.logit_adjustment + self.cfg.value_adjustment:  # the prior of an attribute is its own
+        if adjustment := self.cfg.logit_adjustment:  # the prior of an attribute is its own
             priors = self.value_log_priors()
             logits = {name: each + adjustment * priors[name] for name, each in logits.items()}
         entropies = {
@@ -99,11 +96,6 @@ class JointHeads(ConstrainedHeads):
     cross-entropies beside the likelihood tie the heads' own answers down. docs/RESULTS.md compares both.
     """
 
-    def __init__(self, embed_dim: int, dive_set: DiveSet, cfg: HeadConfig) -> None:
-        super().__init__(embed_dim, dive_set, cfg)
-        if cfg.cumulative_counts:
-            self.linears.update({name: CumulativeReadout(embed_dim, len(dive_set.values[name])) for name in COUNTS})
-
     def normalised(self, logits: Tensor) -> Tensor:
         """The same; without cross-entropies of the attributes no gradient goes through the normaliser.
 
@@ -114,37 +106,10 @@ class JointHeads(ConstrainedHeads):
             return super().normalised(logits)
         return logits - logits.detach().logsumexp(-1, keepdim=True)
 
-    def without_some_factors(self, scores: DiveScores) -> DiveScores:
-        """In training, scores of dives without the term of one attribute, any of the four, for a share of the clips.
-
-        The other three are to carry what they know of the dive. Nothing is scaled up in return: a test adds all four.
-        Source: the dropping of whole channels in Neverova et al., "ModDrop", TPAMI 2016, on factors of a score.
-        """
-        share = self.cfg.factor_dropout
-        if not (self.training and share):
-            return scores
-        example = scores.values[ATTRIBUTES[0]]  # (batch, num_values)
-        is_dropped = torch.rand(len(example), device=example.device) < share
-        which = torch.randint(len(ATTRIBUTES), is_dropped.shape, device=example.device)
-        places = torch.where(is_dropped, which, INVALID)[:, None]  # (batch, 1)
-        kept = {name: each.masked_fill(places == k, 0) for k, (name, each) in enumerate(scores.values.items())}
-        return replace(scores, values=kept)
-
-    def adjusted(self, scores: Tensor) -> Tensor:
-        """Also by the priors of a dive's four values, as if attributes were independent of each other.
-
-        They are sums of the same four terms as the scores, so that four biases can take them up exactly; those of whole
-        dives are not.
-        """
-        adjusted = super().adjusted(scores)
-        if not self.cfg.value_adjustment:
-            return adjusted
-        return adjusted + self.cfg.value_adjustment * score(self.value_log_priors(), self.slots)
-
     def loss(self, scores: DiveScores, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """-log p(dive | clip) over the dives with training clips, plus `auxiliary_weight` times what the independent
         heads are trained on."""
-        joint = self.likelihood_loss(self.without_some_factors(scores), targets)
+        joint = self.likelihood_loss(scores, targets)
         if not self.cfg.auxiliary_weight:
             return joint, detached({"joint": joint})
         auxiliary, terms = self.attribute_loss(scores, targets)

@@ -7,10 +7,8 @@ that a head begins as the simpler one, and a penalty keeps it small.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
 from diveparse.configs import HeadConfig
@@ -20,47 +18,17 @@ from diveparse.heads.head import Correction, detached
 from diveparse.heads.scores import PAIRS, DiveScores
 
 
-class LowRankPairs(nn.Module):
-    """Scores of pairs of values as products of factors, `rank` numbers for each value, weighed by the clip.
-
-    A value has the same factors in all its pairs, so that clips of other pairs of the two values teach one that no clip
-    shows. The weights are affine in the features and start at zero, and so do the scores.
-    Source: Rendle, "Factorization machines", ICDM 2010, equation 1, with weights in its inner product.
-    """
-
-    def __init__(self, embed_dim: int, sizes: Sequence[int], rank: int) -> None:
-        super().__init__()
-        self.weights = Correction(embed_dim, rank)
-        self.factors = nn.ParameterList(torch.empty(size, rank) for size in sizes)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """A pair's sum of products of two factors has variance 1, whatever the rank."""
-        for each in self.factors:
-            nn.init.normal_(each, std=each.shape[1] ** -0.25)
-
-    def forward(self, features: Tensor) -> tuple[Tensor, ...]:
-        """features: (batch, embed_dim). Returns: as `DiveScores.pairs`."""
-        weights = self.weights(features)  # (batch, rank)
-        return tuple(
-            torch.einsum("br,ir,jr->bij", weights, self.factors[a], self.factors[b]).flatten(1) for a, b in PAIRS
-        )
-
-
 class PairwiseHeads(JointHeads):
     """Joint, plus a score for how well each value of an attribute goes with each of another in the clip."""
 
     def __init__(self, embed_dim: int, dive_set: DiveSet, cfg: HeadConfig) -> None:
         super().__init__(embed_dim, dive_set, cfg)
         sizes = [len(dive_set.values[name]) for name in ATTRIBUTES]
-        tables = () if cfg.pair_rank else PAIRS
-        self.pairs = nn.ModuleList(Correction(embed_dim, sizes[a] * sizes[b]) for a, b in tables)
-        self.low_rank_pairs = LowRankPairs(embed_dim, sizes, cfg.pair_rank) if cfg.pair_rank else None
+        self.pairs = nn.ModuleList(Correction(embed_dim, sizes[a] * sizes[b]) for a, b in PAIRS)
 
     def forward(self, features: Tensor) -> DiveScores:
-        shared, low_rank = as_one(features), self.low_rank_pairs
-        pairs = low_rank(shared) if low_rank else tuple(linear(shared) for linear in self.pairs)
-        return replace(super().forward(features), pairs=pairs)
+        shared = as_one(features)
+        return replace(super().forward(features), pairs=tuple(linear(shared) for linear in self.pairs))
 
     def loss(self, scores: DiveScores, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """As `JointHeads.loss`, plus `correction_penalty` times the mean square of what is added to the scores."""

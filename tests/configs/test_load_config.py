@@ -10,6 +10,7 @@ from diveparse.configs import (
     CurveConfig,
     ExperimentConfig,
     FrameOrder,
+    HeadConfig,
     HeadKind,
     OptimizerKind,
     Pooling,
@@ -385,3 +386,14 @@ def test_the_only_frame_is_one_of_the_clip_also_where_their_number_is_the_defaul
     for number in (24, -1):
         with pytest.raises(ValueError, match=r"clip\.only_frame must be 0 or more, and below clip\.num_frames"):
             load_config(written(tmp_path), [f"clip.only_frame={number}"])
+
+
+def test_an_option_that_is_gone_is_left_out_where_it_was_off(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("name: older\narm: joint\ndata: {root: d}\nhead: {cumulative_counts: false, pair_rank: 0}\n")
+    assert load_config(tmp_path / "config.yaml", []).head == HeadConfig()
+
+
+def test_an_option_that_is_gone_is_refused_where_it_was_on(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("name: older\narm: joint\nhead: {kind: pairwise, pair_rank: 4}\n")
+    with pytest.raises(ValueError, match=r"config.yaml: head.pair_rank=4: this version has no such option"):
+        load_config(tmp_path / "config.yaml", [])
