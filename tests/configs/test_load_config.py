@@ -389,7 +389,8 @@ def test_the_only_frame_is_one_of_the_clip_also_where_their_number_is_the_defaul
 
 
 def test_an_option_that_is_gone_is_left_out_where_it_was_off(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("name: older\narm: joint\ndata: {root: d}\nhead: {cumulative_counts: false, pair_rank: 0}\n")
+    older = "name: older\narm: joint\ndata: {root: d}\nhead: {cumulative_counts: false, pair_rank: 0}\n"
+    (tmp_path / "config.yaml").write_text(older)
     assert load_config(tmp_path / "config.yaml", []).head == HeadConfig()
 
 
