@@ -34,6 +34,8 @@ COMMANDS = {
     "pretrain": "pretrain a backbone on the kinematics of rendered dives",
     "benchmark": "measure speed and memory beside peers",
 }
+DISTRIBUTED = ("train", "test", "pretrain")  # commands that several processes can share
+TERMINATED = 143  # the exit code of a training that SIGTERM ended: of engine/termination.py, which is slow to import
 WITH_SUBCOMMANDS = ("prepare", "benchmark")  # argparse takes these, or options between positional arguments, not both
 
 
@@ -106,14 +108,19 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for names that its encoding lacks, or that are no text
+    if process() > 0:  # the first one reports
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123  # to the end of the process
+        os.environ["TQDM_DISABLE"] = "1"
     with redirect_stdout(cast(TextIO, output := Output(sys.stdout))):
         try:
             code = run_command(sys.argv[1:] if argv is None else argv)
         except KeyboardInterrupt:
             interrupt.print_stopped()
             code = INTERRUPTED
-        except SystemExit:  # of --help, and of wrong arguments
+        except SystemExit as ending:  # of --help, of wrong arguments, and of SIGTERM
             output.finish()
+            if ending.code == TERMINATED and process() == 0:
+                interrupt.print_stopped()
             if output.problem is None:
                 raise
             code = 1
@@ -134,17 +141,26 @@ def main(argv: list[str] | None = None) -> int:
     return 1
 
 
+def process() -> int:
+    """The number of this process among those that `torchrun` started, from 0; of a process by itself 0."""
+    return int(os.environ["RANK"]) if "TORCHELASTIC_RUN_ID" in os.environ else 0
+
+
 def run_command(argv: list[str]) -> int:
     """Raises: ValueError or OSError for what a user can put right."""
     interrupt.if_stopped = ""
     name = chosen_command(argv)
+    if "TORCHELASTIC_RUN_ID" in os.environ and name not in DISTRIBUTED:
+        if process() > 0:
+            raise SystemExit(1)
+        raise ValueError(f"torchrun can start {', '.join(DISTRIBUTED)}; start diveparse {name} without it")
     command = cast(Command, import_module(f"diveparse.commands.{name}"))
     args = parse(name, command, argv[1:])
     interrupt.if_stopped = args.if_stopped
     logging.basicConfig(
-        handlers=[BarHandler(sys.stderr if args.log_to == "stderr" else sys.stdout)], format="%(message)s"
+        handlers=[BarHandler(sys.stderr if args.log_to == "stderr" or process() else sys.stdout)], format="%(message)s"
     )
-    logging.getLogger("diveparse").setLevel(logging.INFO)
+    logging.getLogger("diveparse").setLevel(logging.WARNING if process() else logging.INFO)
     return command.run(args)
 
 
@@ -194,7 +210,7 @@ def print_error(error: Exception) -> None:
 
         text = text if isinstance(error, BadRowsError) else " ".join(text.split())
     try:
-        print(f"error: {text}", file=sys.stderr)
+        print(f"error: {f'process {process()}: ' if process() else ''}{text}", file=sys.stderr)
     except OSError:  # nobody can see it
         drop(sys.stderr)
 

@@ -18,6 +18,7 @@ from diveparse.datasets.data_set import open_data_set
 from diveparse.datasets.records import ClipRecord
 from diveparse.datasets.storage.memory import require_memory
 from diveparse.datasets.storage.workers import end_with_main_process, without_worker_traceback, worker_context
+from diveparse.engine import distributed
 from diveparse.engine.feature_cache import CachedFeatures, fill_feature_cache
 from diveparse.models.classifier import DiveClassifier
 
@@ -57,7 +58,8 @@ class ClipLoader(DataLoader[Any]):
 
 
 class MicroBatches:
-    """The sampler's batches, one an update, cut into the parts that one forward pass takes."""
+    """The sampler's batches, one an update, cut into the parts that one forward pass takes; of each part, the share of
+    this process."""
 
     def __init__(self, updates: EpochSampler, batch_size: int) -> None:
         self.updates = updates
@@ -66,7 +68,7 @@ class MicroBatches:
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for update in self.updates:
             for first in range(0, len(update), self.batch_size):
-                yield update[first : first + self.batch_size]
+                yield list(distributed.share(update[first : first + self.batch_size]))
 
 
 def build_clips(
@@ -85,7 +87,8 @@ def build_clips(
     Raises: ValueError if the cache is damaged, the run began with one that is missing or no longer suits, or a batch is
     larger than the memory.
     """
-    num_clips = cfg.train.batch_size if training else cfg.test.batch_size * views[0] * views[1]
+    own_share = cfg.train.batch_size // distributed.world_size()
+    num_clips = own_share if training else cfg.test.batch_size * views[0] * views[1]
     require_batch_memory(num_clips, cfg.clip.num_frames, cfg.clip.image_size, "train" if training else "test")
     kind = CacheKind.TRAINING if training else CacheKind.EVALUATION
     wanted = cfg.data.cache if from_cache is None else from_cache
@@ -144,8 +147,9 @@ def training_batches(
 
 
 def evaluation_batches(clips: FeatureSource, *, batch_size: int, num_workers: int) -> ClipLoader:
-    """Every clip once, in order, as often as asked; the last batch may be short."""
-    return ClipLoader(clips, batch_size=batch_size, shuffle=False, **_loader_arguments(clips, num_workers))
+    """Every clip of this process's share once, in order, as often as asked; the last batch may be short."""
+    own = distributed.share(range(len(clips)))
+    return ClipLoader(clips, batch_size=batch_size, sampler=own, **_loader_arguments(clips, num_workers))
 
 
 def _loader_arguments(clips: FeatureSource, num_workers: int) -> dict[str, Any]:

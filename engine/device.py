@@ -10,13 +10,23 @@ import numpy as np
 import torch
 
 from diveparse.configs import Precision, TrainConfig
+from diveparse.datasets.storage.seeding import stream_seed
+from diveparse.engine import distributed
+
+PROCESS_NOISE = 4  # what a random stream is for, beside those of datasets/splits.py and engine/feature_cache.py
 
 
 def choose_device() -> torch.device:
-    """The GPU where there is one. On the CPU, give the main process every core that it may run on: data workers keep to
-    one thread each, and mostly wait. OMP_NUM_THREADS, where set, overrides it, so that two runs can share."""
+    """The GPU where there is one; under `torchrun` each process has its own. On the CPU, give the main process every
+    core that it may run on: data workers keep to one thread each, and mostly wait. OMP_NUM_THREADS, where set,
+    overrides it, so that two runs can share; `torchrun` sets it to 1.
+
+    Raises: ValueError if there are fewer GPUs than processes on this machine.
+    """
     if torch.cuda.is_available():
-        return torch.device("cuda")
+        distributed.require_own_gpu()
+        torch.cuda.set_device(distributed.local_rank())
+        return torch.device("cuda", distributed.local_rank())
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     return torch.device("cpu")
@@ -46,3 +56,12 @@ def seed_everything(seed: int, device: torch.device) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats itself only with this
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False
+
+
+def seed_own_noise(seed: int) -> None:
+    """Let processes other than the first draw numbers of their own from here on: dropped paths, and mixed clips.
+
+    All have drawn the same initial weights until now.
+    """
+    if not distributed.is_first():
+        torch.manual_seed(stream_seed(seed, PROCESS_NOISE, distributed.rank()))

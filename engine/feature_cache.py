@@ -11,6 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -32,6 +33,7 @@ from diveparse.datasets.storage.lock import locked
 from diveparse.datasets.storage.memory import machine_memory
 from diveparse.datasets.storage.seeding import stream_seed
 from diveparse.datasets.storage.workers import end_with_main_process, without_worker_traceback, worker_context
+from diveparse.engine import distributed
 from diveparse.models.backbone import Backbone
 
 PAGE = 2**16  # bytes; a smaller file is read at once, a larger one as far as it is needed
@@ -129,8 +131,8 @@ def fill_feature_cache(
     The cache holds `num_views` random views of a training clip, drawn from the clip's name, so that every run gets the
     same ones, whatever its seed and its share of the clips.
     Raises: ValueError if there is more than one view for evaluation; VideoError naming a clip that cannot be read;
-    DiskFullError, before the second clip, if the cache does not fit on the disk; InUseError while another process
-    fills it.
+    DiskFullError, before the second clip, if the cache does not fit on the disk; InUseError while another run fills
+    it. The processes of one run fill it together, each for its share of the clips.
     """
     if clips.views != (1, 1):
         raise ValueError(f"the feature cache holds one view of an evaluation clip, got test views {clips.views}")
@@ -138,10 +140,20 @@ def fill_feature_cache(
     folder = features_folder(backbone, clips, cache_root, num_views, class_token_alone=class_token_alone)
     compute = backbone.frozen_class_token if class_token_alone else backbone.frozen_tokens
     todo = [record for record in clips.records if not _is_cached(folder, record)]
-    if todo:
+    distributed.wait_for_all()  # else one might find what another has computed already, and take another share
+    if distributed.is_true_anywhere(bool(todo)):
         logger.info("computing features of %d of %d clips into %s", len(todo), len(clips), folder)
-        with locked(folder, "computing features"):
-            _compute(backbone, compute, clips, todo, folder, num_views, num_workers)
+        with locked(folder, "computing features") if distributed.is_first() else nullcontext():
+            own = list(distributed.share(todo))
+            if own:
+                _compute(backbone, compute, clips, own, folder, num_views, num_workers)
+            distributed.wait_for_all()
+        if missing := [record.name for record in clips.records if not _is_cached(folder, record)]:
+            listed = ", ".join(missing[:5])
+            raise ValueError(
+                f"{folder}: lacks the features of {len(missing)} clips that another process computed, such as "
+                f"{listed}; all processes must see the same folder"
+            )
     logger.info("features of %d clips are read from %s", len(clips), folder)
     return CachedFeatures(clips.records, folder, training=clips.training, num_views=num_views, seed=clips.seed)
 

@@ -17,7 +17,7 @@ from diveparse.engine.environment import describe_environment
 
 # a run can go on with other values of these: they change which clips can be read and by whom, not the recipe
 RESUME_OPTIONS = ("data.damaged:", "data.num_workers:", "num_workers:")
-CHECKPOINT_NAME = re.compile(r"update-(\d+)")
+CHECKPOINT_NAME = re.compile(r"update-(\d+)(-to-validate)?")
 
 logger = logging.getLogger(__name__)
 
@@ -117,8 +117,9 @@ class RunFolder:
             self.path, (f"{control}_" if control else "") + ("" if split == "test" else "validation_")
         )
 
-    def checkpoint(self, num_updates: int) -> Path:
-        return self.checkpoints / f"update-{num_updates:08d}"
+    def checkpoint(self, num_updates: int, *, has_to_validate: bool = False) -> Path:
+        """has_to_validate: the validation of the epoch that ended with these updates is still to come."""
+        return self.checkpoints / f"update-{num_updates:08d}{'-to-validate' if has_to_validate else ''}"
 
     def newest_checkpoint(self) -> Path | None:
         """The whole checkpoint with the most updates, or None where there is none yet.
@@ -130,7 +131,7 @@ class RunFolder:
                 f"{older[-1]} is of an earlier version and cannot be resumed; remove {self.path} to train anew"
             )
         found = [path for path in self.checkpoints.glob("update-*") if CHECKPOINT_NAME.fullmatch(path.name)]
-        return max(filter(Path.is_dir, found), key=_num_updates, default=None)
+        return max(filter(Path.is_dir, found), key=_age, default=None)
 
     def has_results(self) -> bool:
         """Whether anything is there that training the run anew would lose."""
@@ -232,4 +233,9 @@ def _read_environment(path: Path) -> dict[str, Any]:
 
 
 def _num_updates(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("update-"))
+    return int(checkpoint.name.split("-")[1])
+
+
+def _age(checkpoint: Path) -> tuple[int, bool]:
+    """Rises from checkpoint to checkpoint: of two after as many updates, the validated one is newer."""
+    return _num_updates(checkpoint), not checkpoint.name.endswith("-to-validate")

@@ -201,6 +201,13 @@ def whole_tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) ->
     return train_tiny(tmp_path_factory.mktemp("whole"), tiny_root, [])
 
 
+@pytest.fixture(scope="session")
+def noiseless_run(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> Path:
+    """The same without dropped paths, so that any number of processes comes to it; to be copied, not changed."""
+    noiseless = ["backbone.drop_path_rate=0", "pictures=false"]
+    return train_tiny(tmp_path_factory.mktemp("noiseless"), tiny_root, noiseless)
+
+
 def train_tiny(folder: Path, root: Path, overrides: list[str]) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         draw_quickly(patch)

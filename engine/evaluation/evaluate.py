@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +13,7 @@ from torch import Tensor
 from diveparse.configs import Precision
 from diveparse.datasets.dives import ATTRIBUTES, DiveSet
 from diveparse.datasets.records import ClipRecord
+from diveparse.engine import distributed
 from diveparse.engine.device import autocast
 from diveparse.engine.evaluation.predictions import Predictions
 from diveparse.heads.recombine import INVALID
@@ -28,6 +28,7 @@ def evaluate(
     records: Sequence[ClipRecord],
     precision: Precision = Precision.FP32,
     dive_set: DiveSet | None = None,
+    batch_size: int = 1,
 ) -> Predictions:
     """Collect a model's answers, with its penalty and without its temperature.
 
@@ -35,7 +36,10 @@ def evaluate(
 
     batches: dicts of "inputs" (batch, views, ...), clips or their frozen tokens, and "index" (batch,), which points
     into `records`. The features of a clip's views are averaged before the head reads them. Each clip counts once, in
-    the order of `batches`, whatever the size of the last batch.
+    the order of `batches`. Of several processes each gives batches of its own share of the clips; all get the answers
+    of every clip, in the order of `records`.
+    batch_size: every batch is filled up to it with clips that are not counted, so that the answer for a clip is the
+    same to the bit however many others are left beside it: the number of processes decides that.
     dive_set: what the labels count in and the answers range over, by default the model's own; a dive of it that the
     model cannot express has probability 0, and so has an attribute value that only such dives have.
     Raises: ValueError if there are no batches, or a clip's answer is not a number.
@@ -45,29 +49,33 @@ def evaluate(
     was_training = model.training
     model.eval()
     indices: list[int] = []
-    answers: list[_Answers] = []
+    batch_answers: list[_Answers] = []
     try:
         for batch in batches:
             indices += batch["index"].tolist()
-            answers.append(_answers(model.penalised(_scores(model, batch["inputs"], precision)), known))
+            inputs = _filled_up(batch["inputs"], batch_size)
+            answers = _answers(model.penalised(_scores(model, inputs, precision)), known)
+            batch_answers.append(answers.first(len(batch["index"])))
     finally:
         model.train(was_training)
+    answers = _Answers.of_batches(batch_answers, known)
+    if distributed.world_size() > 1:
+        indices, answers = answers.of_all_processes(indices, len(records))
     if not indices:
         raise ValueError("evaluation needs at least one clip, got none")
     clips_seen = [records[index] for index in indices]
     columns = np.array([dive_set.label_of(dive) for dive in known])
     dive_log_probs = np.full((len(indices), len(dive_set)), -np.inf, np.float32)
-    dive_log_probs[:, columns] = _joined(each.dive_log_probs for each in answers)
+    dive_log_probs[:, columns] = answers.dive_log_probs.numpy()
     _require_finite(dive_log_probs, clips_seen)
-    spelt, decoded = (_joined(getattr(each, name) for each in answers) for name in ("spelt", "decoded"))
+    spelt, decoded = answers.spelt.numpy(), answers.decoded.numpy()
     return Predictions(
         clips=[record.name for record in clips_seen],
         sources=[record.source for record in clips_seen],
         labels=np.array([record.label for record in clips_seen]),
         dive_log_probs=dive_log_probs,
         attribute_log_probs={
-            name: _over_values(_joined(each.marginals[name] for each in answers), known, dive_set, name)
-            for name in ATTRIBUTES
+            name: _over_values(answers.marginals[name].numpy(), known, dive_set, name) for name in ATTRIBUTES
         },
         spelt_labels=np.where(spelt == INVALID, INVALID, columns[spelt]),
         decoded_labels=np.where(decoded == INVALID, INVALID, columns[decoded]),
@@ -76,12 +84,43 @@ def evaluate(
 
 @dataclass(frozen=True)
 class _Answers:
-    """The answers for one batch, over the dives that the model can express."""
+    """The answers for some clips, over the dives that the model can express."""
 
-    dive_log_probs: Tensor  # (batch, num_dives)
-    marginals: dict[str, Tensor]  # attribute -> (batch, num_values)
-    spelt: Tensor  # (batch,)
-    decoded: Tensor  # (batch,)
+    dive_log_probs: Tensor  # (clips, num_dives)
+    marginals: dict[str, Tensor]  # attribute -> (clips, num_values)
+    spelt: Tensor  # (clips,)
+    decoded: Tensor  # (clips,)
+
+    @classmethod
+    def of_batches(cls, batches: Sequence[_Answers], known: DiveSet) -> _Answers:
+        """The answers of all batches, on the CPU. There need not be any: a process may have no clip to look at."""
+        return cls(
+            _joined([each.dive_log_probs for each in batches], torch.empty(0, len(known))),
+            {
+                name: _joined([each.marginals[name] for each in batches], torch.empty(0, len(values)))
+                for name, values in known.values.items()
+            },
+            *(
+                _joined([getattr(each, name) for each in batches], torch.empty(0, dtype=torch.long))
+                for name in ("spelt", "decoded")
+            ),
+        )
+
+    def first(self, number: int) -> _Answers:
+        marginals = {name: rows[:number] for name, rows in self.marginals.items()}
+        return _Answers(self.dive_log_probs[:number], marginals, self.spelt[:number], self.decoded[:number])
+
+    def of_all_processes(self, indices: Sequence[int], num_clips: int) -> tuple[list[int], _Answers]:
+        """The answers of every process, in the order of the clips, and which clips they are of."""
+        places = torch.tensor(indices, dtype=torch.long)
+        is_seen = distributed.gathered_rows(torch.ones_like(places), places, num_clips).bool()
+
+        def whole(rows: Tensor) -> Tensor:
+            return distributed.gathered_rows(rows, places, num_clips)[is_seen]
+
+        marginals = {name: whole(rows) for name, rows in self.marginals.items()}
+        answers = _Answers(whole(self.dive_log_probs), marginals, whole(self.spelt), whole(self.decoded))
+        return is_seen.nonzero().squeeze(1).tolist(), answers
 
 
 def _answers(scores: DiveScores, known: DiveSet) -> _Answers:
@@ -96,9 +135,15 @@ def _scores(model: DiveClassifier, inputs: Tensor, precision: Precision) -> Dive
         return scores
 
 
-def _joined(batches: Iterable[Tensor]) -> npt.NDArray[Any]:
-    """One array of a row a clip."""
-    return torch.cat(list(batches)).cpu().numpy()
+def _filled_up(inputs: Tensor, batch_size: int) -> Tensor:
+    """inputs: (batch, ...). Returns: (at least batch_size, ...), with the last one as often as it takes."""
+    missing = batch_size - len(inputs)
+    return torch.cat([inputs, inputs[-1:].expand(missing, *inputs.shape[1:])]) if missing > 0 else inputs
+
+
+def _joined(batches: Sequence[Tensor], none: Tensor) -> Tensor:
+    """One tensor of a row a clip, on the CPU. none: what it is without a batch."""
+    return torch.cat(list(batches)).cpu() if batches else none
 
 
 def _over_values(

@@ -24,10 +24,11 @@ from diveparse.datasets.splits import evaluation_clips
 from diveparse.datasets.storage.atomic import write_json, written_atomically
 from diveparse.datasets.storage.foreign import own_paths
 from diveparse.datasets.storage.json_file import read_json_object
-from diveparse.datasets.storage.lock import locked, require_unlocked
+from diveparse.datasets.storage.lock import require_unlocked
+from diveparse.engine import distributed
 from diveparse.engine.device import choose_device
 from diveparse.engine.environment import describe_environment
-from diveparse.engine.evaluation.testing import require_first, score_split
+from diveparse.engine.evaluation.testing import require_first, score_split, shared_test
 from diveparse.engine.run import RunFolder
 from diveparse.models.classifier import DiveClassifier
 from diveparse.models.weights.huggingface import is_published
@@ -59,21 +60,22 @@ def evaluate_published(
     """
     cfg = read_published_config(source, overrides)
     run = RunFolder.of(cfg)
-    _require_own(run, cfg)
     files = run.evaluation(split, control="" if cfg.clip.order is FrameOrder.TIME else cfg.clip.order.value)
-    require_first(files, again=again)
-    require_unlocked(run.path)
-    model = DiveClassifier.from_pretrained(str(cfg.backbone.weights)).to(choose_device())
-    cfg = replace(
-        cfg,
-        clip=replace(model.clip_config, order=cfg.clip.order),
-        head=model.config.head,
-    )
-    dive_set = open_data_set(cfg.data, model.dive_set).dive_set
-    records = evaluation_clips(cfg.data, split, cfg.seed, dive_set)
-    about_training = about_no_training(count_train_clips(cfg, dive_set))
-    with locked(run.path, "testing"):
-        write_published(run, cfg, model)
+    if distributed.is_first():
+        _require_own(run, cfg)
+        require_unlocked(run.path)
+    with shared_test(run.path, lambda: require_first(files, again=again)):
+        model = DiveClassifier.from_pretrained(str(cfg.backbone.weights)).to(choose_device())
+        cfg = replace(
+            cfg,
+            clip=replace(model.clip_config, order=cfg.clip.order),
+            head=model.config.head,
+        )
+        dive_set = open_data_set(cfg.data, model.dive_set).dive_set
+        records = evaluation_clips(cfg.data, split, cfg.seed, dive_set)
+        about_training = about_no_training(count_train_clips(cfg, dive_set))
+        if distributed.is_first():
+            write_published(run, cfg, model)
         return run, score_split(run, cfg, files, model, records, dive_set, about_training, split=split)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from diveparse.datasets.storage.atomic import write_json, written_atomically
 from diveparse.datasets.storage.disk import require_space
 from diveparse.datasets.storage.json_file import read_json_object
 from diveparse.datasets.storage.lock import locked, require_unlocked
+from diveparse.engine import distributed
 from diveparse.engine.batches import build_clips, cached_or_read, evaluation_batches
 from diveparse.engine.device import choose_device
 from diveparse.engine.environment import describe_environment
@@ -70,11 +72,26 @@ def evaluate_run(folder: Path, overrides: list[str], *, split: str, again: bool 
     InUseError while another process trains or tests the run.
     """
     run = RunFolder(folder)
-    require_unlocked(folder)
+    if distributed.is_first():
+        require_unlocked(folder)
     cfg, files = read_test_config(run, overrides, split)
-    with locked(folder, "testing"):
-        require_first(files, again=again)
+    with shared_test(folder, lambda: require_first(files, again=again)):
         return _score(run, cfg, files, run, split=split)
+
+
+@contextmanager
+def shared_test(folder: Path, check: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock of a run that is tested. Under `torchrun` the first process holds it for all; it alone checks, and
+    the others wait for it."""
+    device = choose_device()
+    if not distributed.is_first():
+        with distributed.joined(device):
+            yield
+        return
+    with locked(folder, "testing"):
+        check()
+        with distributed.joined(device):
+            yield
 
 
 def read_out(trained: RunFolder, cfg: Config, overrides: list[str], *, split: str) -> dict[str, Any]:
@@ -137,7 +154,7 @@ def score_split(
     inputs = cached_or_read(clips, model, cfg)
     batches = evaluation_batches(inputs, batch_size=cfg.test.batch_size, num_workers=cfg.data.num_workers)
     bar = tqdm(batches, desc=f"testing {cfg.arm} on {split}")
-    predictions = evaluate(model, bar, records, cfg.train.precision, dive_set)
+    predictions = evaluate(model, bar, records, cfg.train.precision, dive_set, cfg.test.batch_size)
     about = {
         **describe_test(cfg, split, records, predictions, from_cache=clips.cache is not None),
         **about_training,
@@ -147,6 +164,8 @@ def score_split(
     }
     about = {name: about[name] for name in DESCRIPTION}
     scores = scores_of(predictions, dive_set, about["num_train_clips"], model.temperature)
+    if not distributed.is_first():
+        return {**about, **scores}
     save_predictions(files.probabilities, predictions, dive_set)
     write_predictions(files.predictions, predictions, dive_set)
     write_confusion(files.confusion, predictions, dive_set)

@@ -1,6 +1,7 @@
 """Checkpoints that a kill cannot break.
 
-A checkpoint is a folder `checkpoints/update-00000100/` with `model.safetensors`, `state.pt` and, where the weights are
+A checkpoint is a folder `checkpoints/update-00000100/`, or `update-00000100-to-validate/` where SIGTERM came before the
+validation of an epoch, with `model.safetensors`, `state.pt` and, where the weights are
 averaged, `average.safetensors`. It is written under another name and renamed once it is on the disk, so a folder with
 that name is always whole. Only the newest is kept.
 """
@@ -11,6 +12,7 @@ import pickle
 import random
 import shutil
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,11 +21,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from timm.utils import ModelEmaV3
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from diveparse.datasets.storage.atomic import TEMPORARY_SUFFIX, make_folder, sync
 from diveparse.datasets.storage.disk import naming_full_disk, require_space
+from diveparse.engine import distributed
 from diveparse.engine.run import CHECKPOINT_NAME, RunFolder
 from diveparse.engine.training.progress import Progress
 from diveparse.engine.training.restored import fixed_options, require_sound
@@ -55,6 +59,7 @@ class Learner:
     optimizer: Optimizer
     schedule: LRScheduler
     progress: Progress
+    step: nn.Module  # a batch in, the loss of it out; the model in it is the one above
     average: ModelEmaV3 | None = None  # of the weights, where the config asks for it
 
     @property
@@ -63,17 +68,24 @@ class Learner:
         return self.model if self.average is None else cast(DiveClassifier, self.average.module)
 
 
-def save_checkpoint(run: RunFolder, learner: Learner) -> None:
+def save_checkpoint(run: RunFolder, learner: Learner, *, has_to_validate: bool = False) -> None:
     """Write the whole state after `learner.progress.num_updates` updates, then drop what is older.
 
+    All processes come here, and the first one writes. has_to_validate: an epoch's updates are done and its validation
+    is not, so that another checkpoint of as many updates will follow.
     Raises: DiskFullError if there is no space; the older checkpoint is then still there.
     """
-    folder = run.checkpoint(learner.progress.num_updates)
+    random_states = gathered_random_states()
+    if not distributed.is_first():
+        return
+    folder = run.checkpoint(learner.progress.num_updates, has_to_validate=has_to_validate)
+    if folder.is_dir():  # SIGTERM came right after it was written
+        return
     partial = folder.with_name(folder.name + TEMPORARY_SUFFIX)
     shutil.rmtree(partial, ignore_errors=True)  # of an earlier kill
     with naming_full_disk(folder, num_checkpoint_bytes(learner)):
         try:
-            _write_state(partial, learner)
+            _write_state(partial, learner, random_states)
             partial.rename(folder)
             sync(run.checkpoints)
         except BaseException:
@@ -92,7 +104,7 @@ def _remove_others(run: RunFolder, folder: Path) -> None:
                 shutil.rmtree(other)
 
 
-def _write_state(folder: Path, learner: Learner) -> None:
+def _write_state(folder: Path, learner: Learner, random_states: list[dict[str, Any]]) -> None:
     make_folder(folder.parent)
     folder.mkdir()
     weights = {WEIGHTS: learner.model} | ({} if learner.average is None else {AVERAGE: learner.average.module})
@@ -103,7 +115,7 @@ def _write_state(folder: Path, learner: Learner) -> None:
             "optimizer": learner.optimizer.state_dict(),
             "schedule": learner.schedule.state_dict(),
             "progress": learner.progress.state_dict(),
-            "random": random_state(),
+            "random": random_states,
         },
         folder / STATE,
     )
@@ -136,6 +148,7 @@ def require_space_for_run(run: RunFolder, learner: Learner) -> None:
 def resume_from_checkpoint(run: RunFolder, learner: Learner) -> None:
     """Put every part of `learner`, and the random generators, to where the newest checkpoint, if any, left them.
 
+    A process that the checkpoint does not know, since fewer were at work then, keeps the state that it has.
     Raises: ValueError naming the folder if a file of it is missing, damaged or of another model.
     """
     folder = run.newest_checkpoint()
@@ -154,13 +167,31 @@ def resume_from_checkpoint(run: RunFolder, learner: Learner) -> None:
         if learner.progress.num_updates != run.num_updates_done():
             raise ValueError(f"{STATE} is of update {learner.progress.num_updates}")
         require_sound(learner.model, learner.optimizer, learner.schedule, learner.progress.num_updates, options)
-        restore_random_state(state["random"])
+        restore_own_random_state(state["random"])
     except UNREADABLE as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(
             f"{folder}: not a checkpoint that this run can go on from: {reason}; remove it to train from the start"
         ) from error
-    _remove_others(run, folder)  # a kill may have left an older one
+    if distributed.is_first():
+        _remove_others(run, folder)  # a kill may have left an older one
+
+
+def gathered_random_states() -> list[dict[str, Any]]:
+    """`random_state` of every process."""
+    if distributed.world_size() == 1:
+        return [random_state()]
+    torch.save(random_state(), buffer := BytesIO())
+    states = distributed.gathered_bytes(buffer.getvalue())
+    return [torch.load(BytesIO(state), map_location="cpu", weights_only=True) for state in states]
+
+
+def restore_own_random_state(states: list[dict[str, Any]]) -> None:
+    """Raises: ValueError for what is no list of `random_state`, one a process."""
+    if not isinstance(states, list) or not states:
+        raise ValueError(f"random must be a list of states, one a process, got {str(states)[:60]}")
+    if distributed.rank() < len(states):
+        restore_random_state(states[distributed.rank()])
 
 
 def random_state() -> dict[str, Any]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +26,7 @@ from diveparse.datasets.records import ClipRecord, clips_in_a_line
 from diveparse.datasets.splits import expected_dives, scored_dives, training_clips
 from diveparse.datasets.storage.atomic import write_json
 from diveparse.datasets.storage.lock import locked
+from diveparse.engine import distributed, termination
 from diveparse.engine.batches import (
     Batch,
     ClipLoader,
@@ -32,7 +35,7 @@ from diveparse.engine.batches import (
     evaluation_batches,
     training_batches,
 )
-from diveparse.engine.device import autocast, choose_device, require_trainable, seed_everything
+from diveparse.engine.device import autocast, choose_device, require_trainable, seed_everything, seed_own_noise
 from diveparse.engine.evaluation.calibration import fit_temperature, split_validation
 from diveparse.engine.evaluation.evaluate import evaluate
 from diveparse.engine.evaluation.metrics import compute_metrics
@@ -86,19 +89,28 @@ def train(cfg: Config, *, resume: bool = False) -> Path:
     Raises: ValueError for what a user can get wrong; NonFiniteError, before the weights change, naming the clips.
     """
     device = choose_device()
-    require_trainable(cfg.train, device)
-    cfg = with_own_sizes(cfg)
-    data = open_training_data(cfg, RunFolder.of(cfg).splits_from_cache() if resume else None)
-    num_updates = count_updates(len(data.records), cfg.train) * cfg.train.num_epochs
-    seed_everything(cfg.seed, device)
-    model = build_classifier(cfg, data.dive_set).to(device)
-    model.head.set_class_counts(data.num_train_clips)
-    learner = build_learner(model, cfg.train, num_updates)
-    run = RunFolder.of(cfg)
-    if not run.trained.is_file():
-        require_space_for_run(run, learner)
-    with locked(run.path, "training"):  # not before: a config that cannot be trained leaves no folder behind
-        open_run(cfg, resume=resume)
+    with ExitStack() as stack:
+        if not distributed.is_first():
+            stack.enter_context(distributed.joined(device))  # and not handle SIGTERM while it waits to join
+        stack.enter_context(termination.handled())
+        require_trainable(cfg.train, device)
+        distributed.require_even(cfg.train.batch_size, "train.batch_size")
+        cfg = with_own_sizes(cfg)
+        run = RunFolder.of(cfg)
+        data = open_training_data(cfg, run.splits_from_cache() if resume else None)
+        num_updates = count_updates(len(data.records), cfg.train) * cfg.train.num_epochs
+        seed_everything(cfg.seed, device)
+        model = build_classifier(cfg, data.dive_set).to(device)
+        model.head.set_class_counts(data.num_train_clips)
+        learner = build_learner(model, cfg.train, num_updates)
+        seed_own_noise(cfg.seed)
+        if distributed.is_first():
+            if not run.trained.is_file():
+                require_space_for_run(run, learner)
+            # not before: a config that cannot be trained leaves no folder behind
+            stack.enter_context(locked(run.path, "training"))
+            open_run(cfg, resume=resume)
+            stack.enter_context(distributed.joined(device))
         train_into_folder(cfg, run, learner, data)
     return run.path
 
@@ -108,18 +120,35 @@ def train_into_folder(cfg: Config, run: RunFolder, learner: Learner, data: Train
     updates_per_epoch = count_updates(len(data.records), cfg.train)
     num_updates = updates_per_epoch * cfg.train.num_epochs
     resume_from_checkpoint(run, learner)
+    learner.step = distributed.data_parallel(learner.step)
     device = next(learner.model.parameters()).device
     logger.info("%s: %d of %d updates done, on %s", run, learner.progress.num_updates, num_updates, device.type)
-    if learner.progress.num_updates == num_updates:
-        write_trained(run, learner.progress, data)  # a kill may have come just before it
+    if distributed.world_size() > 1:
+        logger.info("an update takes %d clips, of %d processes", clips_per_update(cfg.train), distributed.world_size())
+    if learner.progress.num_epochs < cfg.train.num_epochs:
+        with recorded(cfg, run, learner.progress.num_updates, data) as writer:
+            try:
+                train_epochs(cfg, run, learner, data, updates_per_epoch, writer)
+            except termination.TerminationError:
+                save(run, learner, writer, has_to_validate=learner.progress.has_to_validate(updates_per_epoch))
+                raise SystemExit(termination.TERMINATED) from None
+    if distributed.is_first():  # also where nothing was left to do: a kill may have come just before it
+        write_trained(run, learner.progress, data)
+
+
+@contextmanager
+def recorded(cfg: Config, run: RunFolder, num_updates: int, data: TrainingData) -> Iterator[SummaryWriter | None]:
+    """Describe the environment of a run that goes on after `num_updates` updates, and open its TensorBoard log; None in
+    processes other than the first."""
+    if not distributed.is_first():
+        yield None
         return
     run.trained.unlink(missing_ok=True)  # there where the run had ended and now has more epochs
     splits = {"train": data.records, "val": data.val_records}
     clips = {split: clips_in_a_line(records) for split, records in splits.items()}
     record_environment(run, cfg.seed, data.splits_from_cache, clips)
-    with open_writer(run.path, learner.progress.num_updates) as writer:
-        train_epochs(cfg, run, learner, data, updates_per_epoch, writer)
-    write_trained(run, learner.progress, data)
+    with open_writer(run.path, num_updates) as writer:
+        yield writer
 
 
 def write_trained(run: RunFolder, progress: Progress, data: TrainingData) -> None:
@@ -152,9 +181,18 @@ def open_training_data(cfg: Config, splits_from_cache: Sequence[str] | None) -> 
 
 
 def train_epochs(
-    cfg: Config, run: RunFolder, learner: Learner, data: TrainingData, updates_per_epoch: int, writer: SummaryWriter
+    cfg: Config,
+    run: RunFolder,
+    learner: Learner,
+    data: TrainingData,
+    updates_per_epoch: int,
+    writer: SummaryWriter | None,
 ) -> None:
-    """From where `learner` stands to the last epoch: update, log, evaluate, save."""
+    """From where `learner` stands to the last epoch: update, log, evaluate, save.
+
+    writer: of the first process alone.
+    Raises: TerminationError, in all processes, after an update that can be saved.
+    """
     progress, num_workers = learner.progress, cfg.data.num_workers
     inputs, val_inputs = (cached_or_read(clips, learner.model, cfg) for clips in (data.clips, data.val_clips))
     mix = build_mixing(cfg.train, len(data.dive_set))
@@ -162,22 +200,30 @@ def train_epochs(
     val_batches = evaluation_batches(val_inputs, batch_size=cfg.test.batch_size, num_workers=num_workers)
     if len(sources := {record.source for record in data.val_records}) == 1:
         logger.info("validation has one source, %s: its clips both choose the epoch and fit the temperature", *sources)
-    if progress.num_updates == 0:
+    if writer and progress.num_updates == 0:
         log_start(writer, cfg, data.dive_set, {"train": data.records, "val": data.val_records}, data.clips)
-    for epoch in range(progress.num_updates // updates_per_epoch, cfg.train.num_epochs):
-        last_update = updates_per_epoch * (epoch + 1)
-        for _ in update_bar(epoch, cfg.train.num_epochs, progress.num_updates, updates_per_epoch):
-            state = update(learner, batches, data.records, cfg.train, mix)
-            if progress.num_updates % cfg.train.log_every == 0:
-                log_scalars(writer, "train", progress.window.scalars() | state, progress.num_updates)
-                progress.window = Totals()
-            if progress.num_updates % cfg.train.checkpoint_every == 0 and progress.num_updates < last_update:
-                flush(writer)  # before the checkpoint: nothing up to here will be logged again
-                save_checkpoint(run, learner)
-        validate(epoch, cfg, run, learner, val_batches, data, writer)
-        progress.end_epoch()
+    batches = termination.endless_batches(batches)
+    with termination.deferred():
+        for epoch in range(progress.num_epochs, cfg.train.num_epochs):
+            last_update = updates_per_epoch * (epoch + 1)
+            for _ in update_bar(epoch, cfg.train.num_epochs, progress.num_updates, updates_per_epoch):
+                state = update(learner, batches, data.records, cfg.train, mix)
+                if progress.num_updates % cfg.train.log_every == 0:
+                    if writer:
+                        log_scalars(writer, "train", progress.window.scalars() | state, progress.num_updates)
+                    progress.window = Totals()
+                if progress.num_updates % cfg.train.checkpoint_every == 0 and progress.num_updates < last_update:
+                    save(run, learner, writer)
+            validate(epoch, cfg, run, learner, val_batches, data, writer)
+            progress.end_epoch()
+            save(run, learner, writer)
+
+
+def save(run: RunFolder, learner: Learner, writer: SummaryWriter | None, *, has_to_validate: bool = False) -> None:
+    """Write a checkpoint, and before it every point up to it: they will not be logged again."""
+    if writer:
         flush(writer)
-        save_checkpoint(run, learner)
+    save_checkpoint(run, learner, has_to_validate=has_to_validate)
 
 
 def update_bar(epoch: int, num_epochs: int, num_updates: int, updates_per_epoch: int) -> Iterator[int]:
@@ -186,7 +232,7 @@ def update_bar(epoch: int, num_epochs: int, num_updates: int, updates_per_epoch:
         tqdm(
             range(num_updates, updates_per_epoch * (epoch + 1)),
             desc=f"epoch {epoch + 1}/{num_epochs}",
-            initial=num_updates % updates_per_epoch,
+            initial=num_updates - updates_per_epoch * epoch,
             total=updates_per_epoch,
             unit="update",
             leave=False,
@@ -202,7 +248,7 @@ def validate(
     learner: Learner,
     val_batches: ClipLoader,
     data: TrainingData,
-    writer: SummaryWriter,
+    writer: SummaryWriter | None,
 ) -> None:
     """Evaluate on validation, and keep the model, with its temperature and penalty, if it is the best so far.
 
@@ -210,16 +256,19 @@ def validate(
     """
     start, progress, kept = time.perf_counter(), learner.progress, learner.kept_model
     kept.unseen_penalty = 0.0  # that of an earlier epoch, which no answer here should have
-    bar = tqdm(val_batches, desc="validation", leave=False)
-    predictions = evaluate(kept, bar, data.val_records, cfg.train.precision)
+    bar = tqdm(termination.batches_of_split(val_batches), desc="validation", total=len(val_batches), leave=False)
+    predictions = evaluate(kept, bar, data.val_records, cfg.train.precision, batch_size=cfg.test.batch_size)
     metrics = compute_metrics(predictions, data.dive_set, data.num_train_clips.numpy())
-    log_scalars(writer, "val", flat_metrics(metrics), progress.num_updates)
-    log_scalars(writer, "train_epoch", progress.epoch.scalars(), progress.num_updates)
+    if writer:
+        log_scalars(writer, "val", flat_metrics(metrics), progress.num_updates)
+        log_scalars(writer, "train_epoch", progress.epoch.scalars(), progress.num_updates)
     log_epoch(epoch, cfg, progress.epoch, metrics, time.perf_counter() - start)
     chooses, fits = split_validation(predictions.sources)
     if progress.is_best(compute_metrics(predictions.at(chooses), data.dive_set)):
         kept.temperature = fit_temperature(predictions.dive_log_probs[fits], predictions.labels[fits])
         kept.unseen_penalty = fit_penalty(cfg, kept, val_batches, data, predictions, fits)
+        if writer is None:
+            return
         kept.save(run.model)
         write_json(run.best_update, {"update": progress.num_updates})
         if cfg.pictures:
@@ -243,7 +292,7 @@ def fit_penalty(
     if data.scored != data.dive_set:  # the same clips, among more dives
         labels = [data.scored.label_of(dive) for dive in data.dive_set]
         records = [replace(record, label=labels[record.label]) for record in data.val_records]
-        predictions = evaluate(kept, val_batches, records, cfg.train.precision, data.scored)
+        predictions = evaluate(kept, val_batches, records, cfg.train.precision, data.scored, cfg.test.batch_size)
     return default_penalty(predictions.at(fits), data.scored, data.unseen)
 
 
@@ -256,37 +305,65 @@ def update(
 ) -> dict[str, float]:
     """One update of the weights from `accumulation_steps` batches, counted in `learner.progress`.
 
+    batches: of this process. The gradient and all that is counted are those of the clips of all processes.
     Returns: the learning rate that it used and the norm of the gradient before clipping.
     """
-    model, progress = learner.model, learner.progress
-    start, wait_s, names = time.perf_counter(), 0.0, []
-    for _ in range(cfg.accumulation_steps):
+    progress, own = learner.progress, Totals()
+    names: list[str] = []
+    suspects: list[str] = []  # the clips of a batch whose loss is not finite
+    start = time.perf_counter()
+    for number in range(cfg.accumulation_steps):
         asked = time.perf_counter()
         batch = next(batches)
-        wait_s += time.perf_counter() - asked
+        own.wait_s += time.perf_counter() - asked
         names += [records[index].name for index in batch["index"]]
-        loss, terms, num_correct = compute_loss(model, batch, cfg.precision, mix)
-        if not torch.isfinite(loss):  # before the update, so that the weights stay usable
-            raise NonFiniteError(non_finite("loss", loss, progress.num_updates + 1, names[-len(batch["index"]) :]))
-        (loss / cfg.accumulation_steps).backward()
-        for totals in (progress.window, progress.epoch):
-            totals.add_clips(len(batch["index"]), num_correct, int(batch["num_damaged"]), terms)
+        is_last = number == cfg.accumulation_steps - 1
+        with nullcontext() if is_last else distributed.without_exchange(learner.step):
+            loss, terms, num_correct = learner.step(batch, cfg.precision, mix)
+            (loss / cfg.accumulation_steps).backward()
+        own.add_clips(len(batch["index"]), num_correct, int(batch["num_damaged"]), terms)
+        suspects += [] if math.isfinite(terms["loss"]) else names[-len(batch["index"]) :]
+    everywhere = summed(own)
+    if not math.isfinite(everywhere.losses["loss"]):  # before the update, so that the weights stay usable
+        fail_together("loss", everywhere.losses["loss"], progress.num_updates + 1, suspects)
     limit = clipping_limit(cfg)
     trained = [parameter for group in learner.optimizer.param_groups for parameter in group["params"]]
     grad_norm = nn.utils.clip_grad_norm_(trained, limit)
     if not torch.isfinite(grad_norm):
-        raise NonFiniteError(non_finite("gradient's norm", grad_norm, progress.num_updates + 1, names))
+        fail_together("gradient's norm", grad_norm.item(), progress.num_updates + 1, names)
     learning_rate = float(learner.schedule.get_last_lr()[0])
     learner.optimizer.step()
     learner.optimizer.zero_grad(set_to_none=True)
     learner.schedule.step()
     progress.num_updates += 1
     if learner.average is not None:
-        learner.average.update(model, step=progress.num_updates)
+        learner.average.update(learner.model, step=progress.num_updates)
+    everywhere.add_gradient(grad_norm.item(), limit)
+    everywhere.total_s = time.perf_counter() - start
     for totals in (progress.window, progress.epoch):
-        totals.add_gradient(grad_norm.item(), limit)
-        totals.add_time(wait_s, time.perf_counter() - start)
+        totals.add(everywhere)
     return {"learning_rate": learning_rate, "grad_norm": grad_norm.item()}
+
+
+def summed(own: Totals) -> Totals:
+    """The clips of all processes in one update, and the mean of their waiting times."""
+    counts = torch.tensor([own.num_clips, own.num_correct, own.num_damaged, own.wait_s, *own.losses.values()]).double()
+    num_clips, num_correct, num_damaged, wait_s, *losses = distributed.gathered(counts).sum(0).tolist()
+    return Totals(
+        num_clips=int(num_clips),
+        num_correct=int(num_correct),
+        num_damaged=int(num_damaged),
+        wait_s=wait_s / distributed.world_size(),
+        losses=dict(zip(own.losses, losses, strict=True)),
+    )
+
+
+def fail_together(what: str, value: float, update: int, suspects: Sequence[str]) -> NoReturn:
+    """End every process. suspects: clips of this one. Raises: NonFiniteError, in the first process alone."""
+    names = distributed.gathered_texts(suspects)
+    if not distributed.is_first():
+        raise SystemExit(1)
+    raise NonFiniteError(non_finite(what, value, update, names))
 
 
 def compute_loss(
@@ -308,6 +385,17 @@ def compute_loss(
     return loss, {"loss": loss.item(), **{f"loss_{name}": term.item() for name, term in terms.items()}}, num_correct
 
 
+class LossOfBatch(nn.Module):
+    """`compute_loss` of a model as a module, which DistributedDataParallel can go around."""
+
+    def __init__(self, model: DiveClassifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch, precision: Precision, mix: Mixing | None) -> tuple[Tensor, dict[str, float], int]:
+        return compute_loss(self.model, batch, precision, mix)
+
+
 def build_learner(model: DiveClassifier, cfg: TrainConfig, num_updates: int) -> Learner:
     head = model.head if model.pooling is None else nn.ModuleList([model.pooling, model.head])
     optimizer = build_optimizer(model.backbone, head, cfg)
@@ -316,23 +404,28 @@ def build_learner(model: DiveClassifier, cfg: TrainConfig, num_updates: int) -> 
     average = ModelEmaV3(model, decay=cfg.ema_decay, use_warmup=True, warmup_power=3 / 4) if cfg.ema_decay else None
     if cfg.compile:  # as a whole: blocks differ in how many paths they drop, and too many kinds are not compiled
         model.features = torch.compile(model.features)  # type: ignore[method-assign]
-    return Learner(model, optimizer, schedule, Progress(), average)
+    return Learner(model, optimizer, schedule, Progress(), LossOfBatch(model), average)
 
 
 def count_updates(num_clips: int, cfg: TrainConfig) -> int:
     """Updates in an epoch. Raises: ValueError if the clips do not fill one."""
-    clips_per_update = cfg.batch_size * cfg.accumulation_steps
-    if num_clips < clips_per_update:
+    needed = clips_per_update(cfg)
+    if num_clips < needed:
         raise ValueError(
-            f"an update takes train.batch_size x train.accumulation_steps = {clips_per_update} clips, "
+            f"an update takes train.batch_size x train.accumulation_steps = {needed} clips, "
             f"but only {num_clips} are left for training"
         )
-    return num_clips // clips_per_update
+    return num_clips // needed
 
 
-def non_finite(what: str, value: Tensor, update: int, names: Sequence[str]) -> str:
+def clips_per_update(cfg: TrainConfig) -> int:
+    """Of all processes together."""
+    return cfg.batch_size * cfg.accumulation_steps
+
+
+def non_finite(what: str, value: float, update: int, names: Sequence[str]) -> str:
     return (
-        f"the {what} is {value.item()} in update {update}; the weights are as the update before left them. "
+        f"the {what} is {value} in update {update}; the weights are as the update before left them. "
         f"Clips: {', '.join(names)}. A lower train.learning_rate or another train.precision may help"
     )
 

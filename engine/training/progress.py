@@ -29,9 +29,16 @@ class Totals:
         for name, loss in losses.items():
             self.losses[name] = self.losses.get(name, 0.0) + loss * num_clips
 
-    def add_time(self, wait_s: float, total_s: float) -> None:
-        self.wait_s += wait_s
-        self.total_s += total_s
+    def add(self, other: Totals) -> None:
+        self.num_clips += other.num_clips
+        self.num_correct += other.num_correct
+        self.num_damaged += other.num_damaged
+        self.wait_s += other.wait_s
+        self.total_s += other.total_s
+        for name, loss in other.losses.items():
+            self.losses[name] = self.losses.get(name, 0.0) + loss
+        self.num_clipped += other.num_clipped
+        self.grad_norms += other.grad_norms
 
     def add_gradient(self, norm: float, limit: float) -> None:
         """norm: before clipping at `limit`."""
@@ -69,6 +76,15 @@ class Progress:
     best_nll: float = float("inf")  # of that model
     clipped_share: list[float] = field(default_factory=list)  # of the updates of each epoch
     median_grad_norm: list[float] = field(default_factory=list)  # likewise
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs that have ended, with their validation."""
+        return len(self.clipped_share)
+
+    def has_to_validate(self, updates_per_epoch: int) -> bool:
+        """Whether the updates of an epoch are done, and its validation is not."""
+        return self.num_updates == updates_per_epoch * (self.num_epochs + 1)
 
     def end_epoch(self) -> None:
         """Keep what is reported of the epoch's gradients, and begin the next one."""

@@ -1,4 +1,8 @@
+import multiprocessing
+import socket
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +36,10 @@ def assert_same_run() -> Callable[[Path, Path], None]:
 def untimed(state: dict[str, Any]) -> dict[str, Any]:
     for totals in ("window", "epoch"):
         del state["progress"][totals]["wait_s"], state["progress"][totals]["total_s"]
-    numpy_state = state["random"].pop("numpy")
-    assert numpy_state[0] == "MT19937"
-    state["random"]["numpy"] = numpy_state[1:]  # without the name, which is no number to compare
+    for of_process in state["random"]:
+        name, *numbers = of_process["numpy"]
+        assert name == "MT19937"
+        of_process["numpy"] = numbers  # without the name, which is no number to compare
     return state
 
 
@@ -51,3 +56,59 @@ def logged(run: Path) -> dict[str, Any]:
     for tag in tags["tensors"]:
         points[tag] = {point.step for point in events.Tensors(tag)}  # this reader keeps what was taken back
     return points
+
+
+# Begins the script of each process, as `torchrun` would. What it prints goes to a file.
+PROCESS = """
+import os, signal
+os.environ.update({environment!r})
+for stream in (1, 2):
+    os.dup2(os.open({log!r}, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from diveparse.configs import load_config
+from pathlib import Path
+"""
+
+
+@dataclass
+class Ended:
+    """How processes of one run ended, in the order of ranks."""
+
+    exit_codes: list[int | None]  # None: it did not end in time
+    outputs: list[str]
+
+
+@pytest.fixture
+def run_together(tmp_path: Path) -> Callable[..., Ended]:
+    """Run a script in several processes of one run, which talk to each other by gloo.
+
+    A process that ends with an error does not end the others, as `torchrun` would see to.
+    """
+
+    def run(number: int, script: str, *, timeout_s: float = 120, ends_others: bool = False) -> Ended:
+        with socket.create_server(("localhost", 0)) as server:
+            port = server.getsockname()[1]
+        context = multiprocessing.get_context("forkserver")
+        processes, logs = [], [tmp_path / f"process-{rank}.log" for rank in range(number)]
+        for rank, log in enumerate(logs):
+            log.unlink(missing_ok=True)
+            environment = {
+                **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(number)},
+                **{"LOCAL_WORLD_SIZE": str(number), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)},
+                **{"TORCHELASTIC_RUN_ID": "test", "OMP_NUM_THREADS": "1"},
+            }
+            code = PROCESS.format(environment=environment, log=str(log)) + script
+            processes.append(context.Process(target=exec, args=(code, {})))
+            processes[-1].start()
+        end = time.monotonic() + timeout_s
+        while any(process.is_alive() for process in processes) and time.monotonic() < end:
+            time.sleep(0.02)
+            if ends_others and any(process.exitcode for process in processes):
+                break
+        codes = [process.exitcode for process in processes]
+        for process in processes:
+            process.kill()
+            process.join()
+        return Ended(codes, [log.read_text() if log.exists() else "" for log in logs])
+
+    return run

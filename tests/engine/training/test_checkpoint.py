@@ -29,7 +29,7 @@ def toy_learner(seed: int = 0, width: int = 3) -> Learner:
     model = nn.Sequential(nn.Linear(4, width), nn.BatchNorm1d(width), nn.Dropout(), nn.Linear(width, 2))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     schedule = build_schedule(optimizer, TrainConfig(warmup_fraction=0.3), num_updates=10)
-    return Learner(model, optimizer, schedule, Progress())
+    return Learner(model, optimizer, schedule, Progress(), model)
 
 
 def update(learner: Learner) -> None:

@@ -40,7 +40,7 @@ from diveparse.engine.training.loop import (
     update,
     validate,
 )
-from diveparse.engine.training.progress import Progress
+from diveparse.engine.training.progress import Progress, Totals
 from diveparse.engine.training.tensorboard import open_writer
 from diveparse.models.classifier import DiveClassifier, build_classifier
 
@@ -293,7 +293,7 @@ def test_the_model_kept_is_the_best_on_validation(tiny_experiment):
             linear.bias.data = 9 * F.one_hot(torch.tensor(named), len(data.dive_set)).float()
             learner.progress.num_updates += 4
             learner.progress.epoch.add_clips(1, 0, 0, {"loss": 0.0})
-            learner.progress.epoch.add_time(0.0, 1.0)
+            learner.progress.epoch.add(Totals(total_s=1.0))
             learner.progress.epoch.add_gradient(1.0, limit=1.0)
             validate(epoch, cfg, run, learner, batches, data, writer)
     assert curves(run.path)["val/top1"] == {4: 0.0, 8: 0.25, 12: 0.0}

@@ -9,7 +9,7 @@ def test_totals_weigh_each_clip_the_same():
     totals = Totals()
     totals.add_clips(3, 1, 2, {"loss": 1.0})
     totals.add_clips(1, 1, 0, {"loss": 5.0})
-    totals.add_time(1.0, 4.0)
+    totals.add(Totals(wait_s=1.0, total_s=4.0))
     for norm in (0.5, 2.0, 1.0, 4.0):
         totals.add_gradient(norm, limit=1.0)
     assert totals.scalars() == {
@@ -43,7 +43,7 @@ def test_each_epoch_leaves_what_is_reported_of_its_gradients():
 def test_progress_comes_back_from_its_state():
     progress = Progress(num_updates=3, best_top1=0.5, best_nll=1.5)
     progress.window.add_clips(2, 1, 0, {"loss": 0.25})
-    progress.epoch.add_time(0.5, 1.0)
+    progress.epoch.add(Totals(wait_s=0.5, total_s=1.0))
     progress.epoch.add_gradient(2.0, limit=1.0)
     progress.end_epoch()
     assert Progress.from_state_dict(progress.state_dict()) == progress

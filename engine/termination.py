@@ -1,0 +1,94 @@
+"""SIGTERM: how a cluster warns a job before it kills it. A training writes a checkpoint first, and then ends."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TypeVar
+
+from diveparse.engine import distributed
+
+TERMINATED = 128 + signal.SIGTERM  # the exit code of shells for a command that SIGTERM ended
+
+Batch = TypeVar("Batch")
+
+_is_asked = False
+_is_deferred = False
+
+
+class TerminationError(Exception):
+    """SIGTERM has come, and everything is as a checkpoint can hold it."""
+
+
+@contextmanager
+def handled() -> Iterator[None]:
+    """Within the block SIGTERM ends the process with the exit code TERMINATED, as an exception that locks are released
+    by. Within `deferred` it is only noted."""
+    global _is_asked
+    _is_asked = False
+    if threading.current_thread() is not threading.main_thread():  # no other may set a handler
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Within the block SIGTERM is noted, for those who read batches to find."""
+    global _is_deferred
+    _is_deferred = True
+    try:
+        yield
+    finally:
+        _is_deferred = False
+
+
+def _note(_: int, __: FrameType | None) -> None:
+    global _is_asked
+    _is_asked = True
+    if not _is_deferred:
+        raise SystemExit(TERMINATED)
+
+
+def endless_batches(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Batches of a training, of which every process reads as many, until one of them gets SIGTERM.
+
+    Raises: TerminationError, in all processes before the same batch. A cluster may send SIGTERM to the loader's workers
+    too, so that their end is no error then.
+    """
+    iterator = iter(batches)
+    while True:
+        batch = None
+        try:
+            batch = next(iterator)
+        except RuntimeError:
+            if not _is_asked:
+                raise
+        if distributed.is_true_anywhere(_is_asked):
+            raise TerminationError
+        assert batch is not None
+        yield batch
+
+
+def batches_of_split(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Batches of an evaluation, of which processes may read different numbers.
+
+    Raises: TerminationError, in all processes after the last batch, if SIGTERM came to one; it reads no further.
+    """
+    try:
+        for batch in batches:
+            if _is_asked:
+                break
+            yield batch
+    except RuntimeError:
+        if not _is_asked:
+            raise
+    if distributed.is_true_anywhere(_is_asked):
+        raise TerminationError
