@@ -32,6 +32,7 @@ from diveparse.configs.schema import (
     PretrainClipConfig,
     PretrainConfig,
     PretrainTrainConfig,
+    Sharding,
     TestConfig,
     TrainConfig,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "PretrainClipConfig",
     "PretrainConfig",
     "PretrainTrainConfig",
+    "Sharding",
     "StemKind",
     "TestConfig",
     "TrainConfig",

@@ -56,6 +56,11 @@ class Precision(Enum):
     BF16 = "bf16"
 
 
+class Sharding(Enum):
+    NONE = "none"  # every process holds the whole model
+    FULL = "full"  # weights, gradients and optimiser states lie in parts on all of them
+
+
 class Dives(Enum):
     DIVING48 = "diving48"
     WORLD_AQUATICS = "world-aquatics"
@@ -160,7 +165,7 @@ class OptimConfig:
     """How weights are updated: the part of `train` that training and pretraining share."""
 
     num_epochs: int = positive(3, 10**6)
-    batch_size: int = positive(2, 10**5)  # clips in one forward pass
+    batch_size: int = positive(2, 10**5)  # clips in one forward pass, of all processes together
     optimizer: OptimizerKind = OptimizerKind.ADAMW
     learning_rate: float = positive(1e-4, 100)  # at the peak, after the warm-up
     head_learning_rate_factor: float = positive(1.0, 1e6)  # the head's learning rate over the backbone's
@@ -193,6 +198,7 @@ class TrainConfig(OptimConfig):
     ema_decay: float = within(0.0, "[0, 1)")
     precision: Precision = Precision.FP32
     compile: bool = False  # the backbone, on a GPU
+    shard: Sharding = Sharding.NONE  # how processes that `torchrun` started hold the model
     checkpoint_every: int = positive(100, 10**9)  # updates between checkpoints; every epoch ends with one too
 
     def __post_init__(self) -> None:
@@ -201,6 +207,11 @@ class TrainConfig(OptimConfig):
             alpha = getattr(self, name)
             require(not alpha or self.batch_size > 1, f"train.{name}", "0 with train.batch_size=1", alpha)
             require(not alpha or not self.num_cached_views, f"train.{name}", "0 with train.num_cached_views", alpha)
+        if self.shard is Sharding.FULL:
+            require(
+                not self.num_cached_views, "train.num_cached_views", "0 with train.shard=full", self.num_cached_views
+            )
+            require(not self.compile, "train.compile", "false with train.shard=full", self.compile)
 
 
 @dataclass
@@ -274,7 +285,7 @@ class PretrainClipConfig:
 @dataclass
 class PretrainTrainConfig(OptimConfig):
     num_epochs: int = positive(20, 10**6)
-    batch_size: int = positive(4, 10**5)  # of each process
+    batch_size: int = positive(8, 10**5)
     learning_rate: float = positive(1.5e-3, 100)
     warmup_fraction: float = within(0.03, "[0, 1)")
     log_every: int = positive(20, 10**9)

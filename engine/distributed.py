@@ -8,6 +8,7 @@ is, and its result no further than rounding does.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -21,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 Item = TypeVar("Item")
 
 ENDED = "another process of this run has ended, and this one cannot go on without it; see what that one reports"
+SECONDS_TO_REPORT = 60.0  # that others leave to the process which reports for all
 TIMEOUT = timedelta(minutes=30)  # after which a process takes one that does not answer for dead
 
 
@@ -50,12 +52,17 @@ def local_rank() -> int:
 
 
 def require_own_gpu() -> None:
-    """Raises: ValueError if this machine has GPUs, but none for this process."""
-    if torch.cuda.is_available() and local_rank() >= torch.cuda.device_count():
-        raise ValueError(
-            f"torchrun started {os.environ['LOCAL_WORLD_SIZE']} processes on a machine with "
-            f"{torch.cuda.device_count()} GPU(s), and each takes one; set --nproc-per-node to the number of GPUs"
-        )
+    """Raises: ValueError if this machine has GPUs, but not one for each of its processes; at once in the first of them,
+    whose error `torchrun` ends the others for."""
+    num_local, num_gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if not is_launched() or not torch.cuda.is_available() or num_local <= num_gpus:
+        return
+    if local_rank() > 0:
+        time.sleep(SECONDS_TO_REPORT)
+    raise ValueError(
+        f"torchrun started {num_local} processes on a machine with {num_gpus} GPU(s), and each takes one; "
+        "set --nproc-per-node to the number of GPUs"
+    )
 
 
 def require_even(batch_size: int, option: str) -> int:
@@ -79,7 +86,6 @@ def joined(device: torch.device) -> Iterator[None]:
     if not is_launched() or dist.is_initialized():
         yield
         return
-    require_own_gpu()
     # numbers that processes tell each other are on the CPU, and do not wait for the work of a GPU
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     with _others_may_end():

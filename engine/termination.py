@@ -77,14 +77,15 @@ def endless_batches(batches: Iterable[Batch]) -> Iterator[Batch]:
         yield batch
 
 
-def batches_of_split(batches: Iterable[Batch]) -> Iterator[Batch]:
+def batches_of_split(batches: Iterable[Batch], *, can_stop_early: bool) -> Iterator[Batch]:
     """Batches of an evaluation, of which processes may read different numbers.
 
-    Raises: TerminationError, in all processes after the last batch, if SIGTERM came to one; it reads no further.
+    can_stop_early: a process that gets SIGTERM reads no further.
+    Raises: TerminationError, in all processes after the last batch, if SIGTERM came to one.
     """
     try:
         for batch in batches:
-            if _is_asked:
+            if _is_asked and can_stop_early:
                 break
             yield batch
     except RuntimeError:

@@ -85,11 +85,16 @@ class KinematicsHead(nn.Module):
         )
 
 
-def kinematics_loss(answer: Motion, truth: Motion) -> tuple[Tensor, dict[str, Tensor]]:
-    """Sum of the terms and the terms alone (detached). Weights bring the terms to a like size at the start."""
+def kinematics_loss(answer: Motion, truth: Motion, num_seen: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    """Sum of the terms and the terms alone (detached). Weights bring the terms to a like size at the start.
+
+    num_seen: the joints that the error of joints is divided by, by default those that this batch shows. Of several
+    processes it is their mean, so that the mean of their losses is that of all clips.
+    """
     assert truth.joint_seen is not None
     seen = truth.joint_seen.unsqueeze(-1)
-    joint_error = ((answer.joints - truth.joints).abs() * seen).sum() / (2 * seen.sum()).clamp(min=1)
+    num_seen = seen.sum() if num_seen is None else num_seen
+    joint_error = ((answer.joints - truth.joints).abs() * seen).sum() / (2 * num_seen).clamp(min=1)
     terms = {
         "joints": 8 * joint_error,
         "pose": 10 * F.mse_loss(answer.pose, truth.pose),

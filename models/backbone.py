@@ -42,6 +42,7 @@ class Backbone(nn.Module, ABC):
     has_class_token: bool
     clip_format: ClipFormat
     num_frozen_blocks: int  # the embeddings and this many blocks are not trained
+    block_methods: tuple[str, ...] = ()  # of a block that the backbone calls beside its `forward`
 
     @abstractmethod
     def tokens(self, inputs: Tensor) -> Tensor:
@@ -66,6 +67,11 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def layers(self) -> Sequence[Sequence[nn.Parameter]]:
         """Every parameter once, in groups from the embeddings at the bottom to the last norm at the top."""
+
+    def block_list(self) -> list[nn.Module]:
+        """The blocks from the bottom to the top: what full sharding gathers one at a time. Without any it gathers all
+        at once."""
+        return []
 
     @abstractmethod
     def freeze(self, num_blocks: int) -> None:

@@ -160,9 +160,10 @@ class DiveClassifier(nn.Module):
         counts = self.head.num_train_clips or [1] * len(self.dive_set)
         return frozenset(dive for dive, count in zip(self.dive_set, counts, strict=True) if count)
 
-    def save(self, folder: Path | str) -> None:
+    def save(self, folder: Path | str, state: dict[str, Tensor] | None = None) -> None:
         """Write model.safetensors and config.json into a folder, each whole or not at all.
 
+        state: the weights as a whole, of a model that holds a part of them only.
         Raises: ValueError for a published classifier, whose own files hold it.
         """
         folder = Path(folder)
@@ -180,7 +181,7 @@ class DiveClassifier(nn.Module):
         }
         write_json(folder / MODEL_CONFIG, content)
         # the weights last: a folder counts as a model once they are there
-        write_weights(folder / MODEL_FILE, self.state_dict(), {NUM_HEADS: str(self.backbone.num_heads)})
+        write_weights(folder / MODEL_FILE, state or self.state_dict(), {NUM_HEADS: str(self.backbone.num_heads)})
 
     @classmethod
     def from_pretrained(cls, source: Path | str) -> DiveClassifier:

@@ -139,6 +139,8 @@ def split_class_token(tokens: Tensor) -> tuple[Tensor, Tensor]:
 class TimeSformer(Backbone):
     """A clip in, its features out. Its sizes are fixed; `models/weights` moves weights from one size to another."""
 
+    block_methods = ("class_token",)
+
     def __init__(self, cfg: BackboneConfig, *, num_frames: int, image_size: int) -> None:
         super().__init__()
         if image_size % cfg.patch_size != 0:
@@ -216,6 +218,9 @@ class TimeSformer(Backbone):
         nn.init.trunc_normal_(self.space_embed, std=0.02)
         # one row for all frames at first: no order is known before training
         nn.init.zeros_(self.time_embed)
+
+    def block_list(self) -> list[nn.Module]:
+        return list(self.blocks)
 
     def freeze(self, num_blocks: int) -> None:
         """Keep the embeddings and the first `num_blocks` blocks as they are; 0 trains everything."""

@@ -68,6 +68,9 @@ class TransformersEncoder(Backbone):
     def blocks(self) -> list[nn.Module]:
         return list(self.model.encoder.layer)
 
+    def block_list(self) -> list[nn.Module]:
+        return self.blocks
+
     @property
     def embeddings(self) -> nn.Module:
         embeddings: nn.Module = self.model.embeddings

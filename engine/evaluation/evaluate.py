@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diveparse.configs import Precision
+from diveparse.datasets.constants import NUM_CHANNELS
 from diveparse.datasets.dives import ATTRIBUTES, DiveSet
 from diveparse.datasets.records import ClipRecord
 from diveparse.engine import distributed
@@ -28,7 +30,9 @@ def evaluate(
     records: Sequence[ClipRecord],
     precision: Precision = Precision.FP32,
     dive_set: DiveSet | None = None,
+    *,
     batch_size: int = 1,
+    in_step: bool = False,
 ) -> Predictions:
     """Collect a model's answers, with its penalty and without its temperature.
 
@@ -39,7 +43,8 @@ def evaluate(
     the order of `batches`. Of several processes each gives batches of its own share of the clips; all get the answers
     of every clip, in the order of `records`.
     batch_size: every batch is filled up to it with clips that are not counted, so that the answer for a clip is the
-    same to the bit however many others are left beside it: the number of processes decides that.
+    same to the bit however many others are left beside it: the number of processes decides that. in_step: of a model
+    that is sharded, every process runs as many batches, of blank clips where it has none left.
     dive_set: what the labels count in and the answers range over, by default the model's own; a dive of it that the
     model cannot express has probability 0, and so has an attribute value that only such dives have.
     Raises: ValueError if there are no batches, or a clip's answer is not a number.
@@ -56,6 +61,9 @@ def evaluate(
             inputs = _filled_up(batch["inputs"], batch_size)
             answers = _answers(model.penalised(_scores(model, inputs, precision)), known)
             batch_answers.append(answers.first(len(batch["index"])))
+        if in_step:
+            for _ in range(len(batch_answers), num_batches_anywhere(len(records), batch_size)):
+                _scores(model, blank_clips(model), precision)
     finally:
         model.train(was_training)
     answers = _Answers.of_batches(batch_answers, known)
@@ -133,6 +141,17 @@ def _scores(model: DiveClassifier, inputs: Tensor, precision: Precision) -> Dive
     with autocast(precision, device):
         scores: DiveScores = model(inputs.flatten(0, 1).to(device, non_blocking=True), num_views=inputs.shape[1])
         return scores
+
+
+def num_batches_anywhere(num_clips: int, batch_size: int) -> int:
+    """Batches of an evaluation in the process that has the most."""
+    return math.ceil(math.ceil(num_clips / distributed.world_size()) / batch_size)
+
+
+def blank_clips(model: DiveClassifier) -> Tensor:
+    """One view of one clip, (1, 1, time, channel, height, width)."""
+    sizes = model.backbone.clip_format
+    return torch.zeros(1, 1, sizes.num_frames, NUM_CHANNELS, sizes.image_size, sizes.image_size)
 
 
 def _filled_up(inputs: Tensor, batch_size: int) -> Tensor:

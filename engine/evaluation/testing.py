@@ -154,7 +154,7 @@ def score_split(
     inputs = cached_or_read(clips, model, cfg)
     batches = evaluation_batches(inputs, batch_size=cfg.test.batch_size, num_workers=cfg.data.num_workers)
     bar = tqdm(batches, desc=f"testing {cfg.arm} on {split}")
-    predictions = evaluate(model, bar, records, cfg.train.precision, dive_set, cfg.test.batch_size)
+    predictions = evaluate(model, bar, records, cfg.train.precision, dive_set, batch_size=cfg.test.batch_size)
     about = {
         **describe_test(cfg, split, records, predictions, from_cache=clips.cache is not None),
         **about_training,

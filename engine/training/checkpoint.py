@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -29,12 +29,14 @@ from diveparse.datasets.storage.atomic import TEMPORARY_SUFFIX, make_folder, syn
 from diveparse.datasets.storage.disk import naming_full_disk, require_space
 from diveparse.engine import distributed
 from diveparse.engine.run import CHECKPOINT_NAME, RunFolder
+from diveparse.engine.training import sharding
 from diveparse.engine.training.progress import Progress
 from diveparse.engine.training.restored import fixed_options, require_sound
 from diveparse.models.classifier import DiveClassifier
 from diveparse.models.weights.files import MODEL_FILE
 
 WEIGHTS, AVERAGE, STATE = MODEL_FILE, "average.safetensors", "state.pt"
+SHARDS = "shards"  # a folder in place of the first two, of a model that is sharded; it holds the optimiser's states too
 # what safetensors, torch.load and the load_state_dict of each part raise about files that they cannot use
 UNREADABLE = (
     OSError,
@@ -76,22 +78,30 @@ def save_checkpoint(run: RunFolder, learner: Learner, *, has_to_validate: bool =
     Raises: DiskFullError if there is no space; the older checkpoint is then still there.
     """
     random_states = gathered_random_states()
-    if not distributed.is_first():
+    is_sharded = sharding.is_sharded(learner.model)
+    if not distributed.is_first() and not is_sharded:
         return
     folder = run.checkpoint(learner.progress.num_updates, has_to_validate=has_to_validate)
     if folder.is_dir():  # SIGTERM came right after it was written
         return
     partial = folder.with_name(folder.name + TEMPORARY_SUFFIX)
-    shutil.rmtree(partial, ignore_errors=True)  # of an earlier kill
+    if distributed.is_first():
+        shutil.rmtree(partial, ignore_errors=True)  # of an earlier kill
+        make_folder(partial)
     with naming_full_disk(folder, num_checkpoint_bytes(learner)):
         try:
-            _write_state(partial, learner, random_states)
-            partial.rename(folder)
-            sync(run.checkpoints)
+            if is_sharded:
+                distributed.wait_for_all()  # for the folder
+                sharding.save_shards(partial / SHARDS, _sharded_tensors(learner))
+            if distributed.is_first():
+                _write_state(partial, learner, random_states)
+                partial.rename(folder)
+                sync(run.checkpoints)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)  # frees the space that it took
             raise
-    _remove_others(run, folder)
+    if distributed.is_first():
+        _remove_others(run, folder)
 
 
 def _remove_others(run: RunFolder, folder: Path) -> None:
@@ -105,14 +115,16 @@ def _remove_others(run: RunFolder, folder: Path) -> None:
 
 
 def _write_state(folder: Path, learner: Learner, random_states: list[dict[str, Any]]) -> None:
-    make_folder(folder.parent)
-    folder.mkdir()
-    weights = {WEIGHTS: learner.model} | ({} if learner.average is None else {AVERAGE: learner.average.module})
+    is_sharded = sharding.is_sharded(learner.model)
+    weights = {} if is_sharded else {WEIGHTS: learner.model}
+    if learner.average is not None and not is_sharded:
+        weights[AVERAGE] = learner.average.module
     for name, model in weights.items():
         save_model(model, str(folder / name))
+    optimizer = sharding.options_of(learner.optimizer) if is_sharded else learner.optimizer.state_dict()
     torch.save(
         {
-            "optimizer": learner.optimizer.state_dict(),
+            "optimizer": optimizer,
             "schedule": learner.schedule.state_dict(),
             "progress": learner.progress.state_dict(),
             "random": random_states,
@@ -121,6 +133,11 @@ def _write_state(folder: Path, learner: Learner, random_states: list[dict[str, A
     )
     for path in (*(folder / name for name in weights), folder / STATE, folder):
         sync(path)
+
+
+def _sharded_tensors(learner: Learner) -> dict[str, Tensor]:
+    average = None if learner.average is None else learner.average.module
+    return sharding.sharded_tensors(learner.model, learner.optimizer, average)
 
 
 def num_checkpoint_bytes(learner: Learner) -> int:
@@ -157,11 +174,15 @@ def resume_from_checkpoint(run: RunFolder, learner: Learner) -> None:
     device = next(learner.model.parameters()).device
     options = fixed_options(learner.optimizer)
     try:
-        load_model(learner.model, folder / WEIGHTS, device=str(device))
-        if learner.average is not None:
-            load_model(learner.average.module, folder / AVERAGE, device=str(device))
         state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-        learner.optimizer.load_state_dict(state["optimizer"])
+        if sharding.is_sharded(learner.model):
+            sharding.load_shards(folder / SHARDS, _sharded_tensors(learner))
+            sharding.restore_options(learner.optimizer, state["optimizer"])
+        else:
+            load_model(learner.model, folder / WEIGHTS, device=str(device))
+            if learner.average is not None:
+                load_model(learner.average.module, folder / AVERAGE, device=str(device))
+            learner.optimizer.load_state_dict(state["optimizer"])
         learner.schedule.load_state_dict(state["schedule"])
         learner.progress = Progress.from_state_dict(state["progress"])
         if learner.progress.num_updates != run.num_updates_done():

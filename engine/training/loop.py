@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from diveparse.configs import Config, HeadKind, Precision, TrainConfig
+from diveparse.configs import Config, HeadKind, Precision, Sharding, TrainConfig
 from diveparse.datasets.clip_dataset import ClipDataset
 from diveparse.datasets.dives import DiveSet
 from diveparse.datasets.records import ClipRecord, clips_in_a_line
@@ -44,6 +44,7 @@ from diveparse.engine.evaluation.stacking import default_penalty
 from diveparse.engine.evaluation.tensorboard import flat_metrics, log_confusion
 from diveparse.engine.events import flush
 from diveparse.engine.run import RunFolder, open_run, record_environment
+from diveparse.engine.training import sharding
 from diveparse.engine.training.checkpoint import (
     Learner,
     require_space_for_run,
@@ -95,12 +96,17 @@ def train(cfg: Config, *, resume: bool = False) -> Path:
         stack.enter_context(termination.handled())
         require_trainable(cfg.train, device)
         distributed.require_even(cfg.train.batch_size, "train.batch_size")
+        if cfg.train.shard is Sharding.FULL and not distributed.is_launched():
+            raise ValueError("train.shard=full needs processes that torchrun started; use none for one by itself")
         cfg = with_own_sizes(cfg)
         run = RunFolder.of(cfg)
         data = open_training_data(cfg, run.splits_from_cache() if resume else None)
         num_updates = count_updates(len(data.records), cfg.train) * cfg.train.num_epochs
         seed_everything(cfg.seed, device)
-        model = build_classifier(cfg, data.dive_set).to(device)
+        model = build_classifier(cfg, data.dive_set)
+        is_sharded = cfg.train.shard is Sharding.FULL
+        if not is_sharded:  # else each process gets its part alone
+            model = model.to(device)
         model.head.set_class_counts(data.num_train_clips)
         learner = build_learner(model, cfg.train, num_updates)
         seed_own_noise(cfg.seed)
@@ -111,6 +117,8 @@ def train(cfg: Config, *, resume: bool = False) -> Path:
             stack.enter_context(locked(run.path, "training"))
             open_run(cfg, resume=resume)
             stack.enter_context(distributed.joined(device))
+        if is_sharded:
+            learner = build_learner(model, cfg.train, num_updates, shards_on=device)
         train_into_folder(cfg, run, learner, data)
     return run.path
 
@@ -120,7 +128,8 @@ def train_into_folder(cfg: Config, run: RunFolder, learner: Learner, data: Train
     updates_per_epoch = count_updates(len(data.records), cfg.train)
     num_updates = updates_per_epoch * cfg.train.num_epochs
     resume_from_checkpoint(run, learner)
-    learner.step = distributed.data_parallel(learner.step)
+    if not sharding.is_sharded(learner.model):
+        learner.step = distributed.data_parallel(learner.step)
     device = next(learner.model.parameters()).device
     logger.info("%s: %d of %d updates done, on %s", run, learner.progress.num_updates, num_updates, device.type)
     if distributed.world_size() > 1:
@@ -256,8 +265,17 @@ def validate(
     """
     start, progress, kept = time.perf_counter(), learner.progress, learner.kept_model
     kept.unseen_penalty = 0.0  # that of an earlier epoch, which no answer here should have
-    bar = tqdm(termination.batches_of_split(val_batches), desc="validation", total=len(val_batches), leave=False)
-    predictions = evaluate(kept, bar, data.val_records, cfg.train.precision, batch_size=cfg.test.batch_size)
+    is_sharded = sharding.is_sharded(kept)  # then no process may leave out a batch that another one looks at
+    batches = termination.batches_of_split(val_batches, can_stop_early=not is_sharded)
+    bar = tqdm(batches, desc="validation", total=len(val_batches), leave=False)
+    predictions = evaluate(
+        kept,
+        bar,
+        data.val_records,
+        cfg.train.precision,
+        batch_size=cfg.test.batch_size,
+        in_step=is_sharded,
+    )
     metrics = compute_metrics(predictions, data.dive_set, data.num_train_clips.numpy())
     if writer:
         log_scalars(writer, "val", flat_metrics(metrics), progress.num_updates)
@@ -267,9 +285,10 @@ def validate(
     if progress.is_best(compute_metrics(predictions.at(chooses), data.dive_set)):
         kept.temperature = fit_temperature(predictions.dive_log_probs[fits], predictions.labels[fits])
         kept.unseen_penalty = fit_penalty(cfg, kept, val_batches, data, predictions, fits)
+        state = sharding.full_state(kept)
         if writer is None:
             return
-        kept.save(run.model)
+        kept.save(run.model, state)
         write_json(run.best_update, {"update": progress.num_updates})
         if cfg.pictures:
             log_confusion(writer, "val", predictions, data.dive_set, progress.num_updates)
@@ -292,7 +311,15 @@ def fit_penalty(
     if data.scored != data.dive_set:  # the same clips, among more dives
         labels = [data.scored.label_of(dive) for dive in data.dive_set]
         records = [replace(record, label=labels[record.label]) for record in data.val_records]
-        predictions = evaluate(kept, val_batches, records, cfg.train.precision, data.scored, cfg.test.batch_size)
+        predictions = evaluate(
+            kept,
+            val_batches,
+            records,
+            cfg.train.precision,
+            data.scored,
+            batch_size=cfg.test.batch_size,
+            in_step=sharding.is_sharded(kept),
+        )
     return default_penalty(predictions.at(fits), data.scored, data.unseen)
 
 
@@ -318,7 +345,7 @@ def update(
         own.wait_s += time.perf_counter() - asked
         names += [records[index].name for index in batch["index"]]
         is_last = number == cfg.accumulation_steps - 1
-        with nullcontext() if is_last else distributed.without_exchange(learner.step):
+        with nullcontext() if is_last else without_exchange(learner):
             loss, terms, num_correct = learner.step(batch, cfg.precision, mix)
             (loss / cfg.accumulation_steps).backward()
         own.add_clips(len(batch["index"]), num_correct, int(batch["num_damaged"]), terms)
@@ -328,7 +355,7 @@ def update(
         fail_together("loss", everywhere.losses["loss"], progress.num_updates + 1, suspects)
     limit = clipping_limit(cfg)
     trained = [parameter for group in learner.optimizer.param_groups for parameter in group["params"]]
-    grad_norm = nn.utils.clip_grad_norm_(trained, limit)
+    grad_norm = sharding.whole(nn.utils.clip_grad_norm_(trained, limit))
     if not torch.isfinite(grad_norm):
         fail_together("gradient's norm", grad_norm.item(), progress.num_updates + 1, names)
     learning_rate = float(learner.schedule.get_last_lr()[0])
@@ -343,6 +370,13 @@ def update(
     for totals in (progress.window, progress.epoch):
         totals.add(everywhere)
     return {"learning_rate": learning_rate, "grad_norm": grad_norm.item()}
+
+
+def without_exchange(learner: Learner) -> AbstractContextManager[None]:
+    """Within the block gradients add up in each process by itself: for all batches of an update but the last."""
+    if sharding.is_sharded(learner.model):
+        return sharding.without_exchange(learner.model)
+    return distributed.without_exchange(learner.step)
 
 
 def summed(own: Totals) -> Totals:
@@ -396,12 +430,18 @@ class LossOfBatch(nn.Module):
         return compute_loss(self.model, batch, precision, mix)
 
 
-def build_learner(model: DiveClassifier, cfg: TrainConfig, num_updates: int) -> Learner:
+def build_learner(
+    model: DiveClassifier, cfg: TrainConfig, num_updates: int, *, shards_on: torch.device | None = None
+) -> Learner:
+    """shards_on: the device for this process's parts of a model that is sharded; None for one that is not."""
+    # its warm-up reduces the weight of the initial values in a short training; 0.999 is reached after 10,000 updates
+    average = ModelEmaV3(model, decay=cfg.ema_decay, use_warmup=True, warmup_power=3 / 4) if cfg.ema_decay else None
+    if shards_on is not None:
+        for each in (model,) if average is None else (model, average.module):
+            sharding.shard(each, shards_on, cfg.precision)
     head = model.head if model.pooling is None else nn.ModuleList([model.pooling, model.head])
     optimizer = build_optimizer(model.backbone, head, cfg)
     schedule = build_schedule(optimizer, cfg, num_updates)
-    # its warm-up reduces the weight of the initial values in a short training; 0.999 is reached after 10,000 updates
-    average = ModelEmaV3(model, decay=cfg.ema_decay, use_warmup=True, warmup_power=3 / 4) if cfg.ema_decay else None
     if cfg.compile:  # as a whole: blocks differ in how many paths they drop, and too many kinds are not compiled
         model.features = torch.compile(model.features)  # type: ignore[method-assign]
     return Learner(model, optimizer, schedule, Progress(), LossOfBatch(model), average)

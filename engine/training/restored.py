@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -43,5 +44,7 @@ def require_sound(
 
 
 def _require_finite(name: str, tensor: torch.Tensor) -> None:
+    if isinstance(tensor, DTensor):
+        tensor = tensor.to_local()  # of a sharded one each process checks its part
     if not tensor.isfinite().all():
         raise ValueError(f"{name} is infinite or not a number")

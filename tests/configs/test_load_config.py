@@ -398,3 +398,11 @@ def test_an_option_that_is_gone_is_refused_where_it_was_on(tmp_path: Path) -> No
     (tmp_path / "config.yaml").write_text("name: older\narm: joint\nhead: {kind: pairwise, pair_rank: 4}\n")
     with pytest.raises(ValueError, match=r"config.yaml: head.pair_rank=4: this version has no such option"):
         load_config(tmp_path / "config.yaml", [])
+
+
+@pytest.mark.parametrize("option", ["train.num_cached_views=4", "train.compile=true"])
+def test_a_sharded_model_is_trained_from_clips_and_not_compiled(tmp_path: Path, option: str) -> None:
+    (tmp_path / "config.yaml").write_text(MINIMAL)
+    options = [*CACHED[:2], "train.shard=full", option]
+    with pytest.raises(ValueError, match=f"{option.split('=')[0]} must be (0|false) with train.shard=full"):
+        load_config(tmp_path / "config.yaml", options)

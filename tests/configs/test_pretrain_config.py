@@ -53,7 +53,7 @@ def test_an_option_that_pretraining_does_not_read_is_refused_by_name(option):
     [
         (["name=a/b"], "name must be a plain folder name"),
         (["seed=-1"], "seed must be >= 0, got -1"),
-        (["clips_per_epoch=3"], "clips_per_epoch must be at least train.batch_size=4, got 3"),
+        (["clips_per_epoch=3"], "clips_per_epoch must be at least train.batch_size=8, got 3"),
         (["clips_per_epoch=0"], "clips_per_epoch must be > 0, got 0"),
         (["num_easy_clips=-1"], "num_easy_clips must be >= 0, got -1"),
         (["num_workers=-1"], "num_workers must be >= 0, got -1"),

@@ -14,12 +14,14 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from diveparse.configs import load_config, run_folder
+from diveparse.configs import PretrainConfig, load_config, run_folder
 from diveparse.datasets.storage.lock import locked
 from diveparse.engine import distributed
 from diveparse.engine.evaluation.testing import evaluate_run
 from diveparse.engine.termination import TERMINATED
 from diveparse.engine.training.loop import train
+from diveparse.engine.training.pretrain import pretrain
+from diveparse.models.build import load_backbone
 
 TRAIN = """
 from diveparse.engine.training import loop
@@ -96,6 +98,27 @@ def test_any_number_of_processes_trains_what_one_does(
     assert_same_to_rounding(folder_of(tiny_experiment, *overrides), one)
 
 
+def test_a_sharded_model_trains_as_a_whole_one_does(tiny_experiment: Path, run_together: RunTogether) -> None:
+    averaged = "train.ema_decay=0.9"
+    alone = train(load_config(tiny_experiment, [*QUICK, averaged, "arm=alone"]))
+    sharded = (averaged, "train.shard=full")
+    script = command("train", tiny_experiment, *QUICK, *sharded, "--resume")
+    stopped = run_together(2, signalled("SIGTERM", rank=1, update=3) + script)
+    assert stopped.exit_codes == [TERMINATED] * 2, stopped.outputs
+    (shards,) = folder_of(tiny_experiment, *sharded).glob("checkpoints/update-*/shards")
+    assert len(list(shards.glob("*.distcp"))) == 2
+    ended = run_together(4, script)
+    assert ended.exit_codes == [0] * 4, ended.outputs
+    run = folder_of(tiny_experiment, *sharded)
+    whole, parts = (load_file(each / "model" / "model.safetensors") for each in (alone, run))
+    assert whole.keys() == parts.keys()
+    for name, values in whole.items():
+        torch.testing.assert_close(values, parts[name], rtol=0, atol=1e-4)
+    drawn = curves(alone)
+    for tag, points in curves(run).items():
+        assert points == pytest.approx(drawn[tag], abs=1e-4), tag
+
+
 def test_a_run_goes_on_with_another_number_of_processes(
     tiny_experiment: Path, noiseless_run: Path, run_together: RunTogether
 ) -> None:
@@ -133,6 +156,27 @@ def test_where_one_process_is_killed_the_other_ends_and_both_go_on_to_the_same_b
     assert ended.exit_codes == [0, 0], ended.outputs
     again = tiny_experiment.parent / "again" / "tiny" / "whole" / "seed-0"
     assert_same_run(again, folder_of(tiny_experiment, noisy, "arm=whole"))
+
+
+def test_a_pretraining_is_the_same_on_any_number_of_processes(tmp_path: Path, run_together: RunTogether) -> None:
+    sizes = "clip.num_frames=4 clip.image_size=32 backbone.embed_dim=16 backbone.depth=2 backbone.num_heads=2"
+    options = [*sizes.split(), "clips_per_epoch=4", "num_workers=0", "train.batch_size=4", "train.num_epochs=3"]
+    config = tmp_path / "tiny.yaml"
+    config.write_text(f"name: alone\nruns_dir: {tmp_path / 'runs'}\n")
+    alone = load_backbone(
+        str(pretrain(load_config(config, options, PretrainConfig), resume=False)),
+        load_config(config, options, PretrainConfig).backbone,
+        num_frames=4,
+        image_size=32,
+    ).state_dict()
+    script = command("pretrain", config, *options, "name=together", "--resume")
+    stopped = run_together(2, signalled("SIGTERM", rank=1, update=2) + script)
+    assert stopped.exit_codes == [TERMINATED] * 2, stopped.outputs
+    ended = run_together(4, script)
+    assert ended.exit_codes == [0] * 4, ended.outputs
+    together = load_file(tmp_path / "runs" / "together" / "backbone.safetensors")
+    for name, values in alone.items():
+        torch.testing.assert_close(values, together[name].float(), rtol=0, atol=2e-3)  # kept in half precision
 
 
 def test_every_number_of_processes_gives_the_same_predictions(
@@ -229,6 +273,7 @@ def test_a_command_that_processes_cannot_share_is_refused(run_together: RunToget
 def test_a_process_without_a_gpu_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
     monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setattr(distributed, "SECONDS_TO_REPORT", 0)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

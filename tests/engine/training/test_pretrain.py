@@ -18,9 +18,11 @@ from diveparse.configs import (
     load_config,
     run_folder,
 )
+from diveparse.engine import distributed
 from diveparse.engine.training.loop import NonFiniteError
 from diveparse.engine.training.pretrain import (
     build_pretraining,
+    light_of,
     motion_batches,
     normalise,
     pretrain,
@@ -84,11 +86,10 @@ def test_an_epoch_may_have_fewer_updates_than_there_are_between_points(
     assert "update 2 of 2: joints" in caplog.text
 
 
-def test_an_epoch_must_fill_a_batch_of_every_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(ValueError, match=r"clips_per_epoch must be at least train.batch_size x processes = 6, got 4"):
+def test_a_batch_that_the_processes_cannot_share_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("TORCHELASTIC_RUN_ID", "none"), ("RANK", "0"), ("WORLD_SIZE", "3")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=r"train.batch_size=2 is the batch of all processes together, and 3 of them"):
         pretrain(tiny(tmp_path, num_epochs=1), resume=False)
     assert not list(tmp_path.iterdir())
 
@@ -108,17 +109,6 @@ def test_a_run_keeps_its_config_and_goes_on_with_no_other(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"tiny already holds a run; add --resume to go on with it, or change name$"):
         pretrain(cfg, resume=False)
     assert (run_folder(cfg) / "checkpoint.pt").read_bytes() == before
-
-
-def test_a_run_of_other_processes_does_not_go_on(tmp_path: Path) -> None:
-    cfg = tiny(tmp_path, num_epochs=1)
-    pretrain(cfg, resume=False)
-    checkpoint = run_folder(cfg) / "checkpoint.pt"
-    torch.save(torch.load(checkpoint, weights_only=True) | {"world_size": 2}, checkpoint)
-    with pytest.raises(
-        ValueError, match=r"checkpoint.pt: written by 2 process\(es\) and needs as many to go on, got 1"
-    ):
-        pretrain(cfg, resume=True)
 
 
 @pytest.mark.parametrize("damage", ["cut short", "another model", "no tensor file"])
@@ -150,7 +140,7 @@ def test_a_pretraining_that_diverges_stops_with_the_clips_names_and_its_last_che
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
 def test_what_is_not_finite_stops_before_the_weights_change(tmp_path: Path, broken: str) -> None:
     cfg, device = tiny(tmp_path, num_epochs=1), torch.device("cpu")
-    state = build_pretraining(cfg, 2, device, rank=0, world_size=1)
+    state = build_pretraining(cfg, 2, device)
     clips, truth = next(motion_batches(cfg, range(2), device))
     if broken == "loss":
         clips[1] = torch.nan
@@ -167,23 +157,29 @@ def test_what_is_not_finite_stops_before_the_weights_change(tmp_path: Path, brok
 def test_the_clips_of_every_process_with_a_broken_loss_are_named(
     monkeypatch: pytest.MonkeyPatch, broken: list[int], clips: str
 ) -> None:
-    def gather(of_process: list[torch.Tensor], own: torch.Tensor) -> None:
-        for rank, values in enumerate(of_process):
-            values.copy_(own)
-            if rank in broken:
-                values[1] = torch.nan
+    def gather(own: torch.Tensor) -> torch.Tensor:
+        rows = own.repeat(2, 1)  # of two processes
+        rows[broken, 1] = torch.nan
+        return rows
 
-    monkeypatch.setattr(torch.distributed, "all_gather", gather)  # other processes
+    monkeypatch.setattr(distributed, "gathered", gather)
     terms = {"loss": torch.tensor(1.0), "pose": torch.tensor(2.0)}
     with pytest.raises(NonFiniteError, match=rf"^pose is nan in update 2; .* items {clips} of MotionClips"):
-        require_finite(terms, update=1, items=range(4, 8), world_size=2)
+        require_finite(terms, update=1, items=range(4, 8))
 
 
 def test_relighting_changes_all_frames_of_a_clip_alike() -> None:
     clips = torch.full((2, 3, 3, 4, 4), 128, dtype=torch.uint8)
-    relit = relight(clips, 0.2, torch.Generator().manual_seed(0))
+    light = torch.stack([light_of(0, 0), light_of(0, 1)])
+    relit = relight(clips, 0.2, light)
     assert (relit == relit[:, :1, :, :1, :1]).all()
     assert (relit[0] != relit[1]).all()
-    unchanged = relight(clips, 0.0, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(unchanged, clips.float() / 255)
-    assert normalise(unchanged).abs().max() < 1
+    for unchanged in (relight(clips, 0.0, light), relight(clips, 0.2, torch.full((2, 2, 3), 0.5))):
+        torch.testing.assert_close(unchanged, clips.float() / 255)
+        assert normalise(unchanged).abs().max() < 1
+
+
+def test_the_light_of_a_clip_follows_from_its_number_alone(tmp_path: Path) -> None:
+    cfg, device = tiny(tmp_path, num_epochs=1), torch.device("cpu")
+    (two, _), (one, _) = next(motion_batches(cfg, range(2), device)), next(motion_batches(cfg, range(1, 2), device))
+    assert torch.equal(two[1], one[0])
