@@ -30,10 +30,10 @@ from diveparse.engine.device import choose_device
 from diveparse.engine.events import flush
 from diveparse.engine.run import RunFolder, open_run, record_environment
 from diveparse.engine.training.checkpoint import UNREADABLE
-from diveparse.engine.training.loop import NonFiniteError
 from diveparse.engine.training.optim import build_optimizer, build_schedule, clipping_limit
 from diveparse.engine.training.restored import fixed_options, require_sound
 from diveparse.engine.training.tensorboard import log_scalars, open_writer
+from diveparse.engine.training.update import NonFiniteError
 from diveparse.heads.kinematics import KinematicsHead, Motion, kinematics_loss
 from diveparse.models.build import build_backbone, load_backbone
 from diveparse.models.timesformer import TimeSformer

@@ -13,7 +13,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -116,9 +116,18 @@ class Command:
     """A command in a process and a session of its own, with files for its output: a pipe would wait for its workers."""
 
     def __init__(
-        self, arguments: list[str], scratch: Path, *, output: Path | None = None, prefix: tuple[str, ...] = ()
+        self,
+        arguments: list[str],
+        scratch: Path,
+        *,
+        output: Path | None = None,
+        prefix: tuple[str, ...] = (),
+        environment: Mapping[str, str] | None = None,
     ):
-        """arguments: the name of a command, and those of the command. output: where its standard output goes to."""
+        """arguments: the name of a command, and those of the command. output: where its standard output goes to.
+
+        environment: what is added to that of this process.
+        """
         name, *rest = arguments
         self.paths = output or scratch / "stdout", scratch / "stderr"
         self.files: list[IO[bytes]] = [path.open("wb") for path in self.paths]
@@ -128,7 +137,7 @@ class Command:
             stdin=subprocess.DEVNULL,
             stdout=self.files[0],
             stderr=self.files[1],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
             start_new_session=True,
         )
 

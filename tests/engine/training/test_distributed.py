@@ -221,13 +221,13 @@ def test_a_loss_that_is_not_finite_in_one_process_is_reported_by_the_first(
     tiny_experiment: Path, run_together: RunTogether
 ) -> None:
     spoilt = """
-from diveparse.engine.training import loop
-right = loop.compute_loss
+from diveparse.engine.training import update
+right = update.compute_loss
 def wrong(model, batch, *more):
     loss, terms, num_correct = right(model, batch, *more)
     factor = float("nan") if os.environ["RANK"] == "1" else 1.0
     return loss * factor, {name: value * factor for name, value in terms.items()}, num_correct
-loop.compute_loss = wrong
+update.compute_loss = wrong
 """
     ended = run_together(2, spoilt + command("train", tiny_experiment, *QUICK))
     assert ended.exit_codes == [1, 1]

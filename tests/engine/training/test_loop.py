@@ -31,17 +31,10 @@ from diveparse.engine.evaluation.predictions import Predictions, load_prediction
 from diveparse.engine.evaluation.testing import evaluate_run
 from diveparse.engine.run import RunFolder
 from diveparse.engine.training import loop
-from diveparse.engine.training.loop import (
-    NonFiniteError,
-    build_learner,
-    compute_loss,
-    open_training_data,
-    train,
-    update,
-    validate,
-)
+from diveparse.engine.training.loop import build_learner, open_training_data, train, validate
 from diveparse.engine.training.progress import Progress, Totals
 from diveparse.engine.training.tensorboard import open_writer
+from diveparse.engine.training.update import NonFiniteError, compute_loss, update
 from diveparse.models.classifier import DiveClassifier, build_classifier
 
 pytestmark = pytest.mark.usefixtures("quick_training_figures")

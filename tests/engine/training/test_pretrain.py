@@ -19,7 +19,6 @@ from diveparse.configs import (
     run_folder,
 )
 from diveparse.engine import distributed
-from diveparse.engine.training.loop import NonFiniteError
 from diveparse.engine.training.pretrain import (
     build_pretraining,
     light_of,
@@ -30,6 +29,7 @@ from diveparse.engine.training.pretrain import (
     require_finite,
     update,
 )
+from diveparse.engine.training.update import NonFiniteError
 from diveparse.models.build import load_backbone
 
 
