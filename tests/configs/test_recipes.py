@@ -19,8 +19,8 @@ from diveparse.datasets.rendered.clip import RenderedClip, Source, Split
 from diveparse.datasets.rendered.sets import write_clip
 from diveparse.engine.batches import training_batches
 from diveparse.engine.training.loop import build_learner, count_updates
-from diveparse.engine.training.update import update
 from diveparse.engine.training.mixing import build_mixing
+from diveparse.engine.training.update import update
 from diveparse.heads import build_head
 from diveparse.models.build_encoder import build_encoder
 from diveparse.models.classifier import DiveClassifier, ModelConfig, build_classifier
