@@ -1,6 +1,6 @@
 """Measure speed and memory beside peers, in one run: `loading` reads frames of videos with several readers, `backbone`
 runs several TimeSformers, `encoders` the video encoders of transformers, and `memory` reports what an update of a large
-TimeSformer takes.
+TimeSformer takes. `scaling` estimates what training on many GPUs costs, and measures two processes beside one.
 
 Peers come with `pip install 'diveparse[bench]'`. One that is not installed is left out, and named below the table.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import os
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,6 +23,8 @@ from diveparse.commands.cli import add_command
 if TYPE_CHECKING:
     from diveparse.engine.benchmark.backbone import Measurement, Setting
     from diveparse.engine.benchmark.loading import ReaderMeasurement
+    from diveparse.engine.benchmark.processes import Scaling
+    from diveparse.engine.benchmark.scaling import Assumptions
 
 EXAMPLES = """\
 examples:
@@ -30,6 +33,8 @@ examples:
   %(prog)s backbone --sizes small base --repeats 9 --json backbone.json
   %(prog)s encoders --encoders videomae vivit --repeats 3
   %(prog)s memory --frames 24 --batch-size 2 --checkpointed 12
+  %(prog)s scaling --batch-size 8 --network 400
+  %(prog)s scaling --measure --repeats 9
 """
 SIZES = ("small", "base", "base-24")
 ENCODERS = ("timesformer", "videomae", "vivit", "vjepa2", "videoprism_vision_model")
@@ -70,12 +75,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpointed", type=int, default=12, help="blocks under activation checkpointing, of 12 (12)"
     )
     memory.set_defaults(action=run_memory)
+    scaling = add_command(
+        commands, "scaling", "estimate what training on 1 to 512 GPUs costs: exchange, loading and memory, on paper"
+    )
+    scaling.add_argument("--batch-size", type=int, default=4, help="clips of one GPU in an update (4)")
+    scaling.add_argument(
+        "--teraflops", type=float, default=395.6, help="TFLOP/s that a GPU sustains (395.6: 40 %% of an H100's peak)"
+    )
+    scaling.add_argument("--nvlink", type=float, default=450, help="GB/s between the GPUs of a node (450)")
+    scaling.add_argument("--network", type=float, default=50, help="GB/s of a node to the next (50: 400 Gbit/s)")
+    scaling.add_argument(
+        "--clips-per-worker", type=float, default=28, help="clips of 24 frames that a loader worker reads a second (28)"
+    )
+    scaling.add_argument(
+        "--measure", action="store_true", help="instead, measure two processes beside one on this machine's CPU"
+    )
+    scaling.add_argument("--repeats", type=int, default=5, help="of every pair with --measure (5)")
+    scaling.set_defaults(action=run_scaling)
 
 
 def run(args: argparse.Namespace) -> int:
     for name in ("frames", "size", "repeats", "batch_size", "threads"):
         if getattr(args, name, 1) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    for name in ("teraflops", "nvlink", "network", "clips_per_worker"):
+        if not 0 < getattr(args, name, 1) < float("inf"):
+            raise ValueError(f"--{name.replace('_', '-')} must be more than 0, got {getattr(args, name)}")
     args.action(args)
     return 0
 
@@ -211,6 +236,103 @@ def run_memory(args: argparse.Namespace) -> None:
         peak = peak_of_training(setting, torch.device(device)) / 2**30
         about = f"{setting}, {args.checkpointed} blocks checkpointed: an update by AdamW in {PRECISIONS[device].value}"
         print(f"{about} on {device} takes {peak:.2f} GiB", flush=True)
+
+
+def run_scaling(args: argparse.Namespace) -> None:
+    if args.measure:
+        measure_scaling(args.repeats)
+        return
+    from diveparse.engine.benchmark.scaling import Assumptions
+
+    assumed = Assumptions(1e12 * args.teraflops, 1e9 * args.nvlink, 1e9 * args.network, args.clips_per_worker)
+    print(
+        f"estimated, not measured; assumed: {args.teraflops:g} TFLOP/s a GPU, {args.nvlink:g} GB/s within a node, "
+        f"{args.network:g} GB/s between nodes,\n{args.batch_size} clips a GPU and update, all blocks trained, "
+        f"{args.clips_per_worker:g} clips of 24 frames a loader worker and second\n"
+    )
+    print("\n\n".join(scaling_tables(args.batch_size, assumed)))
+
+
+def scaling_tables(batch_size: int, assumed: Assumptions) -> list[str]:
+    """Of a clip, of an update, and of all GPUs."""
+    from diveparse.engine.benchmark.scaling import MODELS, NUMS_GPUS, Estimate
+
+    clips, updates, machines = [], [], []
+    for name, sizes in MODELS.items():
+        one = Estimate(sizes, 1, batch_size, assumed)
+        about = [f"{sizes.num_parameters / 1e6:.1f} M", f"{one.flops_per_clip / 1e12:.2f}"]
+        clips.append([name, *about, f"{one.clips_per_s:.0f}", f"{1000 * one.compute_s:.1f}"])
+        for num_gpus in NUMS_GPUS:
+            each = Estimate(sizes, num_gpus, batch_size, assumed)
+            times_s = (each.exchange_s, each.update_s, each.overlapped_update_s)
+            updates.append(
+                [
+                    name,
+                    str(num_gpus),
+                    f"{each.exchanged_bytes / 1e9:.2f}",
+                    *(f"{1000 * time_s:.1f}" for time_s in times_s),
+                ]
+            )
+            states = (each.state_bytes, each.sharded_state_bytes)
+            machines.append(
+                [name, str(num_gpus), f"{each.clips_per_s:,.0f}", f"{each.num_workers:,}"]
+                + [f"{num_bytes / 1e9:.3f}" for num_bytes in states]
+            )
+    headers = [
+        [
+            "model",
+            "parameters",
+            "TFLOP a clip, forward and backward (estimated)",
+            "clips a second and GPU (estimated)",
+            "ms of an update's compute (estimated)",
+        ],
+        [
+            "model",
+            "GPUs",
+            "GB exchanged a process and update (estimated)",
+            "ms of exchange (estimated)",
+            "ms of an update (estimated)",
+            "the same with overlap, at best (estimated)",
+        ],
+        [
+            "model",
+            "GPUs",
+            "clips a second, at most (estimated)",
+            "loader workers (estimated)",
+            "GB of state a GPU (estimated)",
+            "the same fully sharded (estimated)",
+        ],
+    ]
+    return [
+        tabulate(rows, headers=names, tablefmt="github", disable_numparse=True)
+        for rows, names in zip((clips, updates, machines), headers, strict=True)
+    ]
+
+
+def measure_scaling(repeats: int) -> None:
+    from diveparse.configs import ClipConfig
+    from diveparse.engine.benchmark.processes import NUM_LOADED, WORKS, measure_work, measure_workers
+
+    measured = [measure_work(work, repeats) for work in WORKS]
+    with tempfile.TemporaryDirectory() as folder:
+        measured.append(measure_workers(Path(folder), repeats, ClipConfig(num_frames=24, image_size=224), NUM_LOADED))
+    print(f"one thread a process, gloo, {os.cpu_count()} cores, {repeats} repeats of each in turns\n")
+    print(processes_table(measured))
+
+
+def processes_table(measured: list[Scaling]) -> str:
+    rows = [
+        [
+            each.name,
+            str(each.batch_size),
+            f"{np.median(each.of_one):.1f}",
+            f"{np.median(each.of_two):.1f}",
+            median_and_range(np.array(each.ratios), ".2f"),
+        ]
+        for each in measured
+    ]
+    headers = ["what", "batch", "clips a second, one process or worker", "of two", "two / one: median (range)"]
+    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
 
 
 def median_and_range(values: np.ndarray[Any, np.dtype[Any]], form: str) -> str:

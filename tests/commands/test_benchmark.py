@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from diveparse.commands.benchmark import ENCODERS, SIZES
+from diveparse.commands.benchmark import ENCODERS, SIZES, scaling_tables
 from diveparse.commands.cli import main
 from diveparse.configs import BackboneConfig
 from diveparse.engine.benchmark import backbone as speed
-from diveparse.engine.benchmark import encoders
+from diveparse.engine.benchmark import encoders, processes, scaling
 
 TINY = speed.Setting(BackboneConfig(patch_size=8, embed_dim=16, depth=1, num_heads=2), 2, 16, 2)
 
@@ -118,3 +118,55 @@ def test_what_no_backbone_can_do_is_one_line(
 def test_the_sizes_to_choose_from_are_those_of_the_benchmark() -> None:
     assert list(speed.SETTINGS) == list(SIZES)
     assert list(encoders.PUBLISHED) == list(ENCODERS)
+
+
+def rows_of(out: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line.startswith("|")]
+
+
+def test_scaling_is_estimated_from_the_speeds_that_are_given(capsys: pytest.CaptureFixture[str]) -> None:
+    options = [
+        "--batch-size",
+        "2",
+        "--teraflops",
+        "100",
+        "--network",
+        "25",
+        "--nvlink",
+        "100",
+        "--clips-per-worker",
+        "10",
+    ]
+    assert main(["benchmark", "scaling", *options]) == 0
+    out = capsys.readouterr().out
+    assert "100 TFLOP/s a GPU, 100 GB/s within a node, 25 GB/s between nodes,\n2 clips a GPU" in out
+    rows = rows_of(out)
+    assert ["ViT-B/16, 8 frames of 224²", "121.3 M", "1.07", "93", "21.4"] in rows
+    assert ["ViT-B/16, 8 frames of 224²", "64", "0.95", "38.2", "59.6", "45.3"] in rows
+    assert ["ViT-B/16, 24 frames of 224²", "8", "253", "26", "1.940", "0.243"] in rows
+    for header in (row for row in rows if row[0] == "model"):
+        assert len(header) <= 6
+        assert all(cell in ("model", "GPUs", "parameters") or "(estimated)" in cell for cell in header)
+
+
+def test_scaling_is_measured_in_one_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def measured(name: str) -> processes.Scaling:
+        return processes.Scaling(name, 4, [10.0, 12.0, 8.0], [15.0, 15.0, 16.0])
+
+    monkeypatch.setattr(processes, "measure_work", lambda work, _: measured(work.name))
+    monkeypatch.setattr(processes, "measure_workers", lambda *_: measured("loading"))
+    assert main(["benchmark", "scaling", "--measure", "--repeats", "3"]) == 0
+    rows = rows_of(capsys.readouterr().out)
+    assert [row[0] for row in rows[2:]] == [*(work.name for work in processes.WORKS), "loading"]
+    assert all(row[1:] == ["4", "10.0", "15.0", "1.50 (1.25 to 2.00)"] for row in rows[2:])
+
+
+@pytest.mark.parametrize("option", ["--teraflops", "--nvlink", "--network", "--clips-per-worker"])
+def test_a_speed_of_nothing_is_one_line(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmark", "scaling", option, "0"]) == 1
+    assert capsys.readouterr().err == f"error: {option} must be more than 0, got 0.0\n"
+
+
+def test_the_defaults_of_scaling_are_its_assumptions(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmark", "scaling"]) == 0
+    assert "\n\n".join(scaling_tables(scaling.DEFAULT_BATCH_SIZE, scaling.Assumptions())) in capsys.readouterr().out
