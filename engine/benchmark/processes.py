@@ -25,7 +25,7 @@ from diveparse.datasets.rendered.sets import write_clip
 from diveparse.datasets.storage.workers import worker_pool
 from diveparse.engine import distributed
 from diveparse.engine.batches import Batch, training_batches
-from diveparse.engine.training.loop import LossOfBatch
+from diveparse.engine.training.update import LossOfBatch
 from diveparse.models.classifier import build_classifier
 
 NUM_PROCESSES = 2
