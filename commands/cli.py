@@ -14,7 +14,7 @@ from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, Protocol, TextIO, cast
 
 from diveparse.commands import interrupt
-from diveparse.commands.interrupt import INTERRUPTED
+from diveparse.commands.interrupt import INTERRUPTED, process
 from diveparse.datasets.storage.disk import DiskFullError, space_problem
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
             code = INTERRUPTED
         except SystemExit as ending:  # of --help, of wrong arguments, and of SIGTERM
             output.finish()
-            if ending.code == TERMINATED and process() == 0:
+            if ending.code == TERMINATED:
                 interrupt.print_stopped()
             if output.problem is None:
                 raise
@@ -139,11 +139,6 @@ def main(argv: list[str] | None = None) -> int:
             text += "; free some space and start the same command again"
         print_error(ValueError(text))
     return 1
-
-
-def process() -> int:
-    """The number of this process among those that `torchrun` started, from 0; of a process by itself 0."""
-    return int(os.environ["RANK"]) if "TORCHELASTIC_RUN_ID" in os.environ else 0
 
 
 def run_command(argv: list[str]) -> int:

@@ -26,7 +26,15 @@ def ignore() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def process() -> int:
+    """The number of this process among those that `torchrun` started, from 0; of a process by itself 0."""
+    return int(os.environ["RANK"]) if "TORCHELASTIC_RUN_ID" in os.environ else 0
+
+
 def print_stopped() -> None:
+    """Of several processes the first one reports."""
+    if process() > 0:
+        return
     print(f"stopped: {if_stopped}" if if_stopped else "stopped", file=sys.stderr)
 
 

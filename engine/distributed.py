@@ -97,11 +97,9 @@ def joined(device: torch.device) -> Iterator[None]:
             world_size=world_size(),
             device_id=device if device.type == "cuda" else None,
         )
-        try:
-            yield
-            dist.barrier()  # no process leaves while another still needs it
-        finally:
-            dist.destroy_process_group()
+        yield
+        dist.barrier()  # no process leaves while another still needs it
+    dist.destroy_process_group()  # after an error its end may wait for those that are no more; the process exits anyway
 
 
 def _store_of_attempt() -> dist.Store:
