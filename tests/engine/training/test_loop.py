@@ -1,7 +1,9 @@
 import contextlib
 import json
+import os
 import re
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
@@ -527,3 +529,42 @@ def test_there_is_no_penalty_where_every_dive_that_is_expected_has_clips(
     assert open_training_data(cfg, None).unseen == []
     assert DiveClassifier.load(train(cfg)).unseen_penalty == 0
     assert not penalised_on
+
+
+def test_sigterm_in_a_validation_leaves_it_to_the_resumption(
+    tiny_experiment: Path,
+    tiny_run: Path,
+    assert_same_run: Callable[[Path, Path], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cfg = load_config(tiny_experiment, ["train.num_epochs=1"])
+    whole = loop.evaluate
+
+    def evaluate_and_get_sigterm(*arguments: Any, **options: Any) -> Predictions:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return whole(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "evaluate", evaluate_and_get_sigterm)
+        with pytest.raises(SystemExit) as ending:
+            train(cfg)
+    assert ending.value.code == 128 + signal.SIGTERM
+    run = RunFolder.of(cfg)
+    assert [path.name for path in run.checkpoints.iterdir()] == ["update-00000004-to-validate"]
+    assert not run.trained.is_file()
+    train(cfg, resume=True)
+    assert_same_run(run.path, tiny_run)
+
+
+def test_sigterm_before_the_first_update_ends_at_once(tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = load_config(tiny_experiment, ["train.num_epochs=1"])
+
+    def get_sigterm(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(loop, "open_training_data", get_sigterm)
+    with pytest.raises(SystemExit) as ending:
+        train(cfg)
+    assert ending.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert not run_folder(cfg).exists()
