@@ -70,13 +70,15 @@ class Work:
         return {"inputs": inputs, "label": torch.randint(len(DIVING48), (num_clips,))}
 
 
-def works(backbone: BackboneConfig, clip: ClipConfig, num_passes: tuple[int, int, int]) -> list[Work]:
-    """The three ways to train a backbone. num_passes: of each, in one timing."""
+def works(backbone: BackboneConfig, clip: ClipConfig, num_passes: tuple[int, int, int, int]) -> list[Work]:
+    """The three ways to train a backbone, the head alone with few clips and with many. num_passes: of each, in one
+    timing."""
     depth = backbone.depth
     return [
         Work("the head alone, on stored class tokens", depth, 32, num_passes[0], backbone, clip),
-        Work("the last block, on stored tokens", depth - 1, 32, num_passes[1], backbone, clip),
-        Work("end to end, on clips in memory", 0, 4, num_passes[2], backbone, clip),
+        Work("the head alone, on stored class tokens", depth, 8192, num_passes[1], backbone, clip),
+        Work("the last block, on stored tokens", depth - 1, 32, num_passes[2], backbone, clip),
+        Work("end to end, on clips in memory", 0, 8, num_passes[3], backbone, clip),
     ]
 
 
@@ -84,7 +86,7 @@ def works(backbone: BackboneConfig, clip: ClipConfig, num_passes: tuple[int, int
 WORKS = works(
     BackboneConfig(stem=StemKind.CONV, embed_dim=128, depth=4, num_heads=4),
     ClipConfig(num_frames=24, image_size=64),
-    (200, 4, 4),
+    (200, 8, 4, 4),
 )
 
 

@@ -8,18 +8,18 @@ from diveparse.configs import BackboneConfig, ClipConfig
 from diveparse.engine.benchmark.processes import WORKS, measure_work, measure_workers, works
 
 CLIP = ClipConfig(num_frames=2, image_size=16)
-TINY = works(BackboneConfig(patch_size=8, embed_dim=16, depth=2, num_heads=2), CLIP, (2, 2, 2))
+TINY = works(BackboneConfig(patch_size=8, embed_dim=16, depth=2, num_heads=2), CLIP, (2, 2, 2, 2))
 
 
 def test_two_processes_take_turns_with_one_and_halve_its_batch() -> None:
-    scaling = measure_work(replace(TINY[1], num_passes=1), num_repeats=2)
+    scaling = measure_work(replace(TINY[2], num_passes=1), num_repeats=2)
     assert (scaling.name, scaling.batch_size) == ("the last block, on stored tokens", 32)
     assert len(scaling.of_one) == len(scaling.of_two) == 2
     assert min(scaling.of_one + scaling.of_two) > 0
     assert scaling.ratios == [two / one for one, two in zip(scaling.of_one, scaling.of_two, strict=True)]
 
 
-@pytest.mark.parametrize(("work", "trained"), list(zip(TINY, (0, 1, 2), strict=True)))
+@pytest.mark.parametrize(("work", "trained"), list(zip(TINY, (0, 0, 1, 2), strict=True)))
 def test_every_work_trains_the_blocks_that_it_says(work, trained) -> None:
     loss_of_batch, batch = work.build(), work.batch(4)
     loss, _, _ = loss_of_batch(batch, precision=None, mix=None)
