@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from importlib import import_module
-from io import TextIOWrapper
+from io import StringIO, TextIOWrapper
 from typing import TYPE_CHECKING, Any, Protocol, TextIO, cast
 
 from diveparse.commands import interrupt
@@ -35,7 +37,9 @@ COMMANDS = {
     "benchmark": "measure speed and memory beside peers",
 }
 DISTRIBUTED = ("train", "test", "pretrain")  # commands that several processes can share
-TERMINATED = 143  # the exit code of a training that SIGTERM ended: of engine/termination.py, which is slow to import
+TERMINATED = 128 + signal.SIGTERM  # the exit code of a training that SIGTERM ended; see engine/termination.py
+WRONG_USAGE = 2  # the exit code of argparse
+SECONDS_TO_REPORT = 60.0  # that other processes leave to the first one
 WITH_SUBCOMMANDS = ("prepare", "benchmark")  # argparse takes these, or options between positional arguments, not both
 
 
@@ -119,6 +123,8 @@ def main(argv: list[str] | None = None) -> int:
             code = INTERRUPTED
         except SystemExit as ending:  # of --help, of wrong arguments, and of SIGTERM
             output.finish()
+            if ending.code == WRONG_USAGE:
+                leave_report_to_first()
             if ending.code == TERMINATED:
                 interrupt.print_stopped()
             if output.problem is None:
@@ -128,6 +134,7 @@ def main(argv: list[str] | None = None) -> int:
             if output.problem is None and not isinstance(error, ValueError | OSError) and not space_problem(error):
                 raise
             if output.problem is None:
+                leave_report_to_first()
                 print_error(error)
             code = 1
         output.finish()
@@ -141,6 +148,16 @@ def main(argv: list[str] | None = None) -> int:
     return 1
 
 
+def leave_report_to_first() -> None:
+    """What one process finds before it has joined the others the first one most likely finds too.
+
+    It reports, and `torchrun` then ends this process; whoever ended now would be taken for the one that failed.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if process() > 0 and not (distributed and distributed.is_initialized()):
+        time.sleep(SECONDS_TO_REPORT)
+
+
 def run_command(argv: list[str]) -> int:
     """Raises: ValueError or OSError for what a user can put right."""
     interrupt.if_stopped = ""
@@ -150,7 +167,8 @@ def run_command(argv: list[str]) -> int:
             raise SystemExit(1)
         raise ValueError(f"torchrun can start {', '.join(DISTRIBUTED)}; start diveparse {name} without it")
     command = cast(Command, import_module(f"diveparse.commands.{name}"))
-    args = parse(name, command, argv[1:])
+    with redirect_stderr(StringIO()) if process() else nullcontext():
+        args = parse(name, command, argv[1:])
     interrupt.if_stopped = args.if_stopped
     logging.basicConfig(
         handlers=[BarHandler(sys.stderr if args.log_to == "stderr" or process() else sys.stdout)], format="%(message)s"

@@ -251,6 +251,9 @@ class Config:
                 self.clip.image_size or IMAGE_SIZE,
             )
             self.backbone.require_whole_patches(self.clip.image_size)
+        if self.train.shard is Sharding.FULL:
+            weights = self.head.uncertainty_weighting
+            require(not weights, "head.uncertainty_weighting", "false with train.shard=full", weights)
         num_frames, only_frame = self.clip.num_frames or math.inf, self.clip.only_frame  # 0: the encoder's own number
         is_one = only_frame is None or 0 <= only_frame < num_frames
         require(is_one, "clip.only_frame", f"0 or more, and below clip.num_frames={num_frames}", only_frame)

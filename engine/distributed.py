@@ -1,6 +1,7 @@
 """Several processes that work on one run, as `torchrun` starts them. In a process by itself nothing here has an effect.
 
-Every process holds the same weights and takes its share of each batch; DistributedDataParallel averages the gradients.
+Every process takes its share of each batch, and the gradients are averaged over all. Each holds the whole model, with
+DistributedDataParallel around it, or a part of it (engine/training/sharding.py).
 The order of clips and their augmentation follow from the seed alone. So the number of processes changes how fast a run
 is, and its result no further than rounding does.
 """
@@ -8,6 +9,7 @@ is, and its result no further than rounding does.
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -54,8 +56,8 @@ def local_rank() -> int:
 def require_own_gpu() -> None:
     """Raises: ValueError if this machine has GPUs, but not one for each of its processes; at once in the first of them,
     whose error `torchrun` ends the others for."""
-    num_local, num_gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
-    if not is_launched() or not torch.cuda.is_available() or num_local <= num_gpus:
+    num_local, num_gpus = local_world_size(), torch.cuda.device_count()
+    if not torch.cuda.is_available() or num_local <= num_gpus:
         return
     if local_rank() > 0:
         time.sleep(SECONDS_TO_REPORT)
@@ -63,6 +65,21 @@ def require_own_gpu() -> None:
         f"torchrun started {num_local} processes on a machine with {num_gpus} GPU(s), and each takes one; "
         "set --nproc-per-node to the number of GPUs"
     )
+
+
+def local_world_size() -> int:
+    """The number of processes of this machine."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if is_launched() else 1
+
+
+def require_same(value: int, what: str, why: str) -> None:
+    """Raises: ValueError, in the first process, if processes have different values; the others end with it."""
+    values = gathered(torch.tensor(value)).tolist()
+    if len(set(values)) == 1:
+        return
+    if not is_first():
+        raise SystemExit(1)
+    raise ValueError(f"{what}: {', '.join(map(str, values))} in the processes of this run; {why}")
 
 
 def require_even(batch_size: int, option: str) -> int:
@@ -89,17 +106,27 @@ def joined(device: torch.device) -> Iterator[None]:
     # numbers that processes tell each other are on the CPU, and do not wait for the work of a GPU
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     with _others_may_end():
-        dist.init_process_group(
-            backend,
-            timeout=TIMEOUT,
-            store=_store_of_attempt(),
-            rank=rank(),
-            world_size=world_size(),
-            device_id=device if device.type == "cuda" else None,
-        )
+        with _sigterm_by_default():  # no handler would run while this waits for the others
+            dist.init_process_group(
+                backend,
+                timeout=TIMEOUT,
+                store=_store_of_attempt(),
+                rank=rank(),
+                world_size=world_size(),
+                device_id=device if device.type == "cuda" else None,
+            )
         yield
-        dist.barrier()  # no process leaves while another still needs it
+        wait_for_all()  # no process leaves while another still needs it
     dist.destroy_process_group()  # after an error its end may wait for those that are no more; the process exits anyway
+
+
+@contextmanager
+def _sigterm_by_default() -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _store_of_attempt() -> dist.Store:
@@ -120,12 +147,20 @@ class OtherProcessError(ValueError):
 def _others_may_end() -> Iterator[None]:
     try:
         yield
-    except dist.DistError as error:
-        raise OtherProcessError(ENDED) from error
     except RuntimeError as error:
-        if any(sign in str(error) for sign in ("onnection closed", "onnection reset", "gloo", "NCCL")):
-            raise OtherProcessError(ENDED) from error
+        raise_if_others_ended(error)
         raise
+
+
+def raise_if_others_ended(error: BaseException) -> None:
+    """Raises: OtherProcessError if an error is of the connection to other processes."""
+    text = str(error)
+    if any(sign in text for sign in ("onnection closed", "onnection reset", "Broken pipe")):
+        raise OtherProcessError(ENDED) from error
+    if isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text:
+        raise OtherProcessError(
+            f"the processes of this run cannot talk to each other: {text.splitlines()[0]}"
+        ) from error
 
 
 def share(items: Sequence[Item]) -> Sequence[Item]:
@@ -136,7 +171,7 @@ def share(items: Sequence[Item]) -> Sequence[Item]:
 def wait_for_all() -> None:
     """Return when all processes have come here."""
     if world_size() > 1:
-        dist.barrier()
+        dist.all_reduce(torch.zeros(1))  # a barrier on a GPU would keep SIGTERM waiting
 
 
 def is_true_anywhere(value: bool) -> bool:
@@ -183,11 +218,13 @@ def gathered_texts(own: Sequence[str]) -> list[str]:
 
 
 def data_parallel(module: nn.Module) -> nn.Module:
-    """A module whose gradients are averaged over the processes; of one process alone the module itself.
+    """A module whose gradients are averaged over the processes; of a process by itself the module as it is.
 
     Every process must give as many clips, so that the mean of their gradients is that of all clips.
     """
-    return DistributedDataParallel(module, gradient_as_bucket_view=True) if world_size() > 1 else module
+    if not is_launched():
+        return module
+    return DistributedDataParallel(module, gradient_as_bucket_view=True, broadcast_buffers=False)
 
 
 def without_exchange(module: nn.Module) -> AbstractContextManager[None]:

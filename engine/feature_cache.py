@@ -112,7 +112,7 @@ def fits_in_memory(records: Sequence[ClipRecord], folder: Path) -> bool:
     """Whether the features of these clips, which all have the same size, take a small share of the memory."""
     memory = machine_memory()
     num_bytes = features_path(folder, records[0]).stat().st_size * len(records) if records else 0
-    return memory is not None and num_bytes <= MEMORY_SHARE * memory
+    return memory is not None and num_bytes * distributed.local_world_size() <= MEMORY_SHARE * memory
 
 
 def fill_feature_cache(
@@ -131,8 +131,8 @@ def fill_feature_cache(
     The cache holds `num_views` random views of a training clip, drawn from the clip's name, so that every run gets the
     same ones, whatever its seed and its share of the clips.
     Raises: ValueError if there is more than one view for evaluation; VideoError naming a clip that cannot be read;
-    DiskFullError, before the second clip, if the cache does not fit on the disk; InUseError while another run fills
-    it. The processes of one run fill it together, each for its share of the clips.
+    DiskFullError, before a process's second clip, if the cache does not fit on the disk; InUseError while another run
+    fills it. The processes of one run fill it together, each for its share of the clips.
     """
     if clips.views != (1, 1):
         raise ValueError(f"the feature cache holds one view of an evaluation clip, got test views {clips.views}")
@@ -144,9 +144,10 @@ def fill_feature_cache(
     if distributed.is_true_anywhere(bool(todo)):
         logger.info("computing features of %d of %d clips into %s", len(todo), len(clips), folder)
         with locked(folder, "computing features") if distributed.is_first() else nullcontext():
+            distributed.wait_for_all()  # for the lock
             own = list(distributed.share(todo))
             if own:
-                _compute(backbone, compute, clips, own, folder, num_views, num_workers)
+                _compute(backbone, compute, clips, own, folder, num_views, num_workers, num_anywhere=len(todo))
             distributed.wait_for_all()
         if missing := [record.name for record in clips.records if not _is_cached(folder, record)]:
             listed = ", ".join(missing[:5])
@@ -214,7 +215,10 @@ def _compute(
     folder: Path,
     num_views: int,
     num_workers: int,
+    *,
+    num_anywhere: int,
 ) -> None:
+    """todo: of this process; num_anywhere: clips of all processes, which write to one disk."""
     device = next(backbone.parameters()).device
     options: dict[str, Any] = {
         "multiprocessing_context": worker_context(__name__),
@@ -238,9 +242,9 @@ def _compute(
                 if not torch.isfinite(tokens).all():
                     raise ValueError(f"{record.path}: the frozen blocks give numbers too large for fp16")
                 if number == 0:  # all clips have as many features
-                    sizes = (tokens.nbytes / 1e6, tokens.nbytes * len(todo) / 1e9)
-                    logger.info("they take %.3g MB a clip, %.3g GB in all", *sizes)
-                    require_space(folder, tokens.nbytes * len(todo), f"the feature cache of {len(todo)} more clips")
+                    num_bytes = tokens.nbytes * num_anywhere
+                    logger.info("they take %.3g MB a clip, %.3g GB in all", tokens.nbytes / 1e6, num_bytes / 1e9)
+                    require_space(folder, num_bytes, f"the feature cache of {num_anywhere} more clips")
                 path = features_path(folder, record)
                 with written_atomically(path, tokens.nbytes) as temporary:
                     with temporary.open("wb") as file:

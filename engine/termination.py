@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from types import FrameType
 from typing import TypeVar
 
@@ -57,39 +58,44 @@ def _note(_: int, __: FrameType | None) -> None:
         raise SystemExit(TERMINATED)
 
 
-def endless_batches(batches: Iterable[Batch]) -> Iterator[Batch]:
+def raise_if_asked() -> None:
+    """Raises: TerminationError, in all processes, if SIGTERM came to one. All come here together."""
+    if distributed.is_true_anywhere(_is_asked):
+        raise TerminationError
+
+
+def endless_batches(batches: Iterable[Batch], batches_per_update: int = 1) -> Iterator[Batch]:
     """Batches of a training, of which every process reads as many, until one of them gets SIGTERM.
 
-    Raises: TerminationError, in all processes before the same batch. A cluster may send SIGTERM to the loader's workers
-    too, so that their end is no error then.
+    A cluster may send SIGTERM to the loader's workers too, so that their end is no error then.
+    Raises: TerminationError, in all processes before the first batch of the same update. In the middle of an update,
+    where the loader's workers have ended, SystemExit: the run goes on from the checkpoint before.
     """
     iterator = iter(batches)
-    while True:
+    for number in count():
         batch = None
         try:
             batch = next(iterator)
         except RuntimeError:
             if not _is_asked:
                 raise
-        if distributed.is_true_anywhere(_is_asked):
-            raise TerminationError
-        assert batch is not None
+        if number % batches_per_update == 0:
+            raise_if_asked()
+        if batch is None:
+            raise SystemExit(TERMINATED)
         yield batch
 
 
 def batches_of_split(batches: Iterable[Batch], *, can_stop_early: bool) -> Iterator[Batch]:
-    """Batches of an evaluation, of which processes may read different numbers.
+    """Batches of an evaluation, of which processes may read different numbers. `raise_if_asked` is to follow.
 
-    can_stop_early: a process that gets SIGTERM reads no further.
-    Raises: TerminationError, in all processes after the last batch, if SIGTERM came to one.
+    can_stop_early: a process that gets SIGTERM reads no further after its first batch.
     """
     try:
         for batch in batches:
-            if _is_asked and can_stop_early:
-                break
             yield batch
+            if _is_asked and can_stop_early:
+                return
     except RuntimeError:
         if not _is_asked:
             raise
-    if distributed.is_true_anywhere(_is_asked):
-        raise TerminationError

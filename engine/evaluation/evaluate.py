@@ -32,7 +32,7 @@ def evaluate(
     dive_set: DiveSet | None = None,
     *,
     batch_size: int = 1,
-    in_step: bool = False,
+    same_number_of_batches: bool = False,
 ) -> Predictions:
     """Collect a model's answers, with its penalty and without its temperature.
 
@@ -43,8 +43,8 @@ def evaluate(
     the order of `batches`. Of several processes each gives batches of its own share of the clips; all get the answers
     of every clip, in the order of `records`.
     batch_size: every batch is filled up to it with clips that are not counted, so that the answer for a clip is the
-    same to the bit however many others are left beside it: the number of processes decides that. in_step: of a model
-    that is sharded, every process runs as many batches, of blank clips where it has none left.
+    same to the bit however many others are left beside it: the number of processes decides that.
+    same_number_of_batches: of a model that is sharded, every process runs as many, with blank clips where it has none.
     dive_set: what the labels count in and the answers range over, by default the model's own; a dive of it that the
     model cannot express has probability 0, and so has an attribute value that only such dives have.
     Raises: ValueError if there are no batches, or a clip's answer is not a number.
@@ -61,7 +61,7 @@ def evaluate(
             inputs = _filled_up(batch["inputs"], batch_size)
             answers = _answers(model.penalised(_scores(model, inputs, precision)), known)
             batch_answers.append(answers.first(len(batch["index"])))
-        if in_step:
+        if same_number_of_batches:
             for _ in range(len(batch_answers), num_batches_anywhere(len(records), batch_size)):
                 _scores(model, blank_clips(model), precision)
     finally:

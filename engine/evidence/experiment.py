@@ -313,6 +313,7 @@ def run_cells(cells: list[Cell], num_jobs: int) -> Iterator[tuple[Cell, bool]]:
     finally:
         for process, _ in running.values():
             process.terminate()
+        for process, _ in running.values():
             process.join()
 
 

@@ -1,9 +1,9 @@
 """Checkpoints that a kill cannot break.
 
 A checkpoint is a folder `checkpoints/update-00000100/`, or `update-00000100-to-validate/` where SIGTERM came before the
-validation of an epoch, with `model.safetensors`, `state.pt` and, where the weights are
-averaged, `average.safetensors`. It is written under another name and renamed once it is on the disk, so a folder with
-that name is always whole. Only the newest is kept.
+end of an epoch's validation. It holds `model.safetensors`, `state.pt` and, where the weights are averaged,
+`average.safetensors`; of a sharded model `shards/` and `state.pt`. It is written under another name and renamed once it
+is on the disk, so a folder with that name is always whole. Only the newest is kept.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Learner:
     optimizer: Optimizer
     schedule: LRScheduler
     progress: Progress
-    step: nn.Module  # a batch in, the loss of it out; the model in it is the one above
+    loss_of_batch: nn.Module  # the model above, with a loss after it
     average: ModelEmaV3 | None = None  # of the weights, where the config asks for it
 
     @property
@@ -190,6 +190,7 @@ def resume_from_checkpoint(run: RunFolder, learner: Learner) -> None:
         require_sound(learner.model, learner.optimizer, learner.schedule, learner.progress.num_updates, options)
         restore_own_random_state(state["random"])
     except UNREADABLE as error:
+        distributed.raise_if_others_ended(error)
         reason = " ".join(str(error).split())[:300]
         raise ValueError(
             f"{folder}: not a checkpoint that this run can go on from: {reason}; remove it to train from the start"
@@ -222,7 +223,7 @@ def random_state() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": (algorithm, torch.from_numpy(np.asarray(keys).astype(np.int64)), *position),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all(),
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],  # of this process's own
     }
 
 
@@ -231,4 +232,5 @@ def restore_random_state(state: dict[str, Any]) -> None:
     random.setstate(state["python"])
     np.random.set_state((algorithm, keys.numpy().astype(np.uint32), *position))
     torch.set_rng_state(state["torch"])
-    torch.cuda.set_rng_state_all(state["cuda"])
+    for own in state["cuda"] if torch.cuda.is_available() else []:
+        torch.cuda.set_rng_state(own)

@@ -90,7 +90,11 @@ def train(cfg: Config, *, resume: bool = False) -> Path:
             stack.enter_context(distributed.joined(device))  # and not handle SIGTERM while it waits to join
         stack.enter_context(termination.handled())
         require_trainable(cfg.train, device)
-        distributed.require_even(cfg.train.batch_size, "train.batch_size")
+        own_batch_size = distributed.require_even(cfg.train.batch_size, "train.batch_size")
+        if (cfg.train.mixup_alpha or cfg.train.cutmix_alpha) and own_batch_size < 2:
+            raise ValueError(
+                f"train.batch_size={cfg.train.batch_size} leaves one clip to each process, and mixing takes two or more"
+            )
         if cfg.train.shard is Sharding.FULL and not distributed.is_launched():
             raise ValueError("train.shard=full needs processes that torchrun started; use none for one by itself")
         cfg = with_own_sizes(cfg)
@@ -123,19 +127,16 @@ def train_into_folder(cfg: Config, run: RunFolder, learner: Learner, data: Train
     updates_per_epoch = count_updates(len(data.records), cfg.train)
     num_updates = updates_per_epoch * cfg.train.num_epochs
     resume_from_checkpoint(run, learner)
+    distributed.require_same(learner.progress.num_updates, f"{run}: updates done", "all must see the same run folder")
     if not sharding.is_sharded(learner.model):
-        learner.step = distributed.data_parallel(learner.step)
+        learner.loss_of_batch = distributed.data_parallel(learner.loss_of_batch)
     device = next(learner.model.parameters()).device
     logger.info("%s: %d of %d updates done, on %s", run, learner.progress.num_updates, num_updates, device.type)
     if distributed.world_size() > 1:
         logger.info("an update takes %d clips, of %d processes", clips_per_update(cfg.train), distributed.world_size())
     if learner.progress.num_epochs < cfg.train.num_epochs:
         with recorded(cfg, run, learner.progress.num_updates, data) as writer:
-            try:
-                train_epochs(cfg, run, learner, data, updates_per_epoch, writer)
-            except termination.TerminationError:
-                save(run, learner, writer, has_to_validate=learner.progress.has_to_validate(updates_per_epoch))
-                raise SystemExit(termination.TERMINATED) from None
+            train_epochs(cfg, run, learner, data, updates_per_epoch, writer)
     if distributed.is_first():  # also where nothing was left to do: a kill may have come just before it
         write_trained(run, learner.progress, data)
 
@@ -195,7 +196,7 @@ def train_epochs(
     """From where `learner` stands to the last epoch: update, log, evaluate, save.
 
     writer: of the first process alone.
-    Raises: TerminationError, in all processes, after an update that can be saved.
+    Raises: SystemExit, in all processes and after a checkpoint, if SIGTERM came to one.
     """
     progress, num_workers = learner.progress, cfg.data.num_workers
     inputs, val_inputs = (cached_or_read(clips, learner.model, cfg) for clips in (data.clips, data.val_clips))
@@ -206,21 +207,26 @@ def train_epochs(
         logger.info("validation has one source, %s: its clips both choose the epoch and fit the temperature", *sources)
     if writer and progress.num_updates == 0:
         log_start(writer, cfg, data.dive_set, {"train": data.records, "val": data.val_records}, data.clips)
-    batches = termination.endless_batches(batches)
+    batches = termination.endless_batches(batches, cfg.train.accumulation_steps)
     with termination.deferred():
-        for epoch in range(progress.num_epochs, cfg.train.num_epochs):
-            last_update = updates_per_epoch * (epoch + 1)
-            for _ in update_bar(epoch, cfg.train.num_epochs, progress.num_updates, updates_per_epoch):
-                state = update(learner, batches, data.records, cfg.train, mix)
-                if progress.num_updates % cfg.train.log_every == 0:
-                    if writer:
-                        log_scalars(writer, "train", progress.window.scalars() | state, progress.num_updates)
-                    progress.window = Totals()
-                if progress.num_updates % cfg.train.checkpoint_every == 0 and progress.num_updates < last_update:
-                    save(run, learner, writer)
-            validate(epoch, cfg, run, learner, val_batches, data, writer)
-            progress.end_epoch()
-            save(run, learner, writer)
+        try:
+            for epoch in range(progress.num_epochs, cfg.train.num_epochs):
+                last_update = updates_per_epoch * (epoch + 1)
+                for _ in update_bar(epoch, cfg.train.num_epochs, progress.num_updates, updates_per_epoch):
+                    state = update(learner, batches, data.records, cfg.train, mix)
+                    if progress.num_updates % cfg.train.log_every == 0:
+                        if writer:
+                            log_scalars(writer, "train", progress.window.scalars() | state, progress.num_updates)
+                        progress.window = Totals()
+                    if progress.num_updates % cfg.train.checkpoint_every == 0 and progress.num_updates < last_update:
+                        save(run, learner, writer)
+                validate(epoch, cfg, run, learner, val_batches, data, writer)
+                progress.end_epoch()
+                save(run, learner, writer)
+        except termination.TerminationError:
+            save(run, learner, writer, has_to_validate=progress.has_to_validate(updates_per_epoch))
+            distributed.wait_for_all()  # `torchrun` ends the others as soon as one has ended
+            raise SystemExit(termination.TERMINATED) from None
 
 
 def save(run: RunFolder, learner: Learner, writer: SummaryWriter | None, *, has_to_validate: bool = False) -> None:
@@ -261,6 +267,7 @@ def validate(
     start, progress, kept = time.perf_counter(), learner.progress, learner.kept_model
     kept.unseen_penalty = 0.0  # that of an earlier epoch, which no answer here should have
     is_sharded = sharding.is_sharded(kept)  # then no process may leave out a batch that another one looks at
+    termination.raise_if_asked()
     batches = termination.batches_of_split(val_batches, can_stop_early=not is_sharded)
     bar = tqdm(batches, desc="validation", total=len(val_batches), leave=False)
     predictions = evaluate(
@@ -269,8 +276,9 @@ def validate(
         data.val_records,
         cfg.train.precision,
         batch_size=cfg.test.batch_size,
-        in_step=is_sharded,
+        same_number_of_batches=is_sharded,
     )
+    termination.raise_if_asked()
     metrics = compute_metrics(predictions, data.dive_set, data.num_train_clips.numpy())
     if writer:
         log_scalars(writer, "val", flat_metrics(metrics), progress.num_updates)
@@ -313,7 +321,7 @@ def fit_penalty(
             cfg.train.precision,
             data.scored,
             batch_size=cfg.test.batch_size,
-            in_step=sharding.is_sharded(kept),
+            same_number_of_batches=sharding.is_sharded(kept),
         )
     return default_penalty(predictions.at(fits), data.scored, data.unseen)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from diveparse.datasets.storage.atomic import written_atomically
 from diveparse.datasets.storage.disk import require_space
 from diveparse.datasets.storage.lock import locked
 from diveparse.datasets.storage.seeding import stream_seed
+from diveparse.datasets.storage.workers import end_with_main_process, worker_context
 from diveparse.engine import distributed, termination
 from diveparse.engine.batches import require_batch_memory
 from diveparse.engine.device import choose_device
@@ -53,7 +54,7 @@ class Pretraining:
     backbone: TimeSformer
     head: KinematicsHead
     model: nn.ModuleDict  # both
-    step: nn.Module  # clips and their truth in, the loss and its terms out
+    loss_of_clips: nn.Module  # the model, with a loss after it
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LambdaLR
 
@@ -100,7 +101,8 @@ def pretrain(cfg: PretrainConfig, *, resume: bool) -> Path:
             stack.enter_context(distributed.joined(device))
         elif resume:
             first_update = load_checkpoint(run.pretraining_checkpoint, state)
-        state = replace(state, step=distributed.data_parallel(state.step))
+        distributed.require_same(first_update, f"{run}: updates done", "all must see the same run folder")
+        state = replace(state, loss_of_clips=distributed.data_parallel(state.loss_of_clips))
         run_updates(cfg, run, state, first_update, updates_per_epoch, device, writer)
         if distributed.is_first():
             save_backbone(run.backbone, state.backbone, dtype=torch.float16)  # small enough to ship
@@ -147,6 +149,7 @@ def run_updates(
                 batch = next(batches)
             except termination.TerminationError:
                 save(run, state, number, writer)
+                distributed.wait_for_all()  # `torchrun` ends the others as soon as one has ended
                 raise SystemExit(termination.TERMINATED) from None
             terms = update(state, batch, clipping_limit(cfg.train), number, cfg.train.batch_size)
             if writer is None:
@@ -175,7 +178,7 @@ def update(
 
     Raises: NonFiniteError, in the first process alone and before the weights change; the others end with it.
     """
-    loss, terms = state.step(*batch)
+    loss, terms = state.loss_of_clips(*batch)
     items = range(number * clips_per_update, (number + 1) * clips_per_update)
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -256,13 +259,18 @@ def motion_batches(cfg: PretrainConfig, items: Sequence[int], device: torch.devi
         moments_per_clip_frame=MOMENTS_PER_CLIP_FRAME,
     )
     batch_size = cfg.train.batch_size // distributed.world_size()
+    options: dict[str, Any] = {
+        "prefetch_factor": 4,
+        "multiprocessing_context": worker_context(__name__),
+        "worker_init_fn": end_with_main_process,
+    }
     loader: DataLoader[dict[str, Tensor]] = DataLoader(
         clips,
         batch_size=batch_size,
         sampler=items,
         num_workers=cfg.num_workers,
         pin_memory=device.type == "cuda",
-        prefetch_factor=4 if cfg.num_workers else None,
+        **(options if cfg.num_workers else {}),
     )
     for number, batch in enumerate(loader):
         batch = {name: values.to(device, non_blocking=True) for name, values in batch.items()}

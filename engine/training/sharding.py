@@ -59,11 +59,17 @@ def shard(model: DiveClassifier, device: torch.device, precision: Precision) -> 
     """Leave on this process its part of every weight, on a device. Every block is gathered by itself, and the rest
     together. With bf16 on a GPU blocks are gathered in bf16, and their gradients are summed in fp32.
 
+    What goes from block to block stays as autocast has it.
+
     To be called in all processes, of models with equal weights, before an optimiser is built over them.
     """
     mesh = init_device_mesh(device.type, (distributed.world_size(),))
     halves = precision is Precision.BF16 and device.type == "cuda"
-    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if halves else MixedPrecisionPolicy()
+    policy = (
+        MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+        if halves
+        else MixedPrecisionPolicy()
+    )
     for block in model.backbone.block_list():
         fully_shard(block, mesh=mesh, mp_policy=policy)
         for method in model.backbone.block_methods:
@@ -77,7 +83,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def without_exchange(model: nn.Module) -> AbstractContextManager[None]:
-    """Within the block gradients add up in each process by itself: for all batches of an update but the last."""
+    """As `distributed.without_exchange`."""
     return _without_sync(model) if isinstance(model, FSDPModule) else nullcontext()
 
 

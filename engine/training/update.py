@@ -51,11 +51,11 @@ def update(
         names += [records[index].name for index in batch["index"]]
         is_last = number == cfg.accumulation_steps - 1
         with nullcontext() if is_last else without_exchange(learner):
-            loss, terms, num_correct = learner.step(batch, cfg.precision, mix)
+            loss, terms, num_correct = learner.loss_of_batch(batch, cfg.precision, mix)
             (loss / cfg.accumulation_steps).backward()
         own.add_clips(len(batch["index"]), num_correct, int(batch["num_damaged"]), terms)
         suspects += [] if math.isfinite(terms["loss"]) else names[-len(batch["index"]) :]
-    everywhere = summed(own)
+    everywhere = over_all_processes(own)
     if not math.isfinite(everywhere.losses["loss"]):  # before the update, so that the weights stay usable
         fail_together("loss", everywhere.losses["loss"], progress.num_updates + 1, suspects)
     limit = clipping_limit(cfg)
@@ -78,14 +78,14 @@ def update(
 
 
 def without_exchange(learner: Learner) -> AbstractContextManager[None]:
-    """Within the block gradients add up in each process by itself: for all batches of an update but the last."""
+    """As `distributed.without_exchange`, also of a sharded model."""
     if sharding.is_sharded(learner.model):
         return sharding.without_exchange(learner.model)
-    return distributed.without_exchange(learner.step)
+    return distributed.without_exchange(learner.loss_of_batch)
 
 
-def summed(own: Totals) -> Totals:
-    """The clips of all processes in one update, and the mean of their waiting times."""
+def over_all_processes(own: Totals) -> Totals:
+    """The totals of an update over all processes; of their waiting times, the mean."""
     counts = torch.tensor([own.num_clips, own.num_correct, own.num_damaged, own.wait_s, *own.losses.values()]).double()
     num_clips, num_correct, num_damaged, wait_s, *losses = distributed.gathered(counts).sum(0).tolist()
     return Totals(

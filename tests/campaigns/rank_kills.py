@@ -2,10 +2,11 @@
 
     python tests/campaigns/rank_kills.py --seed 0 --count 30 --time-limit 1800
 
-Two processes train one model. One is killed, one to three times in a case. The other must end by itself, without
-`torchrun`, with one line and within 20 seconds. Then two processes go on. All files must be those of two processes that
-were never disturbed, to the bit, and no other; TensorBoard's points too. Prints how many cases of each kind ended in
-which way. A moment after the end is counted as late. Exit code 1 if a case ended in any way but equal.
+Two processes train one model. One is killed, or both are, one to three times in a case. The other must end by itself,
+with one line and within 20 seconds; where the two had not met yet, after SIGTERM, which `torchrun` would send. Then two
+processes go on. All files must be those of two processes that were never disturbed, to the bit, and no other;
+TensorBoard's points too. Prints how many cases of each kind ended in which way. A moment after the end is counted as
+late. Exit code 1 if a case ended in any way but equal.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import argparse
 import logging
 import random
 import shutil
+import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -27,6 +30,13 @@ from tqdm import tqdm
 from workshop import SLOW_S, Command, Ended, content, differences, error_lines, write_inputs
 
 WORLD_SIZE = 2
+SHARE_OF_BOTH = 0.2  # of the kills
+ENDS = (
+    1,
+    -signal.SIGTERM,
+    -signal.SIGKILL,
+    0,
+)  # exit codes; 0 of one that had passed the end when the other was killed
 OUTCOMES = ("kills", "late", "equal", "different", "failed", "traceback", "hang")
 WORKS = {
     "data parallel": "train {}/tiny.yaml --resume",
@@ -58,6 +68,15 @@ def end_all(commands: list[Command], limit_s: float) -> list[Ended]:
     return [command.end(max(end - time.monotonic(), 0.1)) for command in commands]
 
 
+def ends(command: Command, limit_s: float) -> bool:
+    """Whether it ends by itself in time."""
+    try:
+        command.process.wait(limit_s)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
 def begin(folder: Path, sound: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(sound, folder)
@@ -75,6 +94,10 @@ def case(
         time.sleep(moment)
         is_late = any(command.process.poll() is not None for command in commands)
         commands[rank].process.kill()
+        if rng.random() < SHARE_OF_BOTH:
+            commands[1 - rank].process.kill()
+        elif not ends(commands[1 - rank], SLOW_S):
+            commands[1 - rank].process.terminate()
         ended = end_all(commands, SLOW_S)
         counts["late" if is_late else "kills"] += 1
         other = ended[1 - rank]
@@ -82,7 +105,7 @@ def case(
             return counts + Counter(["hang"]), f"rank {rank} killed at {moment:.2f} s: the other did not end"
         if other.has_traceback:
             return counts + Counter(["traceback"]), other.errors[-300:]
-        if not is_late and (other.code != 1 or len(error_lines(other)) != 1):
+        if not is_late and (other.code not in ENDS or (other.code == 1 and len(error_lines(other)) != 1)):
             return counts + Counter(["failed"]), f"exit code {other.code} of the other: {other.errors[-300:]}"
     ended = end_all(start(work, folder, scratch), 3 * length_s + SLOW_S)
     if any(each.code != 0 for each in ended):

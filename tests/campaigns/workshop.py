@@ -200,6 +200,7 @@ def content(folder: Path) -> dict[str, Any]:
 def _content_of(path: Path) -> object:
     special: dict[str, Callable[[Path], object]] = {
         "environment.json": lambda _: None,  # it says when and how often the run was resumed
+        ".metadata": lambda _: None,  # of a sharded checkpoint: it has a random name in it
         "state.pt": lambda path: _plain(torch.load(path, weights_only=True)),
         "checkpoint.pt": lambda path: _plain(torch.load(path, weights_only=True)),
         cache.INDEX_FILE: lambda path: {name: asdict(entry) for name, entry in cache.read_index(path.parent).items()},
