@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from itertools import product
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -23,6 +24,7 @@ from diveparse.configs import (
     LabelNoise,
     build_config,
     differing_options,
+    find_config,
     load_config,
     plain_values,
 )
@@ -105,7 +107,17 @@ def read_cells(path: Path) -> tuple[ExperimentConfig, list[Cell]]:
 
 
 def _cells(path: Path, experiment: ExperimentConfig) -> list[Cell]:
-    return [_cell(path, experiment, arm, seed) for seed in experiment.seeds for arm in experiment.arms]
+    first = {arm: _cell(path, experiment, arm, experiment.seeds[0]) for arm in experiment.arms}  # reading it takes long
+    return [_with_seed(path, experiment, first[arm], seed) for seed in experiment.seeds for arm in experiment.arms]
+
+
+def _with_seed(path: Path, experiment: ExperimentConfig, cell: Cell, seed: int) -> Cell:
+    """The same arm with another seed. Raises: ValueError if another experiment trains it, and not with this seed."""
+    options = experiment.arms[cell.arm].split()
+    if options and "=" not in options[0]:
+        _arm_elsewhere(path, options[0], seed)
+    origin = cell.origin and replace(cell.origin, config=replace(cell.origin.config, seed=seed))
+    return replace(cell, config=replace(cell.config, seed=seed), origin=origin)
 
 
 @dataclass(frozen=True)
@@ -140,13 +152,25 @@ def cell_elsewhere(path: Path, name: str, seed: int) -> Cell:
 
     Raises: ValueError if no such experiment lies beside it, or that one has no such cell.
     """
+    return _cell(*_arm_elsewhere(path, name, seed), seed)
+
+
+def _arm_elsewhere(path: Path, name: str, seed: int) -> tuple[Path, ExperimentConfig, str]:
+    """The file of the other experiment, the experiment and its arm. Raises: ValueError as `cell_elsewhere` does."""
     experiment, _, arm = name.partition("/")
     beside = path.with_stem(experiment)
     other_path = beside if beside.is_file() else Path(experiment)  # or one that ships with the package
-    others = load_config(other_path, [], ExperimentConfig)
+    file = find_config(other_path, ExperimentConfig)
+    others = _read_experiment(file, file.stat().st_mtime_ns)
     if arm not in others.arms or seed not in others.seeds:
         raise ValueError(f"{path} names {name}, but {other_path} has no arm {arm!r} of seed {seed}")
-    return _cell(other_path, others, arm, seed)
+    return other_path, others, arm
+
+
+@cache
+def _read_experiment(path: Path, _: int) -> ExperimentConfig:
+    """An experiment that others name once an arm and a seed. _: the time of its last change."""
+    return load_config(path, [], ExperimentConfig)
 
 
 def _cell(path: Path, experiment: ExperimentConfig, arm: str, seed: int) -> Cell:

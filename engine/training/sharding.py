@@ -15,10 +15,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
@@ -101,6 +98,8 @@ def full_state(model: nn.Module) -> dict[str, Tensor] | None:
     None: it has its weights."""
     if not is_sharded(model):
         return None
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     return cast(dict[str, Tensor], get_model_state_dict(model, options=options))
 
@@ -115,6 +114,8 @@ def save_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
 
     Raises: OSError for what kept one of them from writing.
     """
+    import torch.distributed.checkpoint as dcp  # not before: Windows lacks signals that it takes for granted
+
     try:
         writer = dcp.FileSystemWriter(folder, single_file_per_rank=True, sync_files=True)
         dcp.save(tensors, storage_writer=writer, no_dist=not dist.is_initialized())
@@ -125,10 +126,23 @@ def save_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
 def load_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
     """Read into named tensors, as they are divided now, what any number of processes wrote.
 
+    Only tensors are read, and no code of the file that says where they lie is run.
     Raises: ValueError for a folder that is damaged, or holds other tensors.
     """
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+
+    class TensorReader(dcp.FileSystemReader):
+        def read_metadata(self, *_: Any, **__: Any) -> Metadata:
+            metadata = _MetadataUnpickler(io.BytesIO((folder / METADATA).read_bytes())).load()
+            if not isinstance(metadata, Metadata):
+                raise ValueError(f"{METADATA} is {type(metadata).__name__} instead of the metadata of a checkpoint")
+            metadata.storage_meta = metadata.storage_meta or StorageMeta()
+            metadata.storage_meta.load_id = self.load_id
+            return metadata
+
     try:
-        dcp.load(tensors, storage_reader=_TensorReader(folder), no_dist=not dist.is_initialized())
+        dcp.load(tensors, storage_reader=TensorReader(folder), no_dist=not dist.is_initialized())
     except dcp.CheckpointException as error:  # no Exception
         raise ValueError(f"{folder.name}: {next(iter(error.failures.values()))[0]}") from None
 
@@ -161,19 +175,6 @@ def restore_options(optimizer: Optimizer, options: list[dict[str, Any]]) -> None
     """Raises: ValueError if there are not as many groups."""
     for group, saved in zip(optimizer.param_groups, options, strict=True):
         group.update(saved)
-
-
-class _TensorReader(dcp.FileSystemReader):
-    """Reads tensors alone, and runs no code of the file that says where they lie."""
-
-    def read_metadata(self, *_: Any, **__: Any) -> Metadata:
-        path = Path(self.path) / METADATA
-        metadata = _MetadataUnpickler(io.BytesIO(path.read_bytes())).load()
-        if not isinstance(metadata, Metadata):
-            raise ValueError(f"{METADATA} is {type(metadata).__name__} instead of the metadata of a checkpoint")
-        metadata.storage_meta = metadata.storage_meta or StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
 
 
 class _MetadataUnpickler(pickle.Unpickler):
