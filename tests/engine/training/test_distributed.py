@@ -119,6 +119,18 @@ def test_a_sharded_model_trains_as_a_whole_one_does(tiny_experiment: Path, run_t
         assert points == pytest.approx(drawn[tag], abs=1e-4), tag
 
 
+def test_processes_of_a_sharded_model_may_have_different_numbers_of_batches_to_validate(
+    tiny_experiment: Path, run_together: RunTogether
+) -> None:
+    uneven = ["train.batch_size=6", "train.accumulation_steps=1", "train.num_epochs=1", "test.batch_size=2"]  # 2, 2, 1
+    alone = train(load_config(tiny_experiment, [*QUICK, *uneven, "arm=alone"]))
+    ended = run_together(3, training(tiny_experiment, *uneven, "train.shard=full"))
+    assert ended.exit_codes == [0] * 3, ended.outputs
+    drawn = curves(folder_of(tiny_experiment, *uneven, "train.shard=full"))
+    for tag, points in curves(alone).items():
+        assert drawn[tag] == pytest.approx(points, abs=1e-4), tag
+
+
 def test_a_run_goes_on_with_another_number_of_processes(
     tiny_experiment: Path, noiseless_run: Path, run_together: RunTogether
 ) -> None:
