@@ -149,7 +149,9 @@ def fill_feature_cache(
             if own:
                 _compute(backbone, compute, clips, own, folder, num_views, num_workers, num_anywhere=len(todo))
             distributed.wait_for_all()
-        if missing := [record.name for record in clips.records if not _is_cached(folder, record)]:
+        own_names = {record.name for record in own}
+        others = [record for record in todo if record.name not in own_names]
+        if missing := [record.name for record in others if not _is_cached(folder, record)]:
             listed = ", ".join(missing[:5])
             raise ValueError(
                 f"{folder}: lacks the features of {len(missing)} clips that another process computed, such as "
